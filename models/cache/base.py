@@ -1,0 +1,27 @@
+"""The one protocol that every kind of layer cache implements."""
+
+from typing import Protocol, Self
+
+import mlx.core as mx
+
+
+class LayerCache(Protocol):
+    """What one layer remembers of one row. Thread: the MLX thread."""
+
+    @property
+    def offset(self) -> int:
+        """How many tokens of the row have passed: the position of the next one."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        ...
+
+    def arrays(self) -> list[mx.array]:
+        """The arrays to evaluate together with a step."""
+        ...
+
+    def snapshot(self) -> Self:
+        """An independent copy of the present state; costs no copy until one of the two is written."""
+        ...

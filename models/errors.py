@@ -1,0 +1,40 @@
+"""What can be wrong with a model: the errors this package raises for anything a user can cause.
+
+    ModelError
+    ├── ModelNotFoundError       the reference names nothing
+    ├── UnsupportedArchitecture  no module in models/llm or models/image implements it
+    ├── CheckpointError          a file or tensor is missing, extra, misshaped, truncated or unreadable
+    ├── QuantizationError        a quantisation this package does not know
+    └── TokenizerError           no vocabulary, or one that cannot be read
+"""
+
+
+class ModelError(Exception):
+    """A model that cannot be used; the message is written for the person who chose the model."""
+
+
+class ModelNotFoundError(ModelError):
+    """The reference names no model in the store, no folder and no file."""
+
+
+class UnsupportedArchitecture(ModelError):  # noqa: N818 - the established name for this condition
+    """No module of this package implements the checkpoint's architecture."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint's file or tensor is not what it must be."""
+
+    def __init__(self, reason: str, *, file: str, tensor: str | None = None) -> None:
+        where = f"{file}: tensor {tensor}" if tensor else file
+        super().__init__(f"{where}: {reason}")
+        self.reason = reason
+        self.file = file
+        self.tensor = tensor
+
+
+class QuantizationError(ModelError):
+    """A tensor is quantised in a way that is unknown or inconsistent."""
+
+
+class TokenizerError(ModelError):
+    """The checkpoint's vocabulary is missing or cannot be rebuilt."""

@@ -1,0 +1,79 @@
+"""What a language model is to the engine, and what an architecture's module declares.
+
+A batch is *ragged*: the tokens of all rows of one step lie one after another in one flat axis T. Linear layers run over T
+at once; attention runs row by row against each row's own cache. So there is no padding, rows of different lengths (a
+prefill chunk beside one-token decodes) share one forward pass, a row joins and leaves without copying anything, and what a
+row computes cannot depend on its company.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import mlx.core as mx
+
+from models.cache import LayerCache
+from models.checkpoint import JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a ragged batch in one step: how many of the flat tokens are its own, and its cache, one entry a layer."""
+
+    length: int
+    cache: Sequence[LayerCache]
+
+
+class LanguageModel(Protocol):
+    """A decoder-only transformer. Thread: the MLX thread, all of it."""
+
+    vocab_size: int
+    context_length: int
+    num_layers: int
+
+    def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
+        """Run the rows' next tokens and append to their caches.
+
+        Shapes: tokens int32 (T,), T = sum of the rows' lengths, row after row; returns hidden (T, D), after the final norm.
+        """
+        ...
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Project to the vocabulary. Shapes: hidden (N, D); returns float32 (N, V)."""
+        ...
+
+    def new_cache(self) -> list[LayerCache]:
+        """A row's empty cache, one entry a layer."""
+        ...
+
+    def cache_nbytes(self, tokens: int) -> int:
+        """The bytes that one row's cache of that many tokens takes over all layers. Thread: any."""
+        ...
+
+
+class LanguageConfig(Protocol):
+    """What every architecture's configuration can say before a weight is read."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    def cache_nbytes_per_layer(self, tokens: int) -> list[int]:
+        """The bytes of one row's cache of that many tokens, a number a layer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """An architecture's entry: the names it goes by and how to build it. Each module in models/llm ends with one."""
+
+    hf: tuple[str, ...]
+    """Entries of config.json's `architectures`."""
+    gguf: tuple[str, ...]
+    """Values of GGUF's `general.architecture`."""
+    config: Callable[[Mapping[str, JSON]], LanguageConfig]
+    """Reads config.json. Raises CheckpointError for missing or impossible values."""
+    model: Callable[..., LanguageModel]
+    """Builds the model with uninitialised weights from its config."""

@@ -1,0 +1,1 @@
+"""The kinds of checkpoint: Hugging Face folder, Ollama store, GGUF file."""

@@ -1,0 +1,1 @@
+"""The three ways parents speak: routes, parsing and encoding, nothing else."""

@@ -1,0 +1,79 @@
+"""The errors of the process, and the HTTP status each one has.
+
+    RunnerError
+    ├── BadRequest            400  the request is wrong; the message says how
+    │   └── PromptTooLong     400  longer than the context, and truncation is not allowed
+    ├── NotImplementedHere    501  a route or field that this model cannot serve
+    ├── NotReady              503  no model yet, or shutting down
+    ├── Busy                  503  the queue is full
+    ├── LoadError             500  the model cannot be loaded
+    │   ├── AlreadyLoaded     500
+    │   └── InsufficientMemory 500 predicted or met; the message contains "insufficient memory" (parents look for it)
+    ├── GenerationError       500  a step failed for this row
+    └── StartupError          exit code 1: port taken, bad flags, ...
+"""
+
+
+class RunnerError(Exception):
+    """Anything this process reports to a parent or a user in its own words."""
+
+    status = 500
+
+
+class BadRequest(RunnerError):  # noqa: N818 - the name of the HTTP status
+    """The request is wrong; the message says how."""
+
+    status = 400
+
+
+class PromptTooLong(BadRequest):
+    """The prompt does not fit the context and may not be truncated."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(f"input length ({tokens} tokens) exceeds the model's maximum context length ({limit} tokens)")
+
+
+class NotImplementedHere(RunnerError):  # noqa: N818 - the name of the HTTP status
+    """A route or field that this model cannot serve."""
+
+    status = 501
+
+
+class NotReady(RunnerError):  # noqa: N818 - a state, not a fault
+    """No model is loaded yet, or the process is shutting down."""
+
+    status = 503
+
+
+class Busy(RunnerError):  # noqa: N818 - a state, not a fault
+    """The queue is full."""
+
+    status = 503
+
+
+class LoadError(RunnerError):
+    """The model cannot be loaded."""
+
+
+class AlreadyLoaded(LoadError):
+    """A second load was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("model already loaded")
+
+
+class InsufficientMemory(LoadError):
+    """The model or request needs more memory than there is; the message gives the figures and the remedy."""
+
+
+class GenerationError(RunnerError):
+    """A step failed; the rows it served end with this."""
+
+
+class StartupError(RunnerError):
+    """The process cannot start; the message is its last line."""
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status for an error: its own if it is ours, else 500."""
+    return error.status if isinstance(error, RunnerError) else 500
