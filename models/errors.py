@@ -1,11 +1,11 @@
 """What can be wrong with a model: the errors this package raises for anything a user can cause.
 
-    ModelError
-    ├── ModelNotFoundError       the reference names nothing
-    ├── UnsupportedArchitecture  no module in models/llm or models/image implements it
-    ├── CheckpointError          a file or tensor is missing, extra, misshaped, truncated or unreadable
-    ├── QuantizationError        a quantisation this package does not know
-    └── TokenizerError           no vocabulary, or one that cannot be read
+ModelError
+├── ModelNotFoundError       the reference names nothing
+├── UnsupportedArchitecture  no module in models/llm or models/image implements it
+├── CheckpointError          a file or tensor is missing, extra, misshaped, truncated or unreadable
+├── QuantizationError        a quantisation this package does not know
+└── TokenizerError           no vocabulary, or one that cannot be read
 """
 
 
@@ -17,7 +17,7 @@ class ModelNotFoundError(ModelError):
     """The reference names no model in the store, no folder and no file."""
 
 
-class UnsupportedArchitecture(ModelError):  # noqa: N818 - the established name for this condition
+class UnsupportedArchitecture(ModelError):
     """No module of this package implements the checkpoint's architecture."""
 
 

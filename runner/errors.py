@@ -1,16 +1,16 @@
 """The errors of the process, and the HTTP status each one has.
 
-    RunnerError
-    ├── BadRequest            400  the request is wrong; the message says how
-    │   └── PromptTooLong     400  longer than the context, and truncation is not allowed
-    ├── NotImplementedHere    501  a route or field that this model cannot serve
-    ├── NotReady              503  no model yet, or shutting down
-    ├── Busy                  503  the queue is full
-    ├── LoadError             500  the model cannot be loaded
-    │   ├── AlreadyLoaded     500
-    │   └── InsufficientMemory 500 predicted or met; the message contains "insufficient memory" (parents look for it)
-    ├── GenerationError       500  a step failed for this row
-    └── StartupError          exit code 1: port taken, bad flags, ...
+RunnerError
+├── BadRequest            400  the request is wrong; the message says how
+│   └── PromptTooLong     400  longer than the context, and truncation is not allowed
+├── NotImplementedHere    501  a route or field that this model cannot serve
+├── NotReady              503  no model yet, or shutting down
+├── Busy                  503  the queue is full
+├── LoadError             500  the model cannot be loaded
+│   ├── AlreadyLoaded     500
+│   └── InsufficientMemory 500 predicted or met; the message contains "insufficient memory" (parents look for it)
+├── GenerationError       500  a step failed for this row
+└── StartupError          exit code 1: port taken, bad flags, ...
 """
 
 
@@ -20,7 +20,7 @@ class RunnerError(Exception):
     status = 500
 
 
-class BadRequest(RunnerError):  # noqa: N818 - the name of the HTTP status
+class BadRequest(RunnerError):
     """The request is wrong; the message says how."""
 
     status = 400
@@ -33,19 +33,19 @@ class PromptTooLong(BadRequest):
         super().__init__(f"input length ({tokens} tokens) exceeds the model's maximum context length ({limit} tokens)")
 
 
-class NotImplementedHere(RunnerError):  # noqa: N818 - the name of the HTTP status
+class NotImplementedHere(RunnerError):
     """A route or field that this model cannot serve."""
 
     status = 501
 
 
-class NotReady(RunnerError):  # noqa: N818 - a state, not a fault
+class NotReady(RunnerError):
     """No model is loaded yet, or the process is shutting down."""
 
     status = 503
 
 
-class Busy(RunnerError):  # noqa: N818 - a state, not a fault
+class Busy(RunnerError):
     """The queue is full."""
 
     status = 503
