@@ -1,0 +1,148 @@
+"""The same weights as a GGUF file, the way llama.cpp's converter lays them out.
+
+Facts of the format: dimension names and metadata keys of llama.cpp b4000 and later; the `llama` architecture rotates
+neighbouring pairs where Hugging Face rotates halves, so the rows of q and k are reordered in each head; the llama3
+scaling of rope becomes a tensor of divisors; yarn and linear become metadata.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import quants
+from tiny_tokenizer import BOS, CHAT_TEMPLATE, EOS, PAD, SPECIAL
+from tokenizers import Tokenizer
+
+Arrays = dict[str, np.ndarray]
+
+TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+LAYER = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def gguf_name(name: str) -> str:
+    module, _, kind = name.rpartition(".")
+    if module in TOP:
+        return f"{TOP[module]}.{kind}"
+    _, _, number, inner = module.split(".", 3)
+    return f"blk.{number}.{LAYER[inner]}.{kind}"
+
+
+def halves_to_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Reorder each head's rows: 0, d/2, 1, d/2 + 1, ... Shapes: (heads * d, ...) both ways."""
+    head_dim = rows.shape[0] // heads
+    order = np.arange(head_dim).reshape(2, head_dim // 2).T.ravel()
+    return rows.reshape(heads, head_dim, -1)[:, order].reshape(rows.shape)
+
+
+def pairs_to_halves(rows: np.ndarray, heads: int) -> np.ndarray:
+    head_dim = rows.shape[0] // heads
+    order = np.arange(head_dim).reshape(head_dim // 2, 2).T.ravel()
+    return rows.reshape(heads, head_dim, -1)[:, order].reshape(rows.shape)
+
+
+def rotated_heads(name: str, config: Mapping[str, Any]) -> int:
+    """How many heads this tensor's rows are, if the format reorders them; else 0."""
+    if config["model_type"] not in ("llama", "mistral"):
+        return 0
+    if "q_proj" in name:
+        return int(config["num_attention_heads"])
+    return int(config["num_key_value_heads"]) if "k_proj" in name else 0
+
+
+def rope_divisors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:
+    """Llama 3's scaling as what each frequency is divided by. Source: the Llama 3.1 release's description."""
+    wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    turns = scaling["original_max_position_embeddings"] / wavelengths
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 / (kept + (1 - kept) / scaling["factor"])).astype(np.float32)
+
+
+def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int) -> None:
+    writer.add_rope_freq_base(float(config["rope_theta"]))
+    writer.add_rope_dimension_count(head_dim)
+    scaling = config.get("rope_scaling")
+    match scaling and scaling["rope_type"]:
+        case None:
+            pass
+        case "llama3":
+            writer.add_tensor("rope_freqs.weight", rope_divisors(scaling, config["rope_theta"], head_dim))
+        case "yarn":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+            writer.add_rope_scaling_factor(scaling["factor"])
+            writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+        case other:
+            raise SystemExit(f"no GGUF twin for rope scaling {other}")
+
+
+def write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int) -> None:
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if "head_dim" in config:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if config["model_type"] == "llama":
+        writer.add_vocab_size(config["vocab_size"])
+
+
+def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
+    state = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(state["vocab"], key=state["vocab"].__getitem__)
+    kinds = [gguf.TokenType.CONTROL if token in SPECIAL else gguf.TokenType.NORMAL for token in tokens]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in state["merges"]])
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
+    writer.add_pad_token_id(PAD)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def write(path: Path, config: Mapping[str, Any], weights: Arrays, tokenizer: Tokenizer, kind: str = "F32") -> Arrays:
+    """Write the file; returns the weights as a reader gets them back, under their Hugging Face names."""
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    writer = gguf.GGUFWriter(path, config["model_type"])
+    write_metadata(writer, config, head_dim)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32 if kind == "F32" else gguf.LlamaFileType[f"MOSTLY_{kind}"])
+    write_rope(writer, config, head_dim)
+    write_vocabulary(writer, tokenizer)
+    stored: Arrays = {}
+    for name, weight in weights.items():
+        heads = rotated_heads(name, config)
+        value = halves_to_pairs(weight, heads) if heads else weight
+        if kind != "F32" and value.ndim == 2:
+            blocks = gguf.GGMLQuantizationType[kind]
+            packed = quants.quantize(value, blocks)
+            writer.add_tensor(gguf_name(name), packed, raw_dtype=blocks)
+            value = quants.dequantize(packed, blocks)
+        else:
+            writer.add_tensor(gguf_name(name), np.ascontiguousarray(value))
+        stored[name] = pairs_to_halves(value, heads) if heads else value
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return stored

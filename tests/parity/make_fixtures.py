@@ -1,0 +1,205 @@
+"""Make the tiny checkpoints of the parity tests and what the reference library says of them.
+
+Needs torch (CPU), transformers, safetensors, tokenizers and gguf; the tests themselves need none of the first two.
+Everything is seeded by name, so a second run on the same machine and versions gives the same bytes.
+
+    python tests/parity/make_fixtures.py [NAME ...]
+"""
+
+import argparse
+import json
+import shutil
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import gguf_twin
+import numpy as np
+import tiny_tokenizer
+import torch
+from cases import CASES, Case
+from safetensors.numpy import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, logging
+
+HERE = Path(__file__).parent
+CONTINUATION = 16
+# A greedy choice that hangs on the last bits of a sum is no reference: such a seed is passed over.
+LEAST_MARGIN = 0.02
+LEAST_EFFECT = 0.01
+# A continuation that repeats one token would look right whatever its positions were.
+LEAST_DISTINCT = 7
+
+Arrays = dict[str, np.ndarray]
+
+
+def random_tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
+    """No value is a default: norms are off one, biases off zero, attention scores wide enough to choose."""
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    if "norm" in name:
+        return rng.uniform(0.5, 1.6, shape).astype(np.float32)
+    if name.endswith("bias"):
+        return rng.normal(0.0, 0.4, shape).astype(np.float32)
+    if "embed_tokens" in name:
+        return rng.normal(0.0, 0.2, shape).astype(np.float32)
+    gain = 1.6 if "q_proj" in name or "k_proj" in name else 2.0 if "lm_head" in name else 1.1
+    return rng.normal(0.0, gain / shape[-1] ** 0.5, shape).astype(np.float32)
+
+
+def build(config_json: Mapping[str, object]) -> PreTrainedModel:
+    """The reference model of a config.json, read from a file's form as a user's would be."""
+    fields = {key: value for key, value in config_json.items() if key not in ("model_type", "torch_dtype", "dtype")}
+    config = AutoConfig.for_model(str(config_json["model_type"]), **fields)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    return model.eval()
+
+
+def load(model: PreTrainedModel, weights: Mapping[str, np.ndarray]) -> None:
+    missing, unexpected = model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()}, strict=False)
+    if unexpected or [name for name in missing if name != "lm_head.weight"]:
+        raise SystemExit(f"missing {missing}, unexpected {unexpected}")
+    model.tie_weights()
+
+
+def random_weights(model: PreTrainedModel, config: Mapping[str, object], seed: int) -> Arrays:
+    names = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if config["tie_word_embeddings"]:
+        del names["lm_head.weight"]
+    return {name: random_tensor(name, shape, seed) for name, shape in names.items()}
+
+
+@torch.inference_mode()
+def logits_of(model: PreTrainedModel, tokens: Iterable[int]) -> np.ndarray:
+    """The logits of every position, by one pass without a cache. Shapes: returns float32 (L, V)."""
+    return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
+
+
+def greedy(model: PreTrainedModel, prompt: Sequence[int]) -> tuple[list[int], float]:
+    """The continuation, each token by a whole pass; and the least distance of a first from a second choice."""
+    tokens = list(prompt)
+    margin = float("inf")
+    for _ in range(CONTINUATION):
+        last = logits_of(model, tokens)[-1]
+        second, first = np.sort(last)[-2:]
+        margin = min(margin, float(first - second))
+        tokens.append(int(last.argmax()))
+    return tokens[len(prompt) :], margin
+
+
+@torch.inference_mode()
+def check_cached_generation(model: PreTrainedModel, prompt: Sequence[int], expected: Sequence[int]) -> None:
+    """The reference library agrees with itself: its own generate(), with its cache, gives the same tokens."""
+    model.generation_config.eos_token_id = None
+    generated = model.generate(
+        torch.tensor([list(prompt)]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=CONTINUATION,
+        do_sample=False,
+    )
+    if generated[0, len(prompt) :].tolist() != list(expected):
+        raise SystemExit("transformers' generate() and its own full passes disagree")
+
+
+def reference_of(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[Arrays, float]:
+    arrays: Arrays = {}
+    margin = float("inf")
+    for row, prompt in enumerate(prompts):
+        continuation, row_margin = greedy(model, prompt)
+        margin = min(margin, row_margin)
+        arrays[f"prompt.{row}"] = np.array(prompt, dtype=np.int32)
+        arrays[f"logits.{row}"] = logits_of(model, prompt)
+        arrays[f"continuation.{row}"] = np.array(continuation, dtype=np.int32)
+    return arrays, margin
+
+
+def check_that_features_matter(case: Case, weights: Arrays, prompt: Sequence[int], logits: np.ndarray) -> None:
+    for change in case.matters:
+        changed = build({**case.config, **change})
+        load(changed, weights)
+        effect = float(np.abs(logits_of(changed, prompt) - logits).max())
+        if effect < LEAST_EFFECT:
+            raise SystemExit(f"{case.name}: {change} moves the logits by {effect:.2g} only")
+
+
+def stray_tensors(case: Case, weights: Arrays) -> Arrays:
+    """What published checkpoints carry beside the weights: old rotary tables, a copy of the tied head."""
+    if not case.stray:
+        return {}
+    if case.config["tie_word_embeddings"]:
+        return {"lm_head.weight": weights["model.embed_tokens.weight"].copy()}
+    table = np.zeros(4, dtype=np.float32)
+    layers = int(str(case.config["num_hidden_layers"]))
+    return {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": table for n in range(layers)}
+
+
+def write_weights(folder: Path, weights: Arrays, shards: int) -> None:
+    metadata = {"format": "pt"}
+    if shards == 1:
+        save_file(weights, folder / "model.safetensors", metadata)
+        return
+    names = sorted(weights)
+    where = {name: f"model-{n % shards + 1:05}-of-{shards:05}.safetensors" for n, name in enumerate(names)}
+    for file in sorted(set(where.values())):
+        save_file({name: weights[name] for name in names if where[name] == file}, folder / file, metadata)
+    index = {"metadata": {"total_size": sum(w.nbytes for w in weights.values())}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def check_folder(folder: Path, prompt: Sequence[int], logits: np.ndarray) -> None:
+    """The folder is a checkpoint like any other: the reference library's own loader gets the same model out of it."""
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    difference = float(np.abs(logits_of(model, prompt) - logits).max())
+    if difference > 1e-6:
+        raise SystemExit(f"{folder.name}: read back, its logits differ by {difference:.2g}")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.encode(tiny_tokenizer.PROMPTS[0]) != list(prompt):
+        raise SystemExit(f"{folder.name}: read back, its tokenizer differs")
+
+
+def make(case: Case) -> None:
+    tokenizer = tiny_tokenizer.build()
+    prompts = [tokenizer.encode(text).ids for text in tiny_tokenizer.PROMPTS]
+    model = build(case.config)
+    for seed in range(1, 100):
+        weights = random_weights(model, case.config, seed)
+        load(model, weights)
+        reference, margin = reference_of(model, prompts)
+        if margin >= LEAST_MARGIN and len(set(reference["continuation.0"].tolist())) >= LEAST_DISTINCT:
+            break
+    else:
+        raise SystemExit(f"{case.name}: no seed gives clear choices")
+    check_cached_generation(model, prompts[0], reference["continuation.0"].tolist())
+    check_that_features_matter(case, weights, prompts[0], reference["logits.0"])
+
+    folder = HERE / case.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(case.config, indent=1))
+    tiny_tokenizer.write(tokenizer, folder)
+    write_weights(folder, weights | stray_tensors(case, weights), case.shards)
+    save_file(reference, folder / "reference.safetensors")
+    check_folder(folder, prompts[0], reference["logits.0"])
+    if case.gguf:
+        gguf_twin.write(HERE / f"{case.name}.gguf", case.config, weights, tokenizer)
+    for kind in case.quantized:
+        path = HERE / f"{case.name}-{kind}.gguf"
+        rounded = gguf_twin.write(path, case.config, weights, tokenizer, kind)
+        load(model, rounded)
+        save_file({"logits.0": logits_of(model, prompts[0])}, path.with_suffix(".safetensors"))
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{case.name}: seed {seed}, margin {margin:.3f}, {size / 1000:.0f} kB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the parity fixtures.")
+    parser.add_argument("name", nargs="*", help="fixtures to make; all if none is named")
+    wanted = parser.parse_args().name
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    for case in CASES:
+        if not wanted or case.name in wanted:
+            make(case)
+
+
+if __name__ == "__main__":
+    main()
