@@ -1,0 +1,356 @@
+"""A GGUF file's vocabulary, told as the files a Hugging Face folder would hold.
+
+Owns the translation of `tokenizer.ggml.*` into `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`.
+Knows nothing of how GGUF files are read: metadata comes as plain Python values. Every token keeps its id.
+
+Source: llama.cpp, `src/llama-vocab.cpp` (meaning of the keys, defaults where a file is silent), as vendored by Ollama
+v0.24.0; the `tokenizers` library's file format.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from models.errors import TokenizerError
+from models.sources.pretokenizers import DEFAULT, PRETOKENIZERS, Pretokenizer
+
+_log = logging.getLogger(__name__)
+
+_SPACE = "\u2581"
+
+# Tokens that control the conversation whatever type a careless conversion gave them: were they plain text, a prompt's
+# template would be cut into letters.
+_ALWAYS_CONTROL = frozenset(
+    (
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<EOT>",
+        "_<EOT>",
+        "<end_of_utterance>",
+        "<｜end▁of▁sentence｜>",  # noqa: RUF001 - DeepSeek writes it with full-width bars
+        "<|fim_pad|>",
+        "<|repo_name|>",
+        "<|file_sep|>",
+    )
+)
+
+
+class _Type(IntEnum):
+    """`tokenizer.ggml.token_type`."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What a kind of vocabulary means when the file does not say."""
+
+    adds_bos: bool
+    bos: int | None = None
+    eos: int | None = None
+    unk: int | None = None
+
+
+class _Metadata:
+    """Typed reading of the keys; a value of the wrong type is a TokenizerError that names its key."""
+
+    def __init__(self, metadata: Mapping[str, object]) -> None:
+        self._metadata = metadata
+
+    def text(self, key: str) -> str | None:
+        value = self._metadata.get(key)
+        if value is None or isinstance(value, str):
+            return value
+        raise TokenizerError(f"{key} is not text")
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self._metadata.get(key, default)
+        if isinstance(value, bool | int):
+            return bool(value)
+        raise TokenizerError(f"{key} is neither true nor false")
+
+    def texts(self, key: str) -> list[str]:
+        values = self._list(key)
+        if not all(isinstance(value, str) for value in values):
+            raise TokenizerError(f"{key} is not a list of texts")
+        return [str(value) for value in values]
+
+    def integers(self, key: str) -> list[int]:
+        values = self._list(key)
+        if not all(isinstance(value, int) for value in values):
+            raise TokenizerError(f"{key} is not a list of whole numbers")
+        return [value for value in values if isinstance(value, int)]
+
+    def numbers(self, key: str) -> list[float]:
+        values = self._list(key)
+        if not all(isinstance(value, int | float) for value in values):
+            raise TokenizerError(f"{key} is not a list of numbers")
+        return [float(value) for value in values if isinstance(value, int | float)]
+
+    def token_id(self, key: str, count: int, default: int | None = None) -> int | None:
+        """The id under `key`; `default` where it is absent or names no token, as llama.cpp has it."""
+        value = self._metadata.get(key)
+        if value is None:
+            return default if default is not None and default < count else None
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TokenizerError(f"{key} is not a whole number")
+        if 0 <= value < count:
+            return value
+        _log.warning("%s = %d names no token of a vocabulary of %d; ignored", key, value, count)
+        return default
+
+    def _list(self, key: str) -> Sequence[object]:
+        value = self._metadata.get(key)
+        if value is None:
+            return []
+        if isinstance(value, list | tuple):
+            return value
+        raise TokenizerError(f"{key} is not a list")
+
+
+def tokenizer_files(metadata: Mapping[str, object]) -> dict[str, bytes]:
+    """The files by name: `tokenizer.json`, `tokenizer_config.json`, `generation_config.json`.
+
+    Args:
+        metadata: The GGUF file's key-value pairs as str, int, float, bool and lists of these.
+
+    Raises:
+        TokenizerError: there is no vocabulary, it contradicts itself, or it is of a kind this package does not rebuild.
+    """
+    source = _Metadata(metadata)
+    kind = source.text("tokenizer.ggml.model")
+    tokens = _unambiguous(source.texts("tokenizer.ggml.tokens"))
+    if not kind or not tokens:
+        raise TokenizerError("the GGUF file holds no vocabulary (tokenizer.ggml.model, tokenizer.ggml.tokens)")
+    types = _types(source, tokens)
+    match kind:
+        case "gpt2":
+            pre = _pretokenizer(source)
+            defaults = _Defaults(adds_bos=pre.adds_bos)
+            body = _byte_level(source, tokens, pre)
+        case "llama":
+            defaults = _Defaults(adds_bos=True, bos=1, eos=2, unk=0)
+            body = _sentencepiece(
+                source, tokens, types, source.token_id("tokenizer.ggml.unknown_token_id", len(tokens), 0)
+            )
+        case _:
+            raise TokenizerError(f"the GGUF file's vocabulary is of kind {kind!r}; this runner reads gpt2 and llama")
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(tokens, types, _strips_after_special(source)),
+        **body,
+    }
+    return {
+        "tokenizer.json": _encode(document),
+        "tokenizer_config.json": _encode(_tokenizer_config(source, tokens, defaults)),
+        "generation_config.json": _encode(_generation_config(source, tokens, defaults)),
+    }
+
+
+def _encode(document: object) -> bytes:
+    # A damaged file may hold what is no Unicode text; it must still come out as a file.
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", errors="replace")
+
+
+def _unambiguous(tokens: list[str]) -> list[str]:
+    """Give empty and repeated tokens a name of their own, so that every id has one text and the last of equals wins."""
+    last = {token: index for index, token in enumerate(tokens)}
+    if len(last) == len(tokens) and "" not in last:
+        return tokens
+    _log.warning("the vocabulary has empty or repeated tokens")
+    return [
+        f"[EMPTY_{index}]" if not token else token if last[token] == index else f"[REPEATED_{index}]"
+        for index, token in enumerate(tokens)
+    ]
+
+
+def _types(source: _Metadata, tokens: list[str]) -> list[int]:
+    types = source.integers("tokenizer.ggml.token_type") or [int(_Type.NORMAL)] * len(tokens)
+    if len(types) != len(tokens):
+        raise TokenizerError(f"{len(tokens)} tokens, but {len(types)} token types")
+    for index in (index for index, token in enumerate(tokens) if token in _ALWAYS_CONTROL):
+        types[index] = _Type.CONTROL
+    return types
+
+
+def _pretokenizer(source: _Metadata) -> Pretokenizer:
+    name = source.text("tokenizer.ggml.pre")
+    if name in PRETOKENIZERS:
+        return PRETOKENIZERS[name]
+    _log.warning("unknown pre-tokenizer %r; the default is used and prompts may be cut wrongly", name)
+    return DEFAULT
+
+
+def _strips_after_special(source: _Metadata) -> bool:
+    """Phi-3's special tokens swallow the white space after them, which no GGUF key says."""
+    name = (source.text("general.name") or "").lower()
+    return "phi-3" in name or "phi3" in name
+
+
+def _added_tokens(tokens: list[str], types: list[int], strip_after: bool) -> list[dict[str, object]]:  # noqa: FBT001
+    keep_space_after = ("<unk>", "<s>", "<|endoftext|>")
+    return [
+        {
+            "id": index,
+            "content": tokens[index],
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": strip_after and tokens[index] not in keep_space_after,
+            "normalized": False,
+            "special": kind != _Type.USER_DEFINED,
+        }
+        for index, kind in enumerate(types)
+        if kind in (_Type.UNKNOWN, _Type.CONTROL, _Type.USER_DEFINED)
+    ]
+
+
+def _byte_level(source: _Metadata, tokens: list[str], pre: Pretokenizer) -> dict[str, object]:
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    merges = source.texts("tokenizer.ggml.merges")
+    if not merges:
+        raise TokenizerError("the GGUF file's vocabulary has no merges (tokenizer.ggml.merges)")
+    splits: list[dict[str, object]] = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in pre.patterns
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": _bpe(vocabulary, _known_merges(merges, vocabulary), ignore_merges=pre.whole_words),
+    }
+
+
+def _known_merges(merges: list[str], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Split `left right`, whose left part may itself begin with a space, and drop what the vocabulary cannot make."""
+    pairs = []
+    for merge in merges:
+        cut = merge.find(" ", 1)
+        left, right = merge[:cut], merge[cut + 1 :]
+        if cut > 0 and left in vocabulary and right in vocabulary and left + right in vocabulary:
+            pairs.append((left, right))
+    return pairs
+
+
+def _sentencepiece(source: _Metadata, tokens: list[str], types: list[int], unk: int | None) -> dict[str, object]:
+    scores = source.numbers("tokenizer.ggml.scores")
+    if len(scores) != len(tokens):
+        raise TokenizerError(f"{len(tokens)} tokens, but {len(scores)} scores (tokenizer.ggml.scores)")
+    prefix = source.flag("tokenizer.ggml.add_space_prefix", default=True)
+    for index, kind in enumerate(types):
+        if kind == _Type.USER_DEFINED:
+            # These are sought in the text as it was written, before its spaces are marked.
+            tokens[index] = tokens[index].replace(_SPACE, " ")
+    tokens[:] = _unambiguous(tokens)
+    normalizers: list[dict[str, object]] = [{"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
+    decoders: list[dict[str, object]] = [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        normalizers.insert(0, {"type": "Prepend", "prepend": _SPACE})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    merges = _merges_of_scores(tokens, types, scores)
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": _bpe(
+            vocabulary, merges, unk_token=None if unk is None else tokens[unk], byte_fallback=_Type.BYTE in types
+        ),
+    }
+
+
+def _merges_of_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
+    """The merges a SentencePiece BPE vocabulary implies: every way to make a piece out of two, best piece first.
+
+    Among the ways to make one piece SentencePiece takes the leftmost in the text; a list of merges must rank them, and
+    ranks the ones with the longer left part first, which comes to the same.
+    """
+    text_types = (_Type.NORMAL, _Type.USER_DEFINED, _Type.UNUSED)
+    known = {token for token, kind in zip(tokens, types, strict=True) if kind in text_types}
+    pieces = sorted(
+        (index for index, kind in enumerate(types) if kind in text_types and len(tokens[index]) > 1),
+        key=lambda index: (-scores[index], index),
+    )
+    merges = []
+    for index in pieces:
+        piece = tokens[index]
+        for cut in range(len(piece) - 1, 0, -1):
+            if piece[:cut] in known and piece[cut:] in known:
+                merges.append((piece[:cut], piece[cut:]))  # noqa: PERF401 - a comprehension would slice twice as often
+    return merges
+
+
+def _bpe(
+    vocabulary: Mapping[str, int],
+    merges: list[tuple[str, str]],
+    *,
+    unk_token: str | None = None,
+    byte_fallback: bool = False,
+    ignore_merges: bool = False,
+) -> dict[str, object]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unk_token,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": unk_token is not None,
+        "byte_fallback": byte_fallback,
+        "ignore_merges": ignore_merges,
+        "vocab": vocabulary,
+        "merges": merges,
+    }
+
+
+def _tokenizer_config(source: _Metadata, tokens: list[str], defaults: _Defaults) -> dict[str, object]:
+    ids = {
+        "bos_token": source.token_id("tokenizer.ggml.bos_token_id", len(tokens), defaults.bos),
+        "eos_token": source.token_id("tokenizer.ggml.eos_token_id", len(tokens), defaults.eos),
+        "unk_token": source.token_id("tokenizer.ggml.unknown_token_id", len(tokens), defaults.unk),
+        "pad_token": source.token_id("tokenizer.ggml.padding_token_id", len(tokens)),
+    }
+    config: dict[str, object] = {name: tokens[index] for name, index in ids.items() if index is not None}
+    config["add_bos_token"] = source.flag("tokenizer.ggml.add_bos_token", default=defaults.adds_bos)
+    config["add_eos_token"] = source.flag("tokenizer.ggml.add_eos_token", default=False)
+    template = source.text("tokenizer.chat_template")
+    if template is not None:
+        config["chat_template"] = template
+    return config
+
+
+def _generation_config(source: _Metadata, tokens: list[str], defaults: _Defaults) -> dict[str, object]:
+    count = len(tokens)
+    stops = [
+        source.token_id("tokenizer.ggml.eos_token_id", count, defaults.eos),
+        *(stop for stop in source.integers("tokenizer.ggml.eos_token_ids") if 0 <= stop < count),
+        source.token_id("tokenizer.ggml.eot_token_id", count),
+        source.token_id("tokenizer.ggml.eom_token_id", count),
+    ]
+    config: dict[str, object] = {"eos_token_id": list(dict.fromkeys(stop for stop in stops if stop is not None))}
+    bos = source.token_id("tokenizer.ggml.bos_token_id", count, defaults.bos)
+    if bos is not None:
+        config["bos_token_id"] = bos
+    return config
