@@ -29,7 +29,12 @@ SETTINGS = {
     "llama 3.2": (64, 500_000.0, 131072, LLAMA_3),
     "llama 3.1": (128, 500_000.0, 131072, LLAMA_3 | {"factor": 8.0}),
     "yarn of qwen": (128, 1_000_000.0, 131072, YARN),
-    "yarn, old spelling": (128, 1_000_000.0, 131072, {**YARN, "type": "yarn"} | {"rope_type": "yarn"}),
+    "yarn, old spelling": (
+        128,
+        1_000_000.0,
+        131072,
+        {"type" if key == "rope_type" else key: value for key, value in YARN.items()},
+    ),
     "yarn, attention factor": (64, 10000.0, 16384, YARN | {"attention_factor": 1.25}),
     "yarn, betas": (64, 10000.0, 16384, YARN | {"beta_fast": 16.0, "beta_slow": 2.0}),
     "yarn, not truncated": (64, 150_000.0, 131072, YARN | {"truncate": False}),
