@@ -1,10 +1,24 @@
-"""The configuration of the process. `from_args` is the only reader of argv and of the environment."""
+"""The configuration of the process: this module alone reads argv and the environment.
 
-from dataclasses import dataclass
+`parse` turns them into one frozen value per command; what a value means is the business of whoever receives it. A flag
+comes before its environment variable, which comes before the default.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from typing import Literal, TypeAlias, cast, get_args
 
-from models.quantization import WeightPolicy
+from runner.flags import Flag, Settings, UsageError, Value, parse_bool, parse_flags, variable
+
+PROGRAM = "ollama-mlx-runner"
+PREFIX = "OLLAMA_MLX_RUNNER_"
+CLASSIC_PORT = 8080
+LOOPBACK = "127.0.0.1"
+# As in models.quantization, which imports MLX; this module is imported before that is allowed.
+WeightPolicy: TypeAlias = Literal["auto", "float32", "keep"]
+WEIGHT_POLICIES: tuple[str, ...] = get_args(WeightPolicy)
 
 
 class DialectName(Enum):
@@ -23,8 +37,9 @@ class RunnerConfig:
     model: str | None
     """A store name, a folder or a GGUF file. None only for the classic dialect, where POST /load may follow."""
     port: int
+    """0 lets the system choose; the log line "listening" says which."""
     store: Path
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     debug: int = 0
     """0 info, 1 debug, 2 trace: OLLAMA_DEBUG."""
     weights: WeightPolicy = "auto"
@@ -38,3 +53,258 @@ class RunnerConfig:
     """Prompt tokens of one step."""
     check_memory: bool = True
     verify_digests: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TryConfig:
+    """The `try` command: one prompt through a child process, as Ollama would do it."""
+
+    prompt: str
+    model: str | None
+    """None is the embedded default model."""
+    system: str | None
+    raw: bool
+    """Send the prompt as it is, without the model's chat template."""
+    temperature: float
+    num_predict: int
+    """-1: until the model ends its answer."""
+    seed: int | None
+    cache: Path
+    runner: RunnerConfig
+    """What the child is told, but for port and model."""
+    runner_flags: tuple[str, ...]
+    """The flags that say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchConfig:
+    """The `fetch-default-model` command."""
+
+    cache: Path
+
+
+@dataclass(frozen=True, slots=True)
+class VersionCommand:
+    """The `--version` flag."""
+
+
+@dataclass(frozen=True, slots=True)
+class HelpCommand:
+    """The `--help` flag, with what it shows."""
+
+    text: str
+
+
+Command: TypeAlias = RunnerConfig | TryConfig | FetchConfig | VersionCommand | HelpCommand
+
+ENGINE_FLAGS = tuple(
+    Flag(f"{dialect.value}-engine", "", f"speak {what}")
+    for dialect, what in (
+        (DialectName.MLX, "the protocol of Ollama's MLX runner: load, then listen"),
+        (DialectName.IMAGEGEN, "the protocol of Ollama's image runner: load, then listen"),
+        (DialectName.CLASSIC, "Ollama's classic protocol (the default): listen, load on POST /load"),
+    )
+)
+TUNING_FLAGS = (
+    Flag("weights", "POLICY", "auto, float32 or keep: how weights are held (auto: float32 on a CPU if that fits)"),
+    Flag("threads", "N", "threads of the CPU's matrix products (default: chosen by the machine)"),
+    Flag("context", "N", "tokens one request may hold, prompt and answer (default: what the model and memory allow)"),
+    Flag("parallel", "N", "requests computed together (default 4)"),
+    Flag("prefill-chunk", "N", "prompt tokens of one step (default 128)"),
+    Flag("check-memory", "", "refuse a model that is predicted not to fit (default true)"),
+    Flag("verify-digests", "", "check the SHA-256 of blobs of the Ollama store while loading (default false)"),
+    Flag("store", "DIR", "the Ollama store (default $OLLAMA_MODELS, then ~/.ollama/models)"),
+    Flag("verbose", "", "log debug messages, as OLLAMA_DEBUG=1 does"),
+)
+RUNNER_FLAGS = (
+    *ENGINE_FLAGS,
+    Flag("model", "NAME", "a name in the Ollama store, a Hugging Face folder or a GGUF file"),
+    Flag("port", "N", f"port to listen on (default {CLASSIC_PORT} for the classic protocol, else any free one)"),
+    Flag("host", "ADDRESS", "address to listen on (default 127.0.0.1)"),
+    *TUNING_FLAGS,
+)
+TRY_FLAGS = (
+    Flag("model", "NAME", "a name in the Ollama store, a Hugging Face folder or a GGUF file (default: SmolLM2-135M)"),
+    Flag("system", "TEXT", "the system message"),
+    Flag("raw", "", "send the prompt as it is, without the model's chat template"),
+    Flag("temperature", "T", "0 always takes the likeliest token (default 0)"),
+    Flag("num-predict", "N", "at most that many tokens (default 256; -1: until the model ends)"),
+    Flag("seed", "N", "the same seed draws the same answer"),
+    *TUNING_FLAGS,
+)
+COMMANDS = (
+    ("runner", "serve one model to a parent process (the word may be left out)"),
+    ("try", 'start a runner as Ollama would, ask it one question and stop it: try "Why is the sky blue?"'),
+    ("fetch-default-model", "fetch the model that `try` uses by default, once"),
+)
+
+
+def _with_variables(flags: Sequence[Flag]) -> tuple[Flag, ...]:
+    """The flags that tune a runner may be given as OLLAMA_MLX_RUNNER_NAME; the store also as OLLAMA_MODELS."""
+    tuning = {"host", *(flag.name for flag in TUNING_FLAGS)}
+    others = {"store": ("OLLAMA_MODELS",)}
+    return tuple(
+        replace(flag, variables=(PREFIX + flag.name.upper().replace("-", "_"), *others.get(flag.name, ())))
+        if flag.name in tuning
+        else flag
+        for flag in flags
+    )
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
+    """The command that argv (without the program's name) and the environment ask for.
+
+    Raises:
+        UsageError: they make no sense; the message says what to write instead.
+    """
+    if not argv or argv[0] == "help":
+        return HelpCommand(help_text())
+    if any(argument in {"-h", "-help", "--help"} for argument in _before_words_end(argv)):
+        return HelpCommand(help_text())
+    if argv[0] in {"version", "-version", "--version"}:
+        return VersionCommand()
+    match argv[0]:
+        case "try":
+            return _try_config(argv[1:], environ)
+        case "fetch-default-model":
+            if argv[1:]:
+                raise UsageError(f'fetch-default-model takes no arguments, not "{argv[1]}"')
+            return FetchConfig(cache_folder(environ))
+        case word if word != "runner" and not word.startswith("-"):
+            names = ", ".join(name for name, _ in COMMANDS)
+            raise UsageError(f'unknown command "{word}"; the commands are {names}')
+        case _:
+            return from_args(argv, environ)
+
+
+def from_args(argv: Sequence[str], environ: Mapping[str, str]) -> RunnerConfig:
+    """The configuration of a runner; argv is what Ollama passes, with or without the word `runner`.
+
+    Raises:
+        UsageError: an unknown flag, a bad value, or no model where the dialect needs one.
+    """
+    flags = _with_variables(RUNNER_FLAGS)
+    values, words = parse_flags(argv[1:] if argv and argv[0] == "runner" else argv, flags)
+    if words:
+        raise UsageError(f'unexpected argument "{words[0]}"; a model is given as --model {words[0]}')
+    settings = Settings(values, flags, environ)
+    dialect = _dialect(settings)
+    config = _runner_config(settings, environ, dialect)
+    if config.model is None and dialect is not DialectName.CLASSIC:
+        raise UsageError(f"--{dialect.value}-engine needs a model: add --model NAME")
+    return config
+
+
+def _dialect(settings: Settings) -> DialectName:
+    chosen = [dialect for dialect in DialectName if settings.boolean(f"{dialect.value}-engine", default=False)]
+    if len(chosen) > 1:
+        raise UsageError(f"--{chosen[0].value}-engine and --{chosen[1].value}-engine exclude each other; give one")
+    return chosen[0] if chosen else DialectName.CLASSIC
+
+
+def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: DialectName) -> RunnerConfig:
+    port = settings.integer("port", least=0, most=65535)
+    if port is None:
+        port = CLASSIC_PORT if dialect is DialectName.CLASSIC else 0
+    verbose = settings.boolean("verbose", default=False)
+    return RunnerConfig(
+        dialect=dialect,
+        model=settings.text("model"),
+        port=port,
+        store=store_folder(settings.text("store"), environ),
+        host=settings.text("host") or LOOPBACK,
+        debug=max(debug_level(environ), 1) if verbose else debug_level(environ),
+        weights=cast("WeightPolicy", settings.choice("weights", WEIGHT_POLICIES) or "auto"),
+        threads=settings.integer("threads", least=1, most=1024),
+        context=settings.integer("context", least=1),
+        parallel=settings.integer("parallel", least=1, most=1024) or 4,
+        prefill_chunk=settings.integer("prefill-chunk", least=1) or 128,
+        check_memory=settings.boolean("check-memory", default=True),
+        verify_digests=settings.boolean("verify-digests", default=False),
+    )
+
+
+def _try_config(argv: Sequence[str], environ: Mapping[str, str]) -> TryConfig:
+    flags = _with_variables(TRY_FLAGS)
+    values, words = parse_flags(argv, flags, interspersed=True)
+    prompt = " ".join(words)
+    if not prompt:
+        raise UsageError('try needs a prompt: try "What is the capital of France?"')
+    settings = Settings(values, flags, environ)
+    temperature = settings.number("temperature", least=0)
+    num_predict = settings.integer("num-predict", least=-1)
+    return TryConfig(
+        prompt=prompt,
+        model=settings.text("model"),
+        system=settings.text("system"),
+        raw=settings.boolean("raw", default=False),
+        temperature=0.0 if temperature is None else temperature,
+        num_predict=256 if num_predict is None else num_predict,
+        seed=settings.integer("seed", least=0),
+        cache=cache_folder(environ),
+        runner=_runner_config(settings, environ, DialectName.CLASSIC),
+        runner_flags=_pass_on(values),
+    )
+
+
+def _pass_on(values: Mapping[str, Value]) -> tuple[str, ...]:
+    names = {flag.name for flag in TUNING_FLAGS}
+    return tuple(f"--{name}={value.text}" for name, value in values.items() if name in names)
+
+
+def _before_words_end(argv: Sequence[str]) -> Sequence[str]:
+    """The arguments before `--`."""
+    return argv[: argv.index("--")] if "--" in argv else argv
+
+
+def debug_level(environ: Mapping[str, str]) -> int:
+    """OLLAMA_DEBUG: 1 or a Go boolean is debug, 2 trace, -1 warnings only; what cannot be read is 0.
+
+    Source: envconfig.LogLevel, ollama v0.24.0.
+    """
+    text = variable(environ, "OLLAMA_DEBUG")
+    if parse_bool(text):
+        return 1
+    try:
+        return int(text)
+    except ValueError:
+        return 0
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    home = environ.get("HOME")
+    return Path(home) if home else Path.home()
+
+
+def store_folder(flag: str | None, environ: Mapping[str, str]) -> Path:
+    """The Ollama store: what was asked for, else ~/.ollama/models."""
+    return Path(flag) if flag else _home(environ) / ".ollama" / "models"
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Where the default model is kept: OLLAMA_MLX_RUNNER_CACHE, else a folder in the user's cache (XDG_CACHE_HOME)."""
+    if own := variable(environ, PREFIX + "CACHE"):
+        return Path(own)
+    xdg = variable(environ, "XDG_CACHE_HOME")
+    return (Path(xdg) if xdg else _home(environ) / ".cache") / PROGRAM
+
+
+def help_text() -> str:
+    """The commands, flags and environment variables."""
+    lines = [f"usage: {PROGRAM} COMMAND [flags]", "", "commands:"]
+    lines += [f"  {name:<22}{what}" for name, what in COMMANDS]
+    for title, flags in (("runner", RUNNER_FLAGS), ("try", TRY_FLAGS[: -len(TUNING_FLAGS)])):
+        lines += ["", f"flags of {title} (-x, --x, --x=VALUE and --x VALUE mean the same):"]
+        for flag in _with_variables(flags):
+            lines.append(f"  {f'--{flag.name} {flag.metavar}'.rstrip():<22}{flag.help}")
+            lines += [f"{'':<24}${' or $'.join(flag.variables)}"] if flag.variables else []
+    lines += [
+        f"`try` takes the flags from --weights on as well: {', '.join('--' + flag.name for flag in TUNING_FLAGS)}",
+        "",
+        "environment:",
+        "  OLLAMA_DEBUG          1 or true logs debug messages, 2 traces",
+        "  OLLAMA_MODELS         the Ollama store",
+        f"  {PREFIX}CACHE  where the default model is kept",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,92 @@
+"""The process's entry: argv and environment in, exit code out.
+
+Owns what a user sees last. Exit codes: 0 stopped as asked, 1 failed, 2 wrong usage, 130 interrupted `try`. Heavy
+imports wait until they are needed: wrong usage and a taken port are answered in milliseconds, and MLX may be imported
+only after `models.backend.prepare`.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from typing import assert_never
+
+from models import backend
+from models.errors import ModelError
+from runner import logs
+from runner.config import FetchConfig, HelpCommand, RunnerConfig, TryConfig, VersionCommand, parse
+from runner.errors import RunnerError
+from runner.flags import UsageError
+from runner.socket_binding import bind
+from runner.stopping import leave_at_once_on_signals
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Run the command that argv names, and exit."""
+    parent = os.getppid()
+    try:
+        code = _dispatch(parent)
+    except UsageError as error:
+        logs.fatal(str(error))
+        code = 2
+    except (RunnerError, ModelError) as error:
+        logs.fatal(str(error))
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:  # the last line and the exit code are owed for a bug of ours too
+        logger.exception("this is a bug")
+        logs.fatal(f"{_first_line(error)}; this is a bug, please report it with the lines above")
+        code = 1
+    sys.exit(code)
+
+
+def _first_line(error: Exception) -> str:
+    """What happened, with the word that parents look for if memory ran out."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"insufficient memory: {text}" if isinstance(error, MemoryError) else text
+
+
+def _dispatch(parent: int) -> int:
+    command = parse(sys.argv[1:], os.environ)
+    match command:
+        case RunnerConfig():
+            leave_at_once_on_signals()
+            logs.configure(command.debug)
+            _run(command, parent)
+        case TryConfig():
+            from runner import try_command  # noqa: PLC0415 - see above
+
+            logs.configure(command.runner.debug)
+            return try_command.run(command)
+        case FetchConfig():
+            from runner import try_command  # noqa: PLC0415
+
+            try_command.fetch_with_progress(command.cache)
+        case HelpCommand():
+            sys.stdout.write(command.text)
+        case VersionCommand():
+            from importlib.metadata import version  # noqa: PLC0415
+
+            sys.stdout.write(f"ollama-mlx-runner {version('ollama-mlx-runner')}\n")
+        case _:
+            assert_never(command)
+    return 0
+
+
+def _run(config: RunnerConfig, parent: int) -> None:
+    """Serve until asked to stop."""
+    listener = bind(config.host, config.port)
+    report = backend.prepare(threads=config.threads)
+    logger.info("device prepared", extra={"fields": {"backend": report.summary}})
+    if report.warning:
+        logger.warning(report.warning)
+    from runner.serve import serve  # noqa: PLC0415 - imports MLX
+
+    asyncio.run(serve(config, listener, parent))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""A runner's working life: load, listen, serve, end.
+
+Knows no route and no array. Invariants: nothing answers an mlx or imagegen parent before the model is loaded, connecting
+is refused until then; whatever happens, the engine, the server and the MLX thread are ended in this order.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from contextlib import suppress
+
+from aiohttp import web
+
+from runner.app import SERVER_OPTIONS, make_app
+from runner.config import DialectName, RunnerConfig
+from runner.engine.load import LoadOptions, ModelLoader
+from runner.engine.loop import EngineLoop
+from runner.engine.mlx_thread import MLXThread
+from runner.errors import StartupError
+from runner.stopping import StopRequest
+
+BACKLOG = 128
+PROGRESS_LOG_S = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+async def serve(config: RunnerConfig, listener: socket.socket, parent: int) -> None:
+    """Run until somebody asks to stop.
+
+    Args:
+        config: what the process was told.
+        listener: bound, not listening.
+        parent: the parent's pid when the process started.
+
+    Raises:
+        ModelError: the model cannot be used.
+        RunnerError: it cannot be loaded, or the port was taken meanwhile.
+    """
+    stop = StopRequest()
+    stop.listen_to_signals()
+    thread = MLXThread()
+    engine = EngineLoop(thread)
+    loader = ModelLoader(config)
+    server = web.AppRunner(make_app(config, engine, loader), **SERVER_OPTIONS)
+    watch = asyncio.create_task(stop.watch_parent(parent))
+    try:
+        await server.setup()
+        if config.dialect is not DialectName.CLASSIC:
+            await _load_or_stop(config, engine, loader, stop)
+        if not stop.asked:
+            await _listen(server, listener)
+            await stop.wait()
+    finally:
+        watch.cancel()
+        await engine.close(stop.grace_s)
+        await server.cleanup()
+        await thread.close()
+        listener.close()
+        stop.release_signals()
+
+
+async def _listen(server: web.AppRunner, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    try:
+        await web.SockSite(server, listener, backlog=BACKLOG).start()
+    except OSError as error:
+        message = f"port {port} on {host} was taken while the model was loading; choose another --port"
+        raise StartupError(message) from error
+    logger.info("listening", extra={"fields": {"host": host, "port": port}})
+
+
+async def _load_or_stop(config: RunnerConfig, engine: EngineLoop, loader: ModelLoader, stop: StopRequest) -> None:
+    """Load the model named at launch; a stop meanwhile abandons it."""
+    load = asyncio.create_task(_load(config, engine, loader))
+    asked = asyncio.create_task(stop.wait())
+    report = asyncio.create_task(_report_progress(engine))
+    await asyncio.wait((load, asked), return_when=asyncio.FIRST_COMPLETED)
+    report.cancel()
+    asked.cancel()
+    if not stop.asked:
+        await load
+        return
+    await engine.close(0)
+    load.cancel()
+    with suppress(asyncio.CancelledError):
+        # Its failure is our doing.
+        await asyncio.gather(load, return_exceptions=True)
+
+
+async def _load(config: RunnerConfig, engine: EngineLoop, loader: ModelLoader) -> None:
+    assert config.model is not None  # from_args refuses it for these dialects
+    begin = time.perf_counter()
+    options = LoadOptions(parallel=config.parallel, context_per_row=config.context, batch_tokens=None)
+    build = await asyncio.to_thread(loader.builder, config.model, options)
+    await engine.load(build)
+    status = engine.status
+    logger.info(
+        "model loaded",
+        extra={
+            "fields": {
+                "model": config.model,
+                "seconds": round(time.perf_counter() - begin, 3),
+                "context": status.context_length,
+                "memory_mib": status.memory_bytes >> 20,
+            }
+        },
+    )
+
+
+async def _report_progress(engine: EngineLoop) -> None:
+    while True:
+        await asyncio.sleep(PROGRESS_LOG_S)
+        logger.info("loading", extra={"fields": {"progress": round(engine.status.progress, 2)}})

@@ -1,0 +1,160 @@
+"""The `try` command: one question to a model, through a child process that is treated as Ollama would treat it.
+
+Owns what a person sees: progress while fetching and loading, the answer as it comes (on stdout, everything else on
+stderr), one line of figures. The child is of the classic dialect, the only one that tells how far its load is.
+"""
+
+import asyncio
+import sys
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner import default_model
+from runner.config import DialectName, TryConfig
+from runner.parent import JSON, Child, ChildError, Piece, spawn
+
+BAR_WIDTH = 30
+
+
+class ProgressBar:
+    """A bar on stderr: redrawn in place on a terminal, elsewhere one line at the end."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._begin = time.perf_counter()
+        self._live = sys.stderr.isatty()
+
+    def show(self, fraction: float) -> None:
+        """Draw it at 0 to 1."""
+        if self._live:
+            filled = round(BAR_WIDTH * min(1.0, max(0.0, fraction)))
+            bar = "#" * filled + "-" * (BAR_WIDTH - filled)
+            sys.stderr.write(f"\r{self._label} [{bar}] {fraction:4.0%}")
+            sys.stderr.flush()
+
+    def finish(self) -> float:
+        """Draw it full, with the time it took; returns the seconds."""
+        seconds = time.perf_counter() - self._begin
+        start = "\r" if self._live else ""
+        sys.stderr.write(f"{start}{self._label} [{'#' * BAR_WIDTH}] 100% in {seconds:.1f} s\n")
+        sys.stderr.flush()
+        return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one run measured. Durations in seconds, of the child's own counting where it counts."""
+
+    load_s: float
+    first_token_s: float
+    last: Piece
+    peak_bytes: int | None
+
+    def line(self) -> str:
+        """The line a person reads."""
+        parts = [
+            f"load {self.load_s:.2f} s",
+            f"prompt {self.last.prompt_tokens} tokens {_rate(self.last.prompt_tokens, self.last.prompt_ns)}",
+            f"first token {self.first_token_s:.2f} s",
+            f"decode {self.last.eval_tokens} tokens {_rate(self.last.eval_tokens, self.last.eval_ns)}",
+        ]
+        if self.peak_bytes is not None:
+            parts.append(f"peak memory {self.peak_bytes / 2**20:.0f} MiB")
+        return " | ".join(parts)
+
+
+def _rate(tokens: int, duration_ns: int) -> str:
+    return f"({tokens / duration_ns * 1e9:.1f} tok/s)" if duration_ns > 0 else "(no time)"
+
+
+def fetch_with_progress(cache: Path) -> Path:
+    """The default model's file, fetched under a bar if need be.
+
+    Raises:
+        FetchError: it cannot be fetched.
+    """
+    if file := default_model.cached(cache):
+        return file
+    bar = ProgressBar(f"fetching {default_model.DEFAULT_MODEL.filename}")
+    file = default_model.fetch(cache, bar.show)
+    bar.finish()
+    return file
+
+
+def run(config: TryConfig) -> int:
+    """Ask, print, stop the child; the exit code.
+
+    Raises:
+        RunnerError: the model cannot be fetched, or the child failed.
+        ModelError: the model's files cannot be read for its chat template.
+    """
+    model = config.model or str(fetch_with_progress(config.cache))
+    figures = asyncio.run(_ask(config, model))
+    sys.stderr.write(figures.line() + "\n")
+    return 0
+
+
+async def _ask(config: TryConfig, model: str) -> Figures:
+    flags = (f"--store={config.runner.store}", *config.runner_flags)
+    bar = ProgressBar(f"loading {Path(model).name}")
+    async with spawn(model, dialect=DialectName.CLASSIC, flags=flags) as child:
+        await child.wait_answering()
+        await _load(child, config)
+        # The child loads in the background; our own reading of the same files costs no time.
+        prompt = await asyncio.to_thread(_prompt, config, model)
+        await child.wait_ready(progress=bar.show)
+        load_s = bar.finish()
+        first_token_s, last = await _stream(child, prompt, _options(config))
+        figures = Figures(load_s, first_token_s, last, child.peak_memory_bytes())
+        code = await child.stop()
+    if code != 0:
+        raise ChildError(f"the runner answered, but then ended with exit code {code}: {child.last_words()}")
+    return figures
+
+
+async def _load(child: Child, config: TryConfig) -> None:
+    answer = await child.load(context=config.runner.context, parallel=1)
+    if isinstance(answer, dict) and answer.get("Success") is False:
+        raise ChildError(f"insufficient memory: {child.last_words()}")
+
+
+def _options(config: TryConfig) -> dict[str, JSON]:
+    options: dict[str, JSON] = {"temperature": config.temperature, "num_predict": config.num_predict}
+    options["seed"] = -1 if config.seed is None else config.seed
+    return options
+
+
+def _prompt(config: TryConfig, model: str) -> str:
+    """What the model is given: the conversation in the model's own template, or the bare prompt if it has none."""
+    if config.raw:
+        return config.prompt
+    from models.chat_template import render_chat  # noqa: PLC0415 - MLX comes with it; the child has its head start
+    from models.checkpoint import open_checkpoint  # noqa: PLC0415
+    from models.tokenizer import load_tokenizer  # noqa: PLC0415
+
+    tokenizer = load_tokenizer(open_checkpoint(model, config.runner.store))
+    if tokenizer.chat_template is None:
+        sys.stderr.write("the model has no chat template: the prompt is sent as it is\n")
+        return config.prompt
+    messages = [{"role": "user", "content": config.prompt}]
+    if config.system is not None:
+        messages.insert(0, {"role": "system", "content": config.system})
+    return render_chat(tokenizer.chat_template, messages, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+
+
+async def _stream(child: Child, prompt: str, options: dict[str, JSON]) -> tuple[float, Piece]:
+    """Print the answer as it comes; the seconds to its first piece, and its last line."""
+    begin = time.perf_counter()
+    first_token_s: float | None = None
+    async with aclosing(child.complete(prompt, options)) as pieces:
+        async for piece in pieces:
+            if first_token_s is None:
+                first_token_s = time.perf_counter() - begin
+            sys.stdout.write(piece.content)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    assert first_token_s is not None  # a stream without a line is a ChildError
+    return first_token_s, piece
