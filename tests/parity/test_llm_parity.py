@@ -4,7 +4,7 @@ README.md in this folder says what each fixture is for. All comparisons are in f
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +18,32 @@ from models.cache import LayerCache
 from models.checkpoint import open_checkpoint
 from models.llm import discover, load_language_model
 from models.llm.base import LanguageModel, Row
+from models.nn import fused
 
 HERE = Path(__file__).parent
 FOLDERS = sorted(folder.parent.name for folder in HERE.glob("*/reference.safetensors"))
 GGUF_TWINS = sorted(file.stem for file in HERE.glob("*.gguf"))
 TOLERANCE = 1e-4
 
+NEVER, ALWAYS = 1 << 60, 1
+# The ways a model computes. The fused form changes its arithmetic with the size of a step; the fixtures are too small
+# to get there by themselves.
+FORMS = {
+    "plain": {},
+    "fused": {},
+    "exp": {"HOST_ELEMENTS": NEVER, "POWER_ELEMENTS": NEVER},
+    "power": {"HOST_ELEMENTS": NEVER, "POWER_ELEMENTS": ALWAYS},
+    "host": {"HOST_ELEMENTS": ALWAYS, "POWER_ELEMENTS": ALWAYS},
+}
+EVERYWHERE = ("plain", "fused")
+# One fixture for each thing that the arithmetic could get wrong: biases, windows, norms on q and k, one kv head.
+THOROUGHLY = ("llama_bias", "llama_head_dim", "mistral_window", "qwen3_layer_types")
+
 Cache = Sequence[LayerCache]
+
+
+def runs() -> list[tuple[str, str]]:
+    return [(name, form) for name in FOLDERS for form in FORMS if form in EVERYWHERE or name in THOROUGHLY]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +66,8 @@ class Fixture:
         return self.prompts[0]
 
 
-def load(path: Path) -> LanguageModel:
-    return load_language_model(open_checkpoint(str(path), HERE / "no-store"), policy="float32")
+def load(path: Path, *, fuse: bool = False) -> LanguageModel:
+    return load_language_model(open_checkpoint(str(path), HERE / "no-store"), policy="float32", fuse=fuse)
 
 
 def read_prompts(folder: Path) -> list[Prompt]:
@@ -59,10 +78,16 @@ def read_prompts(folder: Path) -> list[Prompt]:
     ]
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
-def fixture(request: pytest.FixtureRequest) -> Fixture:
-    folder = HERE / request.param
-    return Fixture(load(folder), json.loads((folder / "config.json").read_text()), read_prompts(folder))
+@pytest.fixture(scope="module", params=runs(), ids="-".join)
+def fixture(request: pytest.FixtureRequest) -> Iterator[Fixture]:
+    name, form = request.param
+    folder = HERE / name
+    with pytest.MonkeyPatch.context() as patch:
+        for constant, value in FORMS[form].items():
+            patch.setattr(fused, constant, value)
+        model = load(folder, fuse=form != "plain")
+        assert isinstance(model, fused.FusedDecoder) == (form != "plain")
+        yield Fixture(model, json.loads((folder / "config.json").read_text()), read_prompts(folder))
 
 
 def run(model: LanguageModel, *rows: tuple[Sequence[int], Cache]) -> list[np.ndarray]:
@@ -109,14 +134,14 @@ def test_the_logits_are_the_references_at_every_position(fixture: Fixture):
         assert_close(logits, prompt.logits)
 
 
-@pytest.mark.parametrize("size", [1, 5, 8, 9, 40])
+@pytest.mark.parametrize("size", [5, 8, 9])
 def test_a_prompt_in_chunks_is_the_prompt_in_one(fixture: Fixture, size: int):
     tokens = fixture.long.tokens
     ends = range(size, len(tokens), size)
     assert_close(run_in_pieces(fixture.model, tokens, fixture.model.new_cache(), *ends), fixture.long.logits)
 
 
-@pytest.mark.parametrize("prefilled", [1, 7, 24])
+@pytest.mark.parametrize("prefilled", [1, 24])
 def test_prefill_then_decode_is_the_whole(fixture: Fixture, prefilled: int):
     prompt = fixture.long
     tokens = prompt.tokens + prompt.continuation
@@ -155,7 +180,7 @@ def test_the_order_of_rows_does_not_matter(fixture: Fixture):
         assert_close(mirrored, prompt.logits)
 
 
-@pytest.mark.parametrize("length", [1, 5, 19, 41])
+@pytest.mark.parametrize("length", [1, 19, 41])
 def test_a_restored_snapshot_is_like_fresh(fixture: Fixture, length: int):
     model, prompt = fixture.model, fixture.long
     tokens = prompt.tokens + prompt.continuation
@@ -211,10 +236,11 @@ def test_a_cache_holds_what_was_predicted(fixture: Fixture):
     assert all(layer.offset == len(tokens) for layer in cache)
 
 
+@pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("twin", GGUF_TWINS)
-def test_a_gguf_file_gives_the_logits_of_its_folder(twin: str):
+def test_a_gguf_file_gives_the_logits_of_its_folder(twin: str, fuse: bool):
     name, _, kind = twin.partition("-")
-    model = load(HERE / f"{twin}.gguf")
+    model = load(HERE / f"{twin}.gguf", fuse=fuse)
     prompts = read_prompts(HERE / name)
     if kind:
         rounded = load_file(HERE / f"{twin}.safetensors")["logits.0"]
