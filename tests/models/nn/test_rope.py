@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
-from models.cache import KVCache
 from models.errors import CheckpointError
 from models.nn.rope import FactorScaling, RopeConfig, RotationTable, read_rope
 
@@ -80,13 +78,6 @@ def test_impossible_settings_are_refused_by_name(config: dict[str, Any], named: 
         read_rope(config, dims=4)
 
 
-def cache_at(offset: int) -> KVCache:
-    cache = KVCache()
-    if offset:
-        cache.update(mx.zeros((1, 1, offset, 1)), mx.zeros((1, 1, offset, 1)))
-    return cache
-
-
 def expected_rotations(rope: RopeConfig, positions: list[int]) -> np.ndarray:
     angles = np.array(positions, dtype=np.float64)[:, None, None] * rope.frequencies().astype(np.float64)
     return rope.magnitude * np.exp(1j * angles)
@@ -96,7 +87,7 @@ def expected_rotations(rope: RopeConfig, positions: list[int]) -> np.ndarray:
 def test_the_table_turns_each_rows_tokens_by_their_own_positions(entry: dict[str, Any]):
     rope = read_rope(old_spelling(entry), dims=entry["head_dim"])
     table = RotationTable(rope)
-    found = table.rows([cache_at(0), cache_at(250), cache_at(7)], [3, 20, 1])
+    found = table.rows([0, 250, 7], [3, 20, 1])
     positions = [0, 1, 2, *range(250, 270), 7]
     assert found.shape == (len(positions), 1, entry["head_dim"] // 2)
     np.testing.assert_allclose(np.array(found), expected_rotations(rope, positions), atol=3e-5)
@@ -107,7 +98,7 @@ def test_the_table_reaches_as_far_as_the_farthest_row(offset: int):
     rope = RopeConfig(8, 10000.0)
     table = RotationTable(rope)
     for length in (1, 2):
-        found = table.rows([cache_at(offset)], [length])
+        found = table.rows([offset], [length])
         expected = expected_rotations(rope, list(range(offset, offset + length)))
         np.testing.assert_allclose(np.array(found), expected, atol=5e-4)
 
@@ -115,6 +106,6 @@ def test_the_table_reaches_as_far_as_the_farthest_row(offset: int):
 def test_a_grown_table_still_serves_early_positions():
     rope = RopeConfig(8, 10000.0)
     table = RotationTable(rope)
-    before = np.array(table.rows([cache_at(3)], [4]))
-    table.rows([cache_at(1000)], [4])
-    np.testing.assert_array_equal(np.array(table.rows([cache_at(3)], [4])), before)
+    before = np.array(table.rows([3], [4]))
+    table.rows([1000], [4])
+    np.testing.assert_array_equal(np.array(table.rows([3], [4])), before)
