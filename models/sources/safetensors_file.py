@@ -1,0 +1,137 @@
+"""A safetensors file whose header has been verified against the file's length.
+
+MLX reads the data, but only of files that passed here: its own reader trusts the offsets it finds.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import mlx.core as mx
+
+from models.errors import CheckpointError
+
+# Bits of an element. The float8 kinds are read as bytes; a caller who cannot use them refuses them by name.
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "U32": 32,
+    "I32": 32,
+    "F32": 32,
+    "U64": 64,
+    "I64": 64,
+}
+FLOATING = frozenset({"F16", "BF16", "F32"})
+_UNREADABLE: Mapping[str, int] = {"F64": 64, "C64": 64, "F8_E5M2": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+_LONGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One entry of the header."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsFile:
+    """The verified header of one file; `label` is what messages call the file."""
+
+    path: Path
+    label: str
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, StoredTensor]
+
+    def arrays(self) -> dict[str, mx.array]:
+        """All arrays of the file, lazy: each is read when it is evaluated. Thread: the MLX thread.
+
+        Raises:
+            CheckpointError: MLX cannot read one of the file's types.
+        """
+        for stored in self.tensors.values():
+            if stored.dtype not in DTYPE_BITS:
+                raise CheckpointError(f"its type {stored.dtype} is not supported", file=self.label, tensor=stored.key)
+        loaded = mx.load(str(self.path), format="safetensors")
+        assert isinstance(loaded, dict)
+        return loaded
+
+
+def open_safetensors(path: Path, label: str) -> SafetensorsFile:
+    """Read and verify a file's header.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, truncated, or its header makes no sense.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(size - 8, _LONGEST_HEADER):
+                raise CheckpointError(
+                    f"not a safetensors file, or truncated: its header claims {length} of {size} bytes", file=label
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", file=label) from error
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("not a safetensors file: its header is not JSON", file=label) from error
+    if not isinstance(header, dict):
+        raise CheckpointError("not a safetensors file: its header is not an object", file=label)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError("its metadata is not an object", file=label)
+    tensors = _verified(header, size - 8 - length, label)
+    return SafetensorsFile(path, label, {str(key): str(value) for key, value in metadata.items()}, tensors)
+
+
+def _verified(header: Mapping[str, object], data_size: int, label: str) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    spans: list[tuple[int, int, str]] = []
+    for key, entry in header.items():
+        dtype, shape, begin, end = _fields(entry, key, label)
+        bits = DTYPE_BITS.get(dtype) or _UNREADABLE.get(dtype)
+        if bits is None:
+            raise CheckpointError(f"its type {dtype!r} is unknown", file=label, tensor=key)
+        nbytes = (math.prod(shape) * bits + 7) // 8
+        if end - begin != nbytes:
+            raise CheckpointError(
+                f"{end - begin} bytes are stored, but {dtype} {list(shape)} takes {nbytes}", file=label, tensor=key
+            )
+        if end > data_size:
+            raise CheckpointError(
+                f"the file is truncated: {data_size} bytes of data, and this tensor ends at byte {end}",
+                file=label,
+                tensor=key,
+            )
+        tensors[key] = StoredTensor(key, dtype, shape, nbytes)
+        spans.append((begin, end, key))
+    spans.sort()
+    for (_, previous_end, previous), (begin, end, key) in pairwise(spans):
+        if begin < previous_end and end > begin:
+            raise CheckpointError(f"its data overlaps that of {previous}", file=label, tensor=key)
+    return tensors
+
+
+def _fields(entry: object, key: str, label: str) -> tuple[str, tuple[int, ...], int, int]:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+            all(type(dim) is int and 0 <= dim < 2**31 for dim in shape) and 0 <= begin <= end
+        ):
+            return dtype, tuple(shape), begin, end
+    raise CheckpointError("its header entry is malformed", file=label, tensor=key)
