@@ -1,5 +1,6 @@
 """Key-value caches: one object per layer and row."""
 
 from models.cache.base import LayerCache
+from models.cache.kv import KVCache, cache_nbytes
 
-__all__ = ["LayerCache"]
+__all__ = ["KVCache", "LayerCache", "cache_nbytes"]

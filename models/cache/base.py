@@ -6,12 +6,12 @@ import mlx.core as mx
 
 
 class LayerCache(Protocol):
-    """What one layer remembers of one row. Thread: the MLX thread."""
+    """What one layer remembers of one row. Thread: the MLX thread.
 
-    @property
-    def offset(self) -> int:
-        """How many tokens of the row have passed: the position of the next one."""
-        ...
+    `offset` is how many tokens of the row have passed: the position of the next one.
+    """
+
+    offset: int
 
     @property
     def nbytes(self) -> int:
@@ -20,6 +20,10 @@ class LayerCache(Protocol):
 
     def arrays(self) -> list[mx.array]:
         """The arrays to evaluate together with a step."""
+        ...
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append L tokens' keys and values (1, H_kv, L, D); what their queries may look at (1, H_kv, S, D)."""
         ...
 
     def snapshot(self) -> Self:

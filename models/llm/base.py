@@ -1,9 +1,9 @@
 """What a language model is to the engine, and what an architecture's module declares.
 
-A batch is *ragged*: the tokens of all rows of one step lie one after another in one flat axis T. Linear layers run over T
-at once; attention runs row by row against each row's own cache. So there is no padding, rows of different lengths (a
-prefill chunk beside one-token decodes) share one forward pass, a row joins and leaves without copying anything, and what a
-row computes cannot depend on its company.
+A batch is *ragged*: the tokens of all rows of one step lie one after another in one flat axis T. Linear layers run over
+T at once; attention runs row by row against each row's own cache. So there is no padding, rows of different lengths (a
+prefill chunk beside one-token decodes) share one forward pass, a row joins and leaves without copying anything, and
+nothing of one row enters another's sums.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from models.checkpoint import JSON
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a ragged batch in one step: how many of the flat tokens are its own, and its cache, one entry a layer."""
+    """One row of one step: how many of the flat tokens are its own, and its cache, one entry a layer."""
 
     length: int
     cache: Sequence[LayerCache]
@@ -34,7 +34,7 @@ class LanguageModel(Protocol):
     def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
         """Run the rows' next tokens and append to their caches.
 
-        Shapes: tokens int32 (T,), T = sum of the rows' lengths, row after row; returns hidden (T, D), after the final norm.
+        Shapes: tokens int32 (T,), T = sum of the rows' lengths, row after row; returns hidden (T, D), final norm done.
         """
         ...
 
@@ -55,13 +55,22 @@ class LanguageConfig(Protocol):
     """What every architecture's configuration can say before a weight is read."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        ...
+
     @property
-    def context_length(self) -> int: ...
+    def context_length(self) -> int:
+        """Tokens the model was made for."""
+        ...
+
     @property
-    def num_layers(self) -> int: ...
-    def cache_nbytes_per_layer(self, tokens: int) -> list[int]:
-        """The bytes of one row's cache of that many tokens, a number a layer."""
+    def num_layers(self) -> int:
+        """Layers, each with one cache entry a row."""
+        ...
+
+    def cache_nbytes_per_layer(self, tokens: int, *, itemsize: int) -> list[int]:
+        """The bytes of one row's cache of that many tokens, a number a layer; `itemsize` is the activations' width."""
         ...
 
 

@@ -1,0 +1,263 @@
+"""The decoder in the form that is fast on a CPU: few, large, float32 operations.
+
+What is different from `models.nn.decoder`, and why (MLX 0.32's CPU backend, each claim measured by `make bench`):
+
+- q, k and v are one matrix, gate and up another, transposed once: every node of a step's graph costs microseconds.
+- q's and k's rows are interleaved so that a rotation is one complex multiplication (`mx.fast.rope` becomes 30 nodes),
+  and q carries the attention's scale.
+- The norm and the softmax are written out with the fewest nodes (`mx.fast.rms_norm` becomes 15).
+- `exp` costs 14 ns an element there. Small steps use `power`, three times cheaper; large ones leave the graph and let
+  numpy's vectorised kernels work in place on the evaluated array, thirty times cheaper than `exp`.
+
+Owns the weights it takes from the `Decoder`; the decoder is empty afterwards. Thread: the MLX thread.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from models.cache import KVCache, LayerCache
+from models.host import lend
+from models.llm.base import Row
+from models.nn.decoder import Decoder, DecoderConfig, DecoderLayer, causal_mask
+from models.nn.rope import RotationTable
+
+HOST_ELEMENTS = 32768
+"""From this many elements on, leaving the graph for numpy costs less than it saves."""
+
+POWER_ELEMENTS = 2048
+"""From this many elements on, `power` in several nodes is cheaper than one node with `exp`."""
+
+E = 2.718281828459045
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayer:
+    """One layer's weights, float32; matrices are (in, out). Shapes: heads H, key-value heads K, head dimension d."""
+
+    input_norm: mx.array
+    qkv: mx.array
+    """(D, (H + 2K) * d)"""
+    qkv_bias: mx.array | None
+    qk_norm: mx.array | None
+    """(H + K, d): each head's norm weight."""
+    output: mx.array
+    output_bias: mx.array | None
+    post_norm: mx.array
+    gate_up: mx.array
+    """(D, 2F)"""
+    gate_up_bias: mx.array | None
+    down: mx.array
+    down_bias: mx.array | None
+
+    def arrays(self) -> list[mx.array]:
+        """All that there are."""
+        biases = (self.qkv_bias, self.qk_norm, self.output_bias, self.gate_up_bias, self.down_bias)
+        matrices = [self.input_norm, self.qkv, self.output, self.post_norm, self.gate_up, self.down]
+        return matrices + [bias for bias in biases if bias is not None]
+
+
+class FusedDecoder:
+    """A whole decoder for the CPU; implements `models.llm.base.LanguageModel`."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        """Take the weights out of `decoder`, layer by layer, so that no more than one layer is held twice."""
+        config = decoder.config
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.context_length = config.context_length
+        self.num_layers = config.num_layers
+        stack = decoder.model
+        self._embedding = stack.embed_tokens.weight
+        self._layers: list[FusedLayer] = []
+        while stack.layers:
+            self._layers.append(_fused(stack.layers.pop(0), config))
+        self._norm = stack.norm.weight
+        head = stack.embed_tokens if config.tie_word_embeddings else decoder.lm_head
+        self._head = head.weight.T
+        self._rotations = RotationTable(config.rope)
+        self._epsilon = mx.array(config.rms_norm_eps)
+        self._heads_rotated = config.num_heads + config.num_kv_heads
+        mx.eval(self._head, self._epsilon)
+
+    def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
+        """Shapes: tokens (T,); returns the hidden states after the final norm (T, D)."""
+        x = self._embedding[tokens]
+        offsets = [row.cache[0].offset for row in rows]
+        positions = _Positions(self._rotations.rows(offsets, [row.length for row in rows]))
+        for index, layer in enumerate(self._layers):
+            attended = self._attention(self._normed(x, layer.input_norm), index, rows, positions)
+            x = _plus_product(x, attended, layer.output, layer.output_bias)
+            x = _plus_product(x, _swiglu(self._normed(x, layer.post_norm), layer), layer.down, layer.down_bias)
+        return self._normed(x, self._norm)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Shapes: hidden (N, D); returns float32 (N, V)."""
+        return hidden @ self._head
+
+    def new_cache(self) -> list[LayerCache]:
+        """A row's empty cache, one entry a layer."""
+        return [KVCache(self.config.window(layer)) for layer in range(self.num_layers)]
+
+    def cache_nbytes(self, tokens: int) -> int:
+        """The bytes that one row's cache of that many tokens takes over all layers."""
+        return sum(self.config.cache_nbytes_per_layer(tokens, itemsize=4))
+
+    def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
+        return x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + self._epsilon) * weight
+
+    def _attention(
+        self,
+        x: mx.array,
+        index: int,
+        rows: Sequence[Row],
+        positions: "_Positions",
+    ) -> mx.array:
+        """Shapes: x (T, D); returns (T, H * d)."""
+        config, rotated, layer = self.config, self._heads_rotated, self._layers[index]
+        qkv = x @ layer.qkv if layer.qkv_bias is None else mx.addmm(layer.qkv_bias, x, layer.qkv)
+        heads = qkv.reshape(x.shape[0], -1, config.head_dim)
+        qk = heads[:, :rotated]
+        if layer.qk_norm is not None:
+            qk = self._normed(qk, layer.qk_norm)
+        qk = (qk.view(mx.complex64) * positions.rotations).view(mx.float32)
+        outputs, start = [], 0
+        for row in rows:
+            own, cache = slice(start, start + row.length), row.cache[index]
+            keys, values = cache.update(
+                qk[own, config.num_heads :].swapaxes(0, 1)[None], heads[own, rotated:].swapaxes(0, 1)[None]
+            )
+            mask = positions.mask(row.length, keys.shape[2], config.window(index))
+            outputs.append(_attend(qk[own, : config.num_heads], keys, values, mask))
+            start += row.length
+        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
+
+
+class _Positions:
+    """What all layers of one step share: the rotations of its tokens, complex64 (T, 1, d / 2), and its masks."""
+
+    __slots__ = ("_masks", "rotations")
+
+    def __init__(self, rotations: mx.array) -> None:
+        self.rotations = rotations
+        self._masks: dict[tuple[int, int, int | None], mx.array] = {}
+
+    def mask(self, length: int, visible: int, window: int | None) -> mx.array | None:
+        """Additive, float32 (L, S); None where a row's only query sees everything."""
+        if length == 1:
+            return None
+        key = (length, visible, window)
+        if key not in self._masks:
+            self._masks[key] = mx.where(causal_mask(length, visible, window), 0.0, -mx.inf)
+        return self._masks[key]
+
+
+def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> mx.array:
+    """Softmax attention, the query heads of one key head stacked into one matrix product.
+
+    Shapes: queries (L, H, d), keys and values (1, K, S, d), mask additive float32 (L, S); returns (L, H * d).
+    """
+    length, heads, dim = queries.shape
+    kv_heads, visible = keys.shape[1], keys.shape[2]
+    group = heads // kv_heads
+    stacked = queries.reshape(length, kv_heads, group, dim).transpose(1, 2, 0, 3)
+    scores = stacked.reshape(1, kv_heads, group * length, dim) @ keys.swapaxes(2, 3)
+    if scores.size >= HOST_ELEMENTS and length > 1:
+        outputs = _softmax_on_host(scores, mask) @ values
+    else:
+        if mask is not None:
+            scores = (scores.reshape(kv_heads, group, length, visible) + mask).reshape(scores.shape)
+        outputs = _softmax(scores) @ values
+    return outputs.reshape(kv_heads, group, length, dim).transpose(2, 0, 1, 3).reshape(length, heads * dim)
+
+
+def _softmax(scores: mx.array) -> mx.array:
+    if scores.size < POWER_ELEMENTS:
+        return mx.softmax(scores, axis=-1)
+    powers = mx.power(E, scores - mx.max(scores, axis=-1, keepdims=True))
+    return powers / mx.sum(powers, axis=-1, keepdims=True)
+
+
+def _softmax_on_host(scores: mx.array, mask: mx.array | None) -> mx.array:
+    """Shapes: scores (1, K, G * L, S), mask (L, S) or None."""
+    values = lend(scores)
+    if mask is not None:
+        by_query = values.reshape(-1, *mask.shape)
+        by_query += lend(mask)
+    values -= values.max(axis=-1, keepdims=True)
+    np.exp(values, out=values)
+    values /= values.sum(axis=-1, keepdims=True)
+    return scores
+
+
+def _swiglu(x: mx.array, layer: FusedLayer) -> mx.array:
+    """Shapes: x (T, D); returns (T, F)."""
+    width = layer.down.shape[0]
+    bias = layer.gate_up_bias
+    if x.shape[0] * width >= HOST_ELEMENTS:
+        gate, up = x @ layer.gate_up[:, :width], x @ layer.gate_up[:, width:]
+        if bias is not None:
+            gate, up = gate + bias[:width], up + bias[width:]
+        return _swiglu_on_host(gate, up)
+    gate_up = x @ layer.gate_up if bias is None else mx.addmm(bias, x, layer.gate_up)
+    gate, up = gate_up[:, :width], gate_up[:, width:]
+    if gate.size < POWER_ELEMENTS:
+        return gate * mx.sigmoid(gate) * up
+    return gate / (1.0 + mx.power(1.0 / E, gate)) * up
+
+
+def _swiglu_on_host(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(g) * u, with silu(g) = h + h * tanh(h), h = g / 2. Shapes: both (T, F)."""
+    mx.eval(gate, up)
+    half = lend(gate)
+    half *= np.float32(0.5)
+    scale = np.tanh(half)
+    scale += np.float32(1.0)
+    half *= scale
+    half *= lend(up)
+    return gate
+
+
+def _plus_product(x: mx.array, inputs: mx.array, matrix: mx.array, bias: mx.array | None) -> mx.array:
+    return mx.addmm(x if bias is None else x + bias, inputs, matrix)
+
+
+def _fused(layer: DecoderLayer, config: DecoderConfig) -> FusedLayer:
+    """Build and evaluate one layer's fused weights."""
+    attention, mlp = layer.self_attn, layer.mlp
+    scale = config.head_dim**-0.5
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    qk_norm = None
+    if config.qk_norm:
+        # A norm undoes any scale before it, so the scale goes into its weight.
+        queries = _interleaved(attention.q_norm.weight * scale, config.head_dim)
+        keys = _interleaved(attention.k_norm.weight, config.head_dim)
+        qk_norm = mx.stack([queries] * config.num_heads + [keys] * config.num_kv_heads)
+        scale = 1.0
+
+    def joined(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return mx.concatenate([_interleaved(q * scale, config.head_dim), _interleaved(k, config.head_dim), v])
+
+    fused = FusedLayer(
+        input_norm=layer.input_layernorm.weight,
+        qkv=joined(*(projection.weight for projection in projections)).T,
+        qkv_bias=joined(*(projection.bias for projection in projections)) if config.qkv_bias else None,
+        qk_norm=qk_norm,
+        output=attention.o_proj.weight.T,
+        output_bias=attention.o_proj.bias if config.output_bias else None,
+        post_norm=layer.post_attention_layernorm.weight,
+        gate_up=mx.concatenate([mlp.gate_proj.weight, mlp.up_proj.weight]).T,
+        gate_up_bias=mx.concatenate([mlp.gate_proj.bias, mlp.up_proj.bias]) if config.mlp_bias else None,
+        down=mlp.down_proj.weight.T,
+        down_bias=mlp.down_proj.bias if config.mlp_bias else None,
+    )
+    mx.eval(fused.arrays())
+    return fused
+
+
+def _interleaved(weight: mx.array, head_dim: int) -> mx.array:
+    """Reorder each head's rows from halves (re..., im...) to pairs (re, im, re, im...). Shape: (heads * d, ...)."""
+    rest = weight.shape[1:]
+    return weight.reshape(-1, 2, head_dim // 2, *rest).swapaxes(1, 2).reshape(weight.shape)
