@@ -1,1 +1,1 @@
-"""The wire: requests and answers of the three dialects. pydantic and the standard library only; no behaviour, no I/O."""
+"""The wire: requests and answers of the three dialects. pydantic and the standard library; no behaviour, no I/O."""

@@ -13,6 +13,8 @@ RunnerError
 └── StartupError          exit code 1: port taken, bad flags, ...
 """
 
+from models.errors import ModelNotFoundError
+
 
 class RunnerError(Exception):
     """Anything this process reports to a parent or a user in its own words."""
@@ -75,5 +77,11 @@ class StartupError(RunnerError):
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status for an error: its own if it is ours, else 500."""
-    return error.status if isinstance(error, RunnerError) else 500
+    """The HTTP status for an error: its own if it is ours, 404 for a model that is not there, else 500."""
+    match error:
+        case RunnerError():
+            return error.status
+        case ModelNotFoundError():
+            return 404
+        case _:
+            return 500
