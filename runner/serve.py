@@ -1,7 +1,7 @@
 """A runner's working life: load, listen, serve, end.
 
-Knows no route and no array. Invariants: nothing answers an mlx or imagegen parent before the model is loaded, connecting
-is refused until then; whatever happens, the engine, the server and the MLX thread are ended in this order.
+Knows no route and no array. Invariants: an mlx or imagegen parent is refused the connection until the model is loaded;
+whatever happens, the engine, the server and the MLX thread are ended in this order.
 """
 
 import asyncio

@@ -166,7 +166,7 @@ class _Planner:
         graph = self._graph_nbytes(policy, parallel, chunk)
         context = self._context(asked, self._available - embedding - sum(layers) - graph)
         tokens = context if asked is not None else max(1, min(context, PLANNED_TOKENS) // parallel)
-        cache = tuple(parallel * nbytes for nbytes in self._config.cache_nbytes_per_layer(tokens))
+        cache = tuple(parallel * nbytes for nbytes in self._cache_nbytes(tokens))
         device = DeviceMemory("0", self._device.kind, self._device.name, tuple(layers), cache, graph)
         memory = MemoryPlan(input_weights=embedding, device=device, available=self._available)
         return Blueprint(self._checkpoint, policy, context, parallel, chunk, memory)
@@ -176,9 +176,13 @@ class _Planner:
         limit = self._config.context_length
         if asked is not None:
             return min(asked, limit)
-        per_token = max(1, sum(self._config.cache_nbytes_per_layer(CONTEXT_STEP)) // CONTEXT_STEP)
+        per_token = max(1, sum(self._cache_nbytes(CONTEXT_STEP)) // CONTEXT_STEP)
         fitting = room // per_token // CONTEXT_STEP * CONTEXT_STEP
         return min(limit, max(fitting, LEAST_CONTEXT))
+
+    def _cache_nbytes(self, tokens: int) -> list[int]:
+        """One row's cache, a number a layer; the CPU computes in float32, a GPU in half precision."""
+        return self._config.cache_nbytes_per_layer(tokens, itemsize=4 if self._device.kind == "cpu" else 2)
 
     def _graph_nbytes(self, policy: WeightPolicy, parallel: int, chunk: int) -> int:
         """The arrays of one step of a full batch in prefill, or the largest tensor while it is converted.
