@@ -6,6 +6,7 @@ compute (`mx.fast` kernels, weights of any kind); `models.nn.fused` turns it int
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 from mlx import nn
@@ -233,7 +234,8 @@ class DecoderStack(nn.Module):
         x = self.embed_tokens(tokens)
         for index, layer in enumerate(self.layers):
             x = layer(x, rows, index)
-        return self.norm(x)
+        hidden: mx.array = self.norm(x)
+        return hidden
 
 
 class Decoder(nn.Module):
@@ -271,5 +273,5 @@ class Decoder(nn.Module):
 
     def is_dense_float32(self) -> bool:
         """Whether every weight is plain float32: no quantised matrix, no half precision."""
-        parameters: list[tuple[str, mx.array]] = tree_flatten(self.parameters())
+        parameters = cast("list[tuple[str, mx.array]]", tree_flatten(self.parameters()))
         return all(array.dtype == mx.float32 for _, array in parameters)
