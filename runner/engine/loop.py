@@ -2,40 +2,169 @@
 
 Owns the requests in flight and their output queues; refuses to know what an array, a socket or a dialect is. Only
 `tick(added, cancelled) -> outputs` runs in the MLX thread.
+
+A request that was admitted ends with exactly one TextDone or Failed, unless its reader leaves first. A reader that
+lags more than `MAX_PENDING` outputs behind is failed: to pause its row instead would let a reader that never reads hold
+a place in the batch for ever.
 """
 
+import asyncio
+import itertools
+import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from runner.engine.mlx_thread import MLXThread
-from runner.engine.types import Engine, EngineStatus, Output, Request
+from runner.engine.types import (
+    Engine,
+    EngineState,
+    EngineStatus,
+    Failed,
+    Output,
+    Request,
+    RequestId,
+    TextChunk,
+)
+from runner.errors import AlreadyLoaded, Busy, GenerationError, NotReady
+
+logger = logging.getLogger("runner.engine")
 
 Progress: TypeAlias = Callable[[float], None]
 BuildEngine: TypeAlias = Callable[[Progress], Engine]
 """Builds the engine in the MLX thread; calls its argument with 0 to 1, which may raise to abandon the load."""
+
+MAX_PENDING = 1024
+UNLOAD_BOUND_S = 1.0
+
+
+class LoadAbandoned(NotReady):
+    """The load was given up because the process or the engine is being closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the load was abandoned")
+
+
+@dataclass(slots=True)
+class _Load:
+    """A load under way. The event loop's thread sets `abandoned`, the MLX thread sets `progress`."""
+
+    progress: float = 0.0
+    abandoned: bool = False
+
+    def report(self, progress: float) -> None:
+        """Thread: the MLX thread. Raises LoadAbandoned."""
+        if self.abandoned:
+            raise LoadAbandoned
+        self.progress = progress
+
+
+@dataclass(slots=True)
+class _Reader:
+    """The queue between one request's row and whoever reads it."""
+
+    pending: deque[Output] = field(default_factory=deque)
+    ended: bool = False
+    waiter: asyncio.Future[None] | None = None
+
+    def put(self, output: Output) -> None:
+        """Hand over an output."""
+        self.pending.append(output)
+        self.ended = not isinstance(output, TextChunk)
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    def __aiter__(self) -> AsyncIterator[Output]:
+        return self
+
+    async def __anext__(self) -> Output:
+        while not self.pending:
+            if self.ended:
+                raise StopAsyncIteration
+            self.waiter = asyncio.get_running_loop().create_future()
+            await self.waiter
+        output = self.pending.popleft()
+        if isinstance(output, TextChunk) and self.pending and isinstance(self.pending[0], TextChunk):
+            return self._merged(output)
+        return output
+
+    def _merged(self, first: TextChunk) -> TextChunk:
+        """One chunk of all that have come while nobody read."""
+        chunks = [first]
+        while self.pending and isinstance(following := self.pending[0], TextChunk):
+            chunks.append(following)
+            self.pending.popleft()
+        logprobs = tuple(itertools.chain.from_iterable(chunk.logprobs for chunk in chunks))
+        return TextChunk(first.id, "".join(chunk.text for chunk in chunks), logprobs)
 
 
 class EngineLoop:
     """Drives one engine. All methods belong to the event loop's thread."""
 
     def __init__(self, thread: MLXThread) -> None:
-        raise NotImplementedError
+        self._thread = thread
+        self._status = EngineStatus()
+        self._engine: Engine | None = None
+        self._load: _Load | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._driver: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._closing = False
+        self._ids = itertools.count(1)
+        self._readers: dict[RequestId, _Reader] = {}
+        self._preparing = 0
+        self._added: dict[RequestId, object] = {}
+        self._cancelled: list[RequestId] = []
 
     @property
     def status(self) -> EngineStatus:
         """The last snapshot; never waits."""
-        raise NotImplementedError
+        if self._load is not None:
+            return EngineStatus(state=EngineState.LOADING, progress=self._load.progress)
+        return self._status
 
     async def load(self, build: BuildEngine) -> None:
-        """Build the engine in the MLX thread and start serving. Raises AlreadyLoaded, or what `build` raised (status ERROR)."""
-        raise NotImplementedError
+        """Build the engine in the MLX thread and start serving.
+
+        A caller that is cancelled abandons the load: it stops at its next report of progress.
+
+        Raises:
+            AlreadyLoaded: there is an engine, or a load under way.
+            NotReady: closing, or closed while loading.
+            Exception: whatever `build` raised; the status is then ERROR and another load may follow.
+        """
+        if self._closing:
+            raise NotReady("the runner is shutting down")
+        if self._engine is not None or self._load is not None:
+            raise AlreadyLoaded
+        load = self._load = _Load()
+        self._loading = asyncio.create_task(self._run_load(build, load), name="engine load")
+        try:
+            await asyncio.shield(self._loading)
+        except asyncio.CancelledError:
+            load.abandoned = True
+            raise
 
     async def unload(self) -> None:
-        """End all requests with NotReady, free the engine, go back to LAUNCHED."""
-        raise NotImplementedError
+        """End all requests with NotReady, abandon a load, free the engine, go back to LAUNCHED."""
+        await self._abandon_load()
+        self._fail_all(NotReady("the model is being unloaded"))
+        engine, self._engine = self._engine, None
+        driver, self._driver = self._driver, None
+        self._status = EngineStatus()
+        if driver is not None:
+            # The tick in flight runs on; what is called below comes after it.
+            driver.cancel()
+            await asyncio.wait([driver])
+        if engine is not None:
+            await self._thread.call(engine.close)
 
-    def submit(self, request: Request) -> AbstractAsyncContextManager[AsyncIterator[Output]]:
+    @asynccontextmanager
+    async def submit(self, request: Request) -> AsyncIterator[AsyncIterator[Output]]:
         """Admit a request: `async with loop.submit(request) as outputs: async for output in outputs`.
 
         Entering prepares it (off the event loop) and queues it; leaving early, by whatever way, cancels it.
@@ -45,12 +174,155 @@ class EngineLoop:
             NotReady: on entering; no engine.
             Busy: on entering; the queue is full.
         """
-        raise NotImplementedError
+        engine = self._ready_engine()
+        if len(self._readers) + self._preparing >= engine.max_requests:
+            raise Busy("the queue is full, try again later")
+        self._preparing += 1
+        try:
+            prepared = await asyncio.to_thread(engine.prepare, request)
+        finally:
+            self._preparing -= 1
+        if self._ready_engine() is not engine:
+            raise NotReady("the model was replaced")
+        request_id = next(self._ids)
+        reader = self._readers[request_id] = _Reader()
+        self._added[request_id] = prepared
+        self._quiet.clear()
+        self._wake.set()
+        try:
+            yield reader
+        finally:
+            self._cancel(request_id)
 
     async def tokenize(self, text: str, *, add_bos: bool) -> list[int]:
         """Token ids of `text`. Raises NotReady, BadRequest."""
-        raise NotImplementedError
+        return await asyncio.to_thread(self._ready_engine().tokenize, text, add_bos=add_bos)
 
     async def close(self, grace_s: float) -> None:
-        """Stop admitting, give running requests `grace_s`, cancel the rest, unload. Idempotent."""
-        raise NotImplementedError
+        """Stop admitting, give running requests `grace_s`, cancel the rest, unload. Idempotent.
+
+        Returns after `grace_s + UNLOAD_BOUND_S` at the latest, even if the MLX thread is stuck in a step.
+        """
+        self._closing = True
+        if self._load is not None:
+            self._load.abandoned = True
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._quiet.wait()
+        except TimeoutError:
+            logger.warning("requests cut off by shutdown", extra={"fields": {"requests": len(self._readers)}})
+        self._fail_all(NotReady("the runner is shutting down"))
+        try:
+            async with asyncio.timeout(UNLOAD_BOUND_S):
+                await self.unload()
+        except TimeoutError:
+            logger.warning("the step in flight did not end in time")
+
+    def _ready_engine(self) -> Engine:
+        if self._closing:
+            raise NotReady("the runner is shutting down")
+        if self._engine is None:
+            state = self.status
+            reason = "the model is loading" if state.state is EngineState.LOADING else "no model is loaded"
+            raise NotReady(f"{reason}: {state.error}" if state.error else reason)
+        return self._engine
+
+    async def _run_load(self, build: BuildEngine, load: _Load) -> None:
+        try:
+            engine = await self._thread.call(build, load.report)
+        except LoadAbandoned:
+            self._status = EngineStatus()
+            raise
+        except Exception as error:
+            self._status = EngineStatus(state=EngineState.ERROR, error=str(error) or type(error).__name__)
+            raise
+        finally:
+            self._load = None
+        if load.abandoned:
+            await self._thread.call(engine.close)
+            raise LoadAbandoned
+        self._engine = engine
+        self._status = engine.status()
+        self._driver = asyncio.create_task(self._drive(engine), name="engine loop")
+        self._driver.add_done_callback(self._driver_ended)
+
+    async def _abandon_load(self) -> None:
+        if self._load is not None and self._loading is not None:
+            self._load.abandoned = True
+            await asyncio.wait([self._loading])
+
+    async def _drive(self, engine: Engine) -> None:
+        while True:
+            if not (self._added or self._cancelled or self._readers):
+                self._wake.clear()
+                await self._wake.wait()
+            added, self._added = self._added, {}
+            cancelled, self._cancelled = self._cancelled, []
+            outputs, self._status = await self._thread.call(tick, engine, added, cancelled)
+            self._deliver(outputs)
+            if not (self._status.running or self._status.waiting):
+                self._fail_lost()
+
+    def _fail_lost(self) -> None:
+        """The engine has nothing to do: whoever waits all the same was lost on the way, and must hear of it."""
+        for request_id, reader in list(self._readers.items()):
+            if request_id not in self._added:
+                reader.put(Failed(request_id, GenerationError("the request could not be started")))
+                self._forget(request_id)
+
+    def _driver_ended(self, driver: asyncio.Task[None]) -> None:
+        """The driver ends only when it is cancelled; if a mistake of ours ends it, nobody may wait for ever."""
+        if driver.cancelled() or (error := driver.exception()) is None:
+            return
+        logger.critical("the engine loop failed", exc_info=error)
+        self._engine = None
+        self._status = EngineStatus(state=EngineState.ERROR, error=str(error))
+        self._fail_all(GenerationError(f"the engine loop failed: {error}"))
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            reader = self._readers.get(output.id)
+            if reader is None:
+                continue
+            reader.put(output)
+            if reader.ended:
+                self._forget(output.id)
+            elif len(reader.pending) > MAX_PENDING:
+                reader.put(Failed(output.id, GenerationError("the answer was not read fast enough")))
+                self._cancel(output.id)
+
+    def _cancel(self, request_id: RequestId) -> None:
+        """Let go of a request; the next tick drops its row. One that has ended is left alone."""
+        if request_id not in self._readers:
+            return
+        self._forget(request_id)
+        if self._added.pop(request_id, None) is None:
+            self._cancelled.append(request_id)
+            self._wake.set()
+
+    def _fail_all(self, error: Exception) -> None:
+        for request_id, reader in list(self._readers.items()):
+            reader.put(Failed(request_id, error))
+            self._cancel(request_id)
+
+    def _forget(self, request_id: RequestId) -> None:
+        del self._readers[request_id]
+        if not self._readers:
+            self._quiet.set()
+
+
+def tick(
+    engine: Engine, added: dict[RequestId, object], cancelled: list[RequestId]
+) -> tuple[list[Output], EngineStatus]:
+    """One step of the engine. Thread: the MLX thread."""
+    try:
+        for request_id, prepared in added.items():
+            engine.add(request_id, prepared)
+        for request_id in cancelled:
+            engine.cancel(request_id)
+        outputs = engine.step()
+    except Exception as error:
+        # Whatever a step raises ends its rows and nothing else.
+        logger.warning("a step failed", exc_info=error)
+        outputs = engine.abandon(error)
+    return outputs, engine.status()

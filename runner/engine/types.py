@@ -92,7 +92,11 @@ class TextDone:
     cached_tokens: int
     prompt_ns: int
     eval_tokens: int
+    """Generated tokens, those cut off by a stop string included, the stop token not."""
     eval_ns: int
+    """From the first to the last generated token."""
+    stop_token: bool = False
+    """A stop token ended the row: Ollama's classic runner counts it in eval_count, its MLX runner does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,15 @@ class Engine(Protocol):
 
     def step(self) -> list[Output]:
         """One unit of work: at most one prefill chunk and one token per row. Empty when there is nothing to do."""
+        ...
+
+    def abandon(self, error: Exception) -> list[Output]:
+        """After `step` raised: drop the rows it may have damaged. Returns what was said before, then their Failed."""
+        ...
+
+    @property
+    def max_requests(self) -> int:
+        """How many requests may be running and waiting at once. Thread: any."""
         ...
 
     @property

@@ -1,0 +1,101 @@
+"""One step's forward pass: from rows to the logits of those that yield a token."""
+
+import time
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from models.llm.base import LanguageModel, Row
+from runner.engine.sampler import RowSampler, Sampled, sample_rows
+from runner.engine.scheduler import Chunk
+from runner.engine.sequence import Sequence, SequenceStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one step: those that decode, one token each, and behind them at most one prefill chunk."""
+
+    decode: Rows[Sequence]
+    tokens: mx.array | None
+    """The decoding rows' newest tokens, perhaps not computed yet. Shape (N,)."""
+    chunk: Chunk | None
+
+    @property
+    def held(self) -> list[Sequence]:
+        """All rows of the step."""
+        return [*self.decode] if self.chunk is None else [*self.decode, self.chunk.row]
+
+    def run(self, model: LanguageModel) -> "Step":
+        """Build the step and set it off; waits for nothing. Thread: the MLX thread."""
+        yields = list(self.decode)
+        rows = [Row(1, row.cache) for row in self.decode]
+        tokens = self.tokens
+        chunk = self.chunk
+        ends_prompt = False
+        if chunk is not None:
+            row, ends_prompt = chunk.row, chunk.is_last
+            prompt = mx.array(row.tokens[row.fed : row.fed + chunk.length], dtype=mx.int32)
+            tokens = prompt if tokens is None else mx.concatenate([tokens, prompt])
+            rows.append(Row(chunk.length, row.cache))
+            if ends_prompt:
+                yields.append(row)
+        assert tokens is not None
+        hidden = model(tokens, rows)
+        for row in self.decode:
+            row.fed += 1
+        pending: list[mx.array] = []
+        marker: list[mx.array] = []
+        if chunk is not None:
+            chunk.row.fed += chunk.length
+            pending = [array for layer in chunk.row.cache for array in layer.arrays()]
+            marker = _marker(pending)
+            pending += marker
+            if ends_prompt:
+                chunk.row.status = SequenceStatus.DECODE
+            hidden = _yielding(hidden, len(self.decode), ends_prompt=ends_prompt)
+        sampled = sample_rows(model.logits(hidden), [_sampler(row) for row in yields]) if yields else None
+        if sampled is not None:
+            pending = [*sampled.arrays(), *pending]
+        mx.async_eval(pending)
+        return Step(yields, sampled, marker, chunk, time.perf_counter_ns())
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step that was set off and not read yet."""
+
+    rows: list[Sequence]
+    """Those that yield a token, in the order of `sampled`."""
+    sampled: Sampled | None
+    marker: list[mx.array]
+    """What to wait for if nothing was sampled."""
+    chunk: Chunk | None
+    set_off_ns: int
+
+    @property
+    def held(self) -> list[Sequence]:
+        """All rows of the step."""
+        return self.rows if self.chunk is None else [*self.rows, self.chunk.row]
+
+
+def _yielding(hidden: mx.array, decoding: int, *, ends_prompt: bool) -> mx.array:
+    """The hidden states that logits are wanted of. Shapes: hidden (T, D), the decoding rows first; returns (N, D)."""
+    if not ends_prompt:
+        return hidden[:decoding]
+    if not decoding:
+        return hidden[-1:]
+    return mx.concatenate([hidden[:decoding], hidden[-1:]])
+
+
+def _marker(arrays: list[mx.array]) -> list[mx.array]:
+    """A number that is known when the given arrays are.
+
+    A cache's array itself would not do: the next step overwrites the object, and waiting for it means waiting for that.
+    """
+    return [arrays[-1][(0,) * arrays[-1].ndim] + 0] if arrays else []
+
+
+def _sampler(row: Sequence) -> RowSampler:
+    assert row.sampler is not None
+    return row.sampler

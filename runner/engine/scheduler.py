@@ -1,0 +1,79 @@
+"""Scheduler: which rows run in the next step, and how much of a prompt.
+
+Owns the queue, the rows in the batch and the size of a prefill chunk; refuses to know what a model is. A step is one
+token of each decoding row and at most one chunk of one prompt, first come first served; so neither a flood of prompts
+nor a long one keeps a decoding row waiting for more than about `STEP_BOUND_S`.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from runner.engine.sequence import Sequence, SequenceStatus
+
+STEP_BOUND_S = 0.5
+MIN_CHUNK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next `length` tokens of a row's prompt."""
+
+    row: Sequence
+    length: int
+
+    @property
+    def is_last(self) -> bool:
+        """With this chunk the row's prompt is complete, so it yields a token. Only true before the chunk is run."""
+        return self.length == self.row.unfed
+
+
+class Scheduler:
+    """Lets rows in, picks the next chunk, and keeps a step short. Thread: the MLX thread."""
+
+    def __init__(self, *, parallel: int, prefill_chunk: int) -> None:
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._parallel = parallel
+        self._largest = max(prefill_chunk, 1)
+        self.chunk = self._largest
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is queued or running."""
+        return not self.running and not self.waiting
+
+    def add(self, row: Sequence) -> None:
+        """Queue a row."""
+        self.waiting.append(row)
+
+    def remove(self, row: Sequence) -> None:
+        """Take a row out, wherever it is."""
+        if row.status is SequenceStatus.WAITING:
+            self.waiting.remove(row)
+        else:
+            self.running.remove(row)
+
+    def admit(self) -> list[Sequence]:
+        """Let waiting rows into the batch as far as there is room; returns those."""
+        admitted = []
+        while self.waiting and len(self.running) < self._parallel:
+            row = self.waiting.popleft()
+            row.status = SequenceStatus.PREFILL
+            self.running.append(row)
+            admitted.append(row)
+        return admitted
+
+    def next_chunk(self) -> Chunk | None:
+        """The next piece of the oldest prompt that is not complete."""
+        for row in self.running:
+            if row.status is SequenceStatus.PREFILL:
+                return Chunk(row, min(self.chunk, row.unfed))
+        return None
+
+    def observe(self, length: int, seconds: float) -> None:
+        """Learn from a step that held a chunk of that length: shrink after a long one, grow back after a short one."""
+        if seconds > STEP_BOUND_S:
+            fitting = int(length * STEP_BOUND_S / seconds)
+            self.chunk = min(self.chunk, max(fitting, min(MIN_CHUNK, self._largest)))
+        elif seconds < STEP_BOUND_S / 2 and length == self.chunk:
+            self.chunk = min(self.chunk * 2, self._largest)

@@ -1,0 +1,193 @@
+"""Sequence: one row, what it has read and said, and the one place where it ends.
+
+Owns the row's token ids, counts and text; refuses to know what an array is. The row's cache and sampler hang on it for
+the engine's sake and are never looked into here.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from models.cache import LayerCache
+from models.detokenizer import StreamingDetokenizer
+from runner.engine.sampler import RowSampler
+from runner.engine.stop import StopAutomaton, StopMatcher
+from runner.engine.types import FinishReason, RequestId, SamplingParams, TextChunk, TextDone, TokenLogprob
+
+
+class Vocabulary(Protocol):
+    """What the engine asks of a tokenizer. Thread: any."""
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model wants its prompts to begin with BOS."""
+        ...
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens after which the model has nothing more to say."""
+        ...
+
+    def encode(self, text: str, *, add_bos: bool) -> list[int]:
+        """The ids of `text`."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for."""
+        ...
+
+    def detokenizer(self) -> StreamingDetokenizer:
+        """For one row's answer."""
+        ...
+
+
+class SequenceStatus(Enum):
+    """Where a row is in its life."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedText:
+    """A checked and tokenised request."""
+
+    tokens: list[int]
+    params: SamplingParams
+    seed: int
+    limit: int
+    """Tokens the row may hold, prompt and answer together."""
+    keep: int
+    """Tokens at the front that a context shift leaves alone."""
+    num_predict: int | None
+    shift: bool
+    stops: StopAutomaton | None
+    logprobs: bool
+    top_logprobs: int
+
+
+@dataclass(slots=True)
+class _Spoken:
+    """A token's logprob and the characters of the row's text that it gave: [start, end)."""
+
+    logprob: TokenLogprob
+    start: int
+    end: int
+
+
+class Sequence:
+    """One row of the batch."""
+
+    def __init__(self, request_id: RequestId, prepared: PreparedText, tokenizer: Vocabulary) -> None:
+        self.id = request_id
+        self.request = prepared
+        self.tokens = list(prepared.tokens)
+        """What the row holds: after a context shift less than was said."""
+        self.prompt_len = len(prepared.tokens)
+        self.cached_len = 0
+        self.fed = 0
+        """Tokens whose keys and values the cache holds: it stands for `tokens[:fed]` exactly, also after the end."""
+        self.cache: list[LayerCache] = []
+        self.sampler: RowSampler | None = None
+        self.status = SequenceStatus.WAITING
+        self.generated = 0
+        self.stop_token = False
+        self.admitted_ns = 0
+        self.first_ns = 0
+        self.last_ns = 0
+        self._stop_ids = tokenizer.stop_ids
+        self._detokenizer = tokenizer.detokenizer()
+        self._stops = StopMatcher(prepared.stops)
+        self._reason: FinishReason | None = None
+        self._ready: list[str] = []
+        self._pushed = 0
+        self._shown = 0
+        self._unspoken: list[TokenLogprob] = []
+        self._spoken: deque[_Spoken] = deque()
+
+    @property
+    def unfed(self) -> int:
+        """Tokens that prefill has still to run."""
+        return len(self.tokens) - self.fed
+
+    @property
+    def full(self) -> bool:
+        """The context has no room for another token."""
+        return len(self.tokens) >= self.request.limit
+
+    @property
+    def may_run_ahead(self) -> bool:
+        """Whether a step may be built on a token not yet read: not if it ends the row or fills the context."""
+        budget = self.request.num_predict
+        return len(self.tokens) + 1 < self.request.limit and (budget is None or self.generated + 1 < budget)
+
+    def accept(self, token: int, logprob: TokenLogprob | None = None) -> FinishReason | None:
+        """Take the row's next token; the reason if the row ends with it. The one place where a sequence ends."""
+        self.tokens.append(token)
+        if token in self._stop_ids:
+            self.stop_token = True
+            return self._end(FinishReason.STOP)
+        self.generated += 1
+        self._speak(self._detokenizer.push(token), logprob)
+        if self._stops.matched:
+            return self._end(FinishReason.STOP)
+        budget = self.request.num_predict
+        if (budget is not None and self.generated >= budget) or (self.full and not self.request.shift):
+            return self._end(FinishReason.LENGTH)
+        return None
+
+    def shift(self) -> None:
+        """Make room: drop the older half of what follows `keep`. The cache must be filled anew."""
+        keep = self.request.keep
+        discard = max((self.request.limit - keep) // 2, 1)
+        del self.tokens[keep : keep + discard]
+        self.fed = 0
+
+    def take_chunk(self) -> TextChunk | None:
+        """What may be shown and was not yet: text, the logprobs of the tokens it came from."""
+        text = "".join(self._ready)
+        self._ready.clear()
+        self._shown += len(text)
+        logprobs: list[TokenLogprob] = []
+        while self._spoken and (self._spoken[0].start < self._shown or self._spoken[0].end <= self._shown):
+            logprobs.append(self._spoken.popleft().logprob)
+        return TextChunk(self.id, text, tuple(logprobs)) if text or logprobs else None
+
+    def done(self) -> TextDone:
+        """The final counts."""
+        assert self._reason is not None
+        return TextDone(
+            id=self.id,
+            reason=self._reason,
+            prompt_tokens=self.prompt_len,
+            cached_tokens=self.cached_len,
+            prompt_ns=self.first_ns - self.admitted_ns,
+            eval_tokens=self.generated,
+            eval_ns=self.last_ns - self.first_ns,
+            stop_token=self.stop_token,
+        )
+
+    def _speak(self, text: str, logprob: TokenLogprob | None) -> None:
+        if logprob is not None:
+            # A token that only begins a character is told together with the one that completes it.
+            self._unspoken.append(logprob)
+        if not text:
+            return
+        start, self._pushed = self._pushed, self._pushed + len(text)
+        self._spoken.extend(_Spoken(entry, start, self._pushed) for entry in self._unspoken)
+        self._unspoken.clear()
+        if shown := self._stops.push(text):
+            self._ready.append(shown)
+
+    def _end(self, reason: FinishReason) -> FinishReason:
+        if not self._stops.matched:
+            # Bytes of a character that was not completed are dropped, as Ollama does; their tokens are still told of.
+            self._spoken.extend(_Spoken(entry, self._pushed, self._pushed) for entry in self._unspoken)
+            if held := self._stops.finish():
+                self._ready.append(held)
+        self.status = SequenceStatus.DONE
+        self._reason = reason
+        return reason

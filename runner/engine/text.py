@@ -1,0 +1,354 @@
+"""TextEngine: completions from a language model, several rows at a time.
+
+Owns the rows, the step in flight and the order in which both advance. Decoding is pipelined: the next step is built on
+the tokens of the last one before the host has read them, so the device never waits for Python. A row that turns out to
+have ended has then been fed its own last token already; what the cache holds of it is true, and only what was sampled
+from it is thrown away.
+"""
+
+import gc
+import logging
+import math
+import secrets
+import time
+
+import mlx.core as mx
+
+from models import host
+from models.errors import TokenizerError
+from models.llm.base import LanguageModel
+from runner.engine.batch import Batch, Step
+from runner.engine.sampler import INVALID_TOKEN, RowLogprobs, RowSampler
+from runner.engine.scheduler import Scheduler
+from runner.engine.sequence import PreparedText, Sequence, SequenceStatus, Vocabulary
+from runner.engine.stop import build_stops
+from runner.engine.types import (
+    EngineState,
+    EngineStatus,
+    Failed,
+    Output,
+    RequestId,
+    SamplingParams,
+    TextRequest,
+    TokenLogprob,
+)
+from runner.errors import BadRequest, GenerationError, PromptTooLong
+
+logger = logging.getLogger("runner.engine")
+
+MAX_TOP_LOGPROBS = 20
+REPORT_NS = 5_000_000_000
+
+
+class TextEngine:
+    """An Engine for text. Thread: the MLX thread, except where a method says otherwise."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Vocabulary,
+        *,
+        context_length: int,
+        parallel: int,
+        prefill_chunk: int,
+        max_waiting: int = 256,
+    ) -> None:
+        self._model: LanguageModel | None = model
+        self._tokenizer = tokenizer
+        self._context_length = context_length
+        self._max_requests = parallel + max_waiting
+        self._scheduler = Scheduler(parallel=parallel, prefill_chunk=prefill_chunk)
+        self._rows: dict[RequestId, Sequence] = {}
+        self._step: Step | None = None
+        self._at_risk: list[Sequence] = []
+        self._outputs: list[Output] = []
+        self._last_read_ns = 0
+        self._next_report_ns = 0
+
+    @property
+    def max_requests(self) -> int:
+        """How many requests may be running and waiting at once. Thread: any."""
+        return self._max_requests
+
+    @property
+    def idle(self) -> bool:
+        """No request is queued or running."""
+        return self._scheduler.idle
+
+    def status(self) -> EngineStatus:
+        """The present figures."""
+        return EngineStatus(
+            state=EngineState.READY,
+            progress=1.0,
+            context_length=self._context_length,
+            memory_bytes=mx.get_active_memory() + mx.get_cache_memory(),
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+        )
+
+    def tokenize(self, text: str, *, add_bos: bool) -> list[int]:
+        """Token ids of `text`; BOS only if the model has its prompts begin with it. Thread: any.
+
+        Raises:
+            BadRequest: the text is not Unicode.
+        """
+        try:
+            return self._tokenizer.encode(text, add_bos=add_bos and self._tokenizer.adds_bos)
+        except TokenizerError as error:
+            raise BadRequest(str(error)) from None
+
+    def prepare(self, request: TextRequest) -> PreparedText:
+        """Check and tokenise. Thread: any.
+
+        Raises:
+            BadRequest: the request cannot be served.
+            PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
+        """
+        params = request.sampling
+        _check(params, request.top_logprobs)
+        stops = build_stops(request.stop)
+        tokens = self.tokenize(request.prompt, add_bos=True)
+        if not tokens:
+            raise BadRequest("the prompt is empty")
+        limit = self._context_length
+        if request.num_ctx is not None and 0 < request.num_ctx < limit:
+            limit = request.num_ctx
+        keep = len(tokens) if request.num_keep < 0 else request.num_keep
+        if len(tokens) >= limit:
+            tokens = _truncate(tokens, limit, keep=keep, allowed=request.truncate)
+        return PreparedText(
+            tokens=tokens,
+            params=params,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            limit=limit,
+            keep=min(keep, limit - 1),
+            num_predict=_budget(request, limit),
+            shift=request.shift,
+            stops=stops,
+            logprobs=request.logprobs,
+            top_logprobs=request.top_logprobs,
+        )
+
+    def add(self, request_id: RequestId, prepared: object) -> None:
+        """Queue what `prepare` returned."""
+        assert isinstance(prepared, PreparedText)
+        row = Sequence(request_id, prepared, self._tokenizer)
+        self._rows[request_id] = row
+        self._scheduler.add(row)
+
+    def cancel(self, request_id: RequestId) -> None:
+        """Drop a request wherever it is."""
+        if (row := self._rows.get(request_id)) is not None:
+            self._retire(row)
+            logger.info("completion cancelled", extra={"fields": _figures(row)})
+
+    def step(self) -> list[Output]:
+        """Set off the next step, then read the one before it."""
+        last = self._step
+        batch = self._next_batch()
+        held = [] if last is None else last.held
+        # Should anything raise from here on, it concerns the rows of both steps.
+        self._at_risk = held if batch is None else [*held, *batch.held]
+        self._step = None if batch is None else self._set_off(batch)
+        if last is not None:
+            self._read(last)
+        self._at_risk = []
+        if not self._scheduler.running:
+            # Nobody waits for what was sampled ahead.
+            self._step = None
+        self._report()
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def abandon(self, error: Exception) -> list[Output]:
+        """After `step` raised: drop the rows it may have damaged. Returns what was said before, then their Failed."""
+        damaged = {row.id: row for row in self._at_risk if row.id in self._rows}
+        if self._step is not None and any(row.id in damaged for row in self._step.held):
+            self._step = None
+        self._at_risk = []
+        for row in damaged.values():
+            # Without the traceback: its frames hold arrays, which must not leave this thread.
+            self._fail(row, f"{type(error).__name__}: {error}")
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def close(self) -> None:
+        """Free everything; the engine is of no use afterwards."""
+        for row in list(self._rows.values()):
+            self._retire(row)
+        self._step = None
+        self._at_risk = []
+        self._outputs = []
+        self._model = None
+        mx.synchronize()
+        gc.collect()
+        mx.clear_cache()
+
+    def _next_batch(self) -> Batch | None:
+        for row in self._scheduler.admit():
+            self._at_risk = [row]
+            self._begin(row)
+        step = self._step
+        decode: list[Sequence] = []
+        tokens = None
+        if step is not None and step.sampled is not None:
+            picked = [
+                index
+                for index, row in enumerate(step.rows)
+                if row.status is SequenceStatus.DECODE and row.may_run_ahead
+            ]
+            decode = [step.rows[index] for index in picked]
+            tokens = step.sampled.tokens
+            if len(picked) < len(step.rows):
+                tokens = tokens[mx.array(picked)] if picked else None
+        chunk = self._scheduler.next_chunk()
+        return Batch(decode, tokens, chunk) if decode or chunk is not None else None
+
+    def _set_off(self, batch: Batch) -> Step:
+        assert self._model is not None
+        return batch.run(self._model)
+
+    def _begin(self, row: Sequence) -> None:
+        assert self._model is not None
+        row.admitted_ns = time.perf_counter_ns()
+        row.cache = self._model.new_cache()
+        request = row.request
+        row.sampler = RowSampler(
+            request.params,
+            seed=request.seed,
+            prompt=request.tokens,
+            context=request.limit,
+            top_logprobs=request.top_logprobs if request.logprobs else None,
+        )
+
+    def _read(self, step: Step) -> None:
+        """Wait for a step, and hand each row its token."""
+        if not any(row.id in self._rows for row in step.held):
+            return
+        tokens: list[int] = []
+        logprobs: dict[int, RowLogprobs] = {}
+        if step.sampled is None:
+            host.wait(step.marker)
+        else:
+            tokens, logprobs = step.sampled.read()
+        now = time.perf_counter_ns()
+        if step.chunk is not None:
+            self._scheduler.observe(step.chunk.length, (now - max(step.set_off_ns, self._last_read_ns)) / 1e9)
+        self._last_read_ns = now
+        for index, (row, token) in enumerate(zip(step.rows, tokens, strict=False)):
+            if row.status is SequenceStatus.DECODE:
+                self._advance(row, token, logprobs.get(index), now)
+
+    def _advance(self, row: Sequence, token: int, logprob: RowLogprobs | None, now: int) -> None:
+        if token == INVALID_TOKEN:
+            self._fail(row, "the model's logits are not finite numbers")
+            return
+        row.first_ns = row.first_ns or now
+        row.last_ns = now
+        reason = row.accept(token, None if logprob is None else self._told(token, logprob))
+        if (chunk := row.take_chunk()) is not None:
+            self._outputs.append(chunk)
+        if reason is not None:
+            self._retire(row)
+            self._outputs.append(row.done())
+            logger.info("completion done", extra={"fields": {**_figures(row), "reason": reason.value}})
+        elif row.full:
+            self._shift(row)
+
+    def _shift(self, row: Sequence) -> None:
+        """Keys hold their positions, so what stays is run again: exact for every architecture."""
+        assert self._model is not None
+        before = len(row.tokens)
+        row.shift()
+        row.cache = self._model.new_cache()
+        row.status = SequenceStatus.PREFILL
+        logger.debug("context shifted", extra={"fields": {"id": row.id, "before": before, "after": len(row.tokens)}})
+
+    def _told(self, token: int, logprob: RowLogprobs) -> TokenLogprob:
+        top = tuple(TokenLogprob(self._text(other), value) for other, value in logprob.top)
+        return TokenLogprob(self._text(token), logprob.chosen, top)
+
+    def _text(self, token: int) -> str:
+        return self._tokenizer.piece(token).decode("utf-8", errors="replace")
+
+    def _fail(self, row: Sequence, message: str) -> None:
+        self._retire(row)
+        self._outputs.append(Failed(row.id, GenerationError(message)))
+        logger.error("completion failed", extra={"fields": {**_figures(row), "error": message}})
+
+    def _retire(self, row: Sequence) -> None:
+        """Take a row out and let go of its arrays."""
+        del self._rows[row.id]
+        self._scheduler.remove(row)
+        row.status = SequenceStatus.DONE
+        row.cache = []
+        row.sampler = None
+
+    def _report(self) -> None:
+        """Every few seconds, a line for each row that works."""
+        now = time.perf_counter_ns()
+        if now < self._next_report_ns:
+            return
+        self._next_report_ns = now + REPORT_NS
+        for row in self._scheduler.running:
+            if now - row.admitted_ns < REPORT_NS:
+                continue
+            if row.status is SequenceStatus.PREFILL:
+                logger.info("prefill", extra={"fields": {"id": row.id, "done": row.fed, "total": len(row.tokens)}})
+            else:
+                logger.info("decode", extra={"fields": _figures(row)})
+
+
+def _check(params: SamplingParams, top_logprobs: int) -> None:
+    """Refuse what cannot be honoured. Raises BadRequest."""
+    numbers = {
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "min_p": params.min_p,
+        "typical_p": params.typical_p,
+        "repeat_penalty": params.repeat_penalty,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+    }
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise BadRequest(f"{name} must be a finite number")
+    if params.repeat_penalty < 0:
+        raise BadRequest("repeat_penalty must not be negative")
+    if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
+        raise BadRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}")
+
+
+def _truncate(tokens: list[int], limit: int, *, keep: int, allowed: bool) -> list[int]:
+    """Drop the middle, so that the prompt and one token fit. Raises PromptTooLong."""
+    room = limit - 1
+    if not allowed or room < 1:
+        raise PromptTooLong(len(tokens), limit)
+    # As Ollama does, at least one token of the tail stays.
+    keep = min(keep, room - 1)
+    logger.warning(
+        "prompt truncated", extra={"fields": {"limit": limit, "prompt": len(tokens), "keep": keep, "new": room}}
+    )
+    return tokens[:keep] + tokens[len(tokens) - (room - keep) :]
+
+
+def _budget(request: TextRequest, limit: int) -> int | None:
+    """Tokens to generate at most; None is until the context is full.
+
+    A context that shifts is never full; the end is then at ten times the context, as in Ollama.
+    """
+    wanted = request.num_predict if request.num_predict is not None and request.num_predict > 0 else None
+    if not request.shift:
+        return wanted
+    return min(wanted or 10 * limit, 10 * limit)
+
+
+def _figures(row: Sequence) -> dict[str, object]:
+    return {
+        "id": row.id,
+        "prompt_tokens": row.prompt_len,
+        "cached_tokens": row.cached_len,
+        "eval_tokens": row.generated,
+        "prompt_ms": round((row.first_ns - row.admitted_ns) / 1e6) if row.first_ns else 0,
+        "eval_ms": round((row.last_ns - row.first_ns) / 1e6),
+    }
