@@ -24,12 +24,19 @@ def new_spelling(entry: dict[str, Any]) -> dict[str, Any]:
     return {"max_position_embeddings": entry["max_position_embeddings"], "rope_parameters": parameters}
 
 
-@pytest.mark.parametrize("spelling", [old_spelling, new_spelling])
-@pytest.mark.parametrize("entry", REFERENCE, ids=NAMES)
-def test_frequencies_are_the_references(entry: dict[str, Any], spelling: Any):
-    if spelling is new_spelling and "type" in (entry["rope_scaling"] or {}):
-        pytest.skip("`type` is of the old spelling alone")
-    rope = read_rope(spelling(entry), dims=entry["head_dim"])
+def spelled() -> list[Any]:
+    """Every setting in both spellings; `type` is of the old one alone."""
+    return [
+        pytest.param(spelling(entry), entry, id=f"{entry['name']}-{spelling.__name__}")
+        for entry in REFERENCE
+        for spelling in (old_spelling, new_spelling)
+        if spelling is old_spelling or "type" not in (entry["rope_scaling"] or {})
+    ]
+
+
+@pytest.mark.parametrize(("config", "entry"), spelled())
+def test_frequencies_are_the_references(config: dict[str, Any], entry: dict[str, Any]):
+    rope = read_rope(config, dims=entry["head_dim"])
     np.testing.assert_allclose(rope.frequencies(), entry["frequencies"], rtol=2e-6)
     assert rope.magnitude == pytest.approx(entry["attention_scaling"], rel=1e-7)
 

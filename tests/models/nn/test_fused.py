@@ -1,0 +1,127 @@
+"""The fused decoder against the plain one where a published model goes and tests/parity's fixtures do not."""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_map_with_path
+
+from models.llm.base import Row
+from models.nn import fused
+from models.nn.decoder import Decoder, DecoderConfig, read_decoder_config
+from models.nn.fused import FusedDecoder
+
+NEVER, ALWAYS = 1 << 60, 1
+THRESHOLDS = {"as shipped": None, "exp": (NEVER, NEVER), "power": (NEVER, ALWAYS), "host": (ALWAYS, ALWAYS)}
+TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9]
+
+Change = Callable[[str, np.ndarray], np.ndarray]
+
+
+@pytest.fixture(params=THRESHOLDS.values(), ids=THRESHOLDS.keys())
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param is not None:
+        host, power = request.param
+        monkeypatch.setattr(fused, "HOST_ELEMENTS", host)
+        monkeypatch.setattr(fused, "POWER_ELEMENTS", power)
+
+
+def config(**changes: bool) -> DecoderConfig:
+    sizes = {
+        "vocab_size": 11,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+    }
+    return read_decoder_config(sizes, **changes)
+
+
+def decoder(of: DecoderConfig, change: Change = lambda _, weight: weight) -> Decoder:
+    """A decoder with the same random weights for the same configuration."""
+    rng = np.random.default_rng(7)
+
+    def random(path: str, old: mx.array) -> mx.array:
+        centre, spread = (1.0, 0.3) if "norm" in path else (0.0, old.shape[-1] ** -0.5)
+        return mx.array(change(path, rng.normal(centre, spread, old.shape).astype(np.float32)))
+
+    model = Decoder(of)
+    model.update(tree_map_with_path(random, model.parameters()))
+    return model
+
+
+def logits(model: Decoder | FusedDecoder, *lengths: int) -> np.ndarray:
+    """The logits of TOKENS, run in pieces of these lengths and the rest."""
+    cache, start, found = model.new_cache(), 0, []
+    for length in (*lengths, len(TOKENS) - sum(lengths)):
+        tokens = mx.array(TOKENS[start : start + length])
+        found.append(np.array(model.logits(model(tokens, [Row(length, cache)]))))
+        start += length
+    return np.concatenate(found)
+
+
+def times(factor: float, *parts: str) -> Change:
+    return lambda path, weight: weight * np.float32(factor) if any(part in path for part in parts) else weight
+
+
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(times(400.0, "gate_proj"), id="gates in the hundreds"),
+        pytest.param(times(40000.0, "gate_proj"), id="gates beyond the range of exp"),
+        pytest.param(times(30.0, "q_proj", "k_proj"), id="attention that is all or nothing"),
+        pytest.param(times(1e-4, "q_proj", "k_proj"), id="attention that is even"),
+        pytest.param(times(300.0, "embed_tokens"), id="a residual in the hundreds"),
+        pytest.param(times(1e-6, "embed_tokens"), id="a residual below the norm's epsilon"),
+    ],
+)
+def test_extreme_activations_come_out_as_from_the_plain_form(change: Change):
+    expected = logits(decoder(config(), change), 5, 1, 1)
+    assert np.isfinite(expected).all()
+    found = logits(FusedDecoder(decoder(config(), change)), 5, 1, 1)
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize(
+    "options", [{}, {"qkv_bias": True}, {"qk_norm": True}, {"output_bias": True, "mlp_bias": True}]
+)
+def test_each_option_comes_out_as_from_the_plain_form(options: dict[str, bool]):
+    expected = logits(decoder(config(**options)), 3, 7, 1)
+    np.testing.assert_allclose(logits(FusedDecoder(decoder(config(**options))), 3, 7, 1), expected, atol=2e-5)
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_the_same_step_twice_gives_the_same():
+    """No arithmetic in borrowed memory reaches a weight, a mask or a rotation."""
+    model = FusedDecoder(decoder(config(qkv_bias=True, output_bias=True, mlp_bias=True)))
+    first = logits(model, 6, 6)
+    np.testing.assert_array_equal(logits(model, 6, 6), first)
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_many_steps_may_be_built_before_one_is_read():
+    model = FusedDecoder(decoder(config()))
+    expected = logits(model, 5, 4)
+    cache = model.new_cache()
+    pieces = [TOKENS[:5], TOKENS[5:9], TOKENS[9:]]
+    lazy = [model.logits(model(mx.array(piece), [Row(len(piece), cache)])) for piece in pieces]
+    mx.eval(lazy)
+    np.testing.assert_allclose(np.concatenate([np.array(part) for part in lazy]), expected, atol=1e-5)
+
+
+def test_the_decoder_gives_its_layers_away():
+    plain = decoder(config())
+    FusedDecoder(plain)
+    assert len(plain.model.layers) == 0
+
+
+def test_both_forms_promise_the_same():
+    plain = decoder(config())
+    said = (plain.vocab_size, plain.context_length, plain.num_layers, plain.cache_nbytes(1000))
+    model = FusedDecoder(plain)
+    assert (model.vocab_size, model.context_length, model.num_layers, model.cache_nbytes(1000)) == said
