@@ -1,6 +1,6 @@
 """Chat templates: messages to the prompt a model was trained on.
 
-A template is a program that came with the weights. It runs in a sandbox that shows it strings and no Python objects, and
+A template is a program that came with the weights. It runs in a sandbox that shows it strings and no Python objects;
 what it does wrong becomes a TokenizerError. It can still waste time in nested loops: it is as trusted as the weights.
 
 Source: the environment `transformers` gives chat templates (functions, filters, white-space rules).
@@ -82,8 +82,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: object, right: object) -> object:
         """Refuse a product that is a memory bomb rather than text."""
         match operator, left, right:
-            case "**", _, int(exponent) if abs(exponent) > 64:
-                raise jinja2.exceptions.SecurityError("an exponent is too large")
+            case "**", int(base), int(exponent):
+                _check_product(base.bit_length() * exponent)
             case "*", int(count), str() | list() | tuple() as unit:
                 _check_product(len(unit) * count)
             case "*", str() | list() | tuple() as unit, int(count):
@@ -113,7 +113,7 @@ def _environment() -> _Sandbox:
 
 def _check_product(length: int) -> None:
     if length > _LONGEST_PRODUCT:
-        raise jinja2.exceptions.SecurityError("a repetition is too long")
+        raise jinja2.exceptions.SecurityError("a product is too large")
 
 
 def _raise_exception(message: object) -> NoReturn:

@@ -1,7 +1,7 @@
 """Text to token ids and back, by the files a checkpoint brings.
 
-Owns the reading of `tokenizer.json` and of the files beside it that say which tokens begin and end a text: the one place
-that knows BOS and end-of-turn rules. Knows nothing of prompts, messages or requests, and keeps no global state.
+Owns the reading of `tokenizer.json` and of the files beside it that say which tokens begin and end a text; no other
+module knows BOS and end-of-turn rules. Knows nothing of prompts, messages or requests, and keeps no global state.
 """
 
 import json
@@ -93,7 +93,8 @@ class Tokenizer:
             TokenizerError: `text` holds a lone surrogate.
         """
         try:
-            ids = self._backend.encode(text, add_special_tokens=False).ids
+            # A batch of one: unlike `encode` it lets other threads run meanwhile, and keeps no offsets.
+            ids = self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except TypeError as error:
             raise TokenizerError("the text holds half of a surrogate pair, which is no character") from error
         if add_bos and tuple(ids[: len(self._prefix)]) != self._prefix:

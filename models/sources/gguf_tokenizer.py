@@ -231,7 +231,7 @@ def _byte_level(source: _Metadata, tokens: list[str], pre: Pretokenizer) -> dict
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
-        "normalizer": None,
+        "normalizer": {"type": "NFC"} if pre.composes else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
@@ -294,13 +294,12 @@ def _merges_of_scores(tokens: list[str], types: list[int], scores: list[float]) 
         (index for index, kind in enumerate(types) if kind in text_types and len(tokens[index]) > 1),
         key=lambda index: (-scores[index], index),
     )
-    merges = []
-    for index in pieces:
-        piece = tokens[index]
-        for cut in range(len(piece) - 1, 0, -1):
-            if piece[:cut] in known and piece[cut:] in known:
-                merges.append((piece[:cut], piece[cut:]))  # noqa: PERF401 - a comprehension would slice twice as often
-    return merges
+    return [
+        (left, right)
+        for piece in (tokens[index] for index in pieces)
+        for cut in range(len(piece) - 1, 0, -1)
+        if (left := piece[:cut]) in known and (right := piece[cut:]) in known
+    ]
 
 
 def _bpe(

@@ -66,11 +66,14 @@ class Pretokenizer:
     Attributes:
         patterns: Applied in order.
         whole_words: A piece that is a token as it stands is not built up by merges.
+        composes: Text is brought to Unicode's composed form (NFC) first. llama.cpp leaves this out; the models were
+            trained with it.
         adds_bos: What holds if the file does not say whether a prompt begins with BOS.
     """
 
     patterns: tuple[str, ...]
     whole_words: bool = False
+    composes: bool = False
     adds_bos: bool = False
 
 
@@ -83,7 +86,8 @@ _FAMILIES: tuple[tuple[Pretokenizer, str], ...] = (
         "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2",
     ),
     (Pretokenizer(_LLAMA3), "dbrx smaug-bpe chatglm-bpe glm4"),
-    (Pretokenizer(_QWEN), "qwen2 deepseek-r1-qwen kormo stablelm2 megrez hunyuan grok-2"),
+    (Pretokenizer(_QWEN, composes=True), "qwen2"),
+    (Pretokenizer(_QWEN), "deepseek-r1-qwen kormo stablelm2 megrez hunyuan grok-2"),
     (
         Pretokenizer(
             (
@@ -91,15 +95,16 @@ _FAMILIES: tuple[tuple[Pretokenizer, str], ...] = (
                     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
                     rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
                 ),
-            )
+            ),
+            composes=True,
         ),
         "qwen35",
     ),
     (
         Pretokenizer((_GPT2,)),
         (
-            "gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-code jina-v2-es jina-v2-de roberta-bpe gigachat a.x-4.0 mellum "
-            "mpt olmo jais trillion granite-docling exaone4"
+            "gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-code jina-v2-es jina-v2-de roberta-bpe gigachat a.x-4.0 "
+            "mellum mpt olmo jais trillion granite-docling exaone4"
         ),
     ),
     (Pretokenizer(_DIGITS_THEN_GPT2), "smollm starcoder refact command-r codeshell exaone minerva-7b"),

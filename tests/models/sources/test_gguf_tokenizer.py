@@ -1,0 +1,275 @@
+"""Vocabularies rebuilt from GGUF metadata, against ids that the reference libraries gave (fixtures/tokenizers)."""
+
+import json
+import logging
+import random
+import time
+import unicodedata
+from pathlib import Path
+
+import gguf
+import pytest
+
+from models.errors import TokenizerError
+from models.sources.gguf_tokenizer import tokenizer_files
+from models.sources.pretokenizers import PRETOKENIZERS
+from models.tokenizer import Tokenizer, load_tokenizer
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "tokenizers"
+REFERENCE = json.loads((FIXTURES / "reference.json").read_text())
+BYTE_LEVEL = json.loads((FIXTURES / "byte_level.json").read_text())
+SENTENCEPIECE = json.loads((FIXTURES / "sentencepiece.json").read_text())
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+USER = ("<tool_call>", "</tool_call>")
+BYTE_LEVEL_KINDS = [name for name in REFERENCE["ids"] if name not in SENTENCEPIECE]
+
+
+class Files:
+    """A checkpoint that has nothing but files."""
+
+    reference = "test"
+    nbytes = 0
+
+    def __init__(self, files: dict[str, bytes]):
+        self.files = files
+        self.config: dict[str, object] = {}
+
+    def read(self, name: str) -> bytes | None:
+        return self.files.get(name)
+
+
+def byte_level_metadata(pre: str, **more: object) -> dict[str, object]:
+    types = {**dict.fromkeys(CONTROL, 3), **dict.fromkeys(USER, 4)}
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": list(BYTE_LEVEL["tokens"]),
+        "tokenizer.ggml.token_type": [types.get(token, 1) for token in BYTE_LEVEL["tokens"]],
+        "tokenizer.ggml.merges": list(BYTE_LEVEL["merges"]),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        **{f"tokenizer.ggml.{key}": value for key, value in more.items()},
+    }
+
+
+def sentencepiece_metadata(name: str, **more: object) -> dict[str, object]:
+    rows = SENTENCEPIECE[name]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [row[0] for row in rows],
+        "tokenizer.ggml.scores": [row[1] for row in rows],
+        "tokenizer.ggml.token_type": [row[2] for row in rows],
+        "tokenizer.ggml.add_space_prefix": name != "gemma",
+        **{f"tokenizer.ggml.{key}": value for key, value in more.items()},
+    }
+
+
+def load(metadata: dict[str, object]) -> Tokenizer:
+    return load_tokenizer(Files(tokenizer_files(metadata)))
+
+
+def assert_same_ids(tokenizer: Tokenizer, texts: list[str], ids: list[list[int]]) -> None:
+    wrong = [
+        (text, tokenizer.encode(text, add_bos=False), expected)
+        for text, expected in zip(texts, ids, strict=True)
+        if tokenizer.encode(text, add_bos=False) != expected
+    ]
+    assert not wrong, f"{len(wrong)} of {len(texts)}: {wrong[:3]}"
+
+
+@pytest.mark.parametrize("pre", BYTE_LEVEL_KINDS)
+def test_a_byte_level_vocabulary_gives_the_reference_ids(pre):
+    assert_same_ids(load(byte_level_metadata(pre)), REFERENCE["texts"], REFERENCE["ids"][pre])
+
+
+@pytest.mark.parametrize("pre", BYTE_LEVEL_KINDS)
+def test_special_tokens_written_in_a_text_are_found(pre):
+    assert_same_ids(load(byte_level_metadata(pre)), REFERENCE["special_texts"], REFERENCE["special_ids"][pre])
+
+
+@pytest.mark.parametrize("name", SENTENCEPIECE)
+def test_a_sentencepiece_vocabulary_gives_the_ids_of_sentencepiece(name):
+    # A text that spells out the marks of a space itself is one SentencePiece alone mistakes for spaces.
+    rows = zip(REFERENCE["texts"], REFERENCE["ids"][name], strict=True)
+    texts, ids = zip(*[(text, ids) for text, ids in rows if "\u2581\u2581" not in text], strict=True)
+    assert_same_ids(load(sentencepiece_metadata(name)), texts, ids)
+
+
+@pytest.mark.parametrize("name", SENTENCEPIECE)
+def test_special_tokens_written_in_a_sentencepiece_text_are_found(name):
+    assert_same_ids(load(sentencepiece_metadata(name)), REFERENCE["special_texts"], REFERENCE["special_ids"][name])
+
+
+@pytest.mark.parametrize("pre", sorted(PRETOKENIZERS))
+def test_every_known_pre_tokenizer_keeps_the_whole_text(pre):
+    tokenizer = load(byte_level_metadata(pre))
+    text = "It's 12345 things:\n\n  日本語 HelloWorld, ½ ქართული e\u0301 👩‍👩‍👧 IMGIMGABZ <sentinel:1>\t.\r\n"
+    detokenizer = tokenizer.detokenizer()
+    pieces = [detokenizer.push(token) for token in tokenizer.encode(text, add_bos=False)]
+    normal = unicodedata.normalize("NFC", text) if pre in {"qwen2", "qwen35"} else text
+    assert "".join(pieces) + detokenizer.finish() == normal
+
+
+def test_an_unknown_pre_tokenizer_is_warned_of_and_the_default_serves(caplog):
+    with caplog.at_level(logging.WARNING):
+        odd = load(byte_level_metadata("of-tomorrow"))
+    assert "of-tomorrow" in caplog.text
+    text = "x = 12345; it's"
+    assert odd.encode(text, add_bos=False) == load(byte_level_metadata("default")).encode(text, add_bos=False)
+
+
+def test_digits_are_cut_as_the_named_pre_tokenizer_cuts_them():
+    def cuts(pre: str) -> list[bytes]:
+        tokenizer = load(byte_level_metadata(pre))
+        return [tokenizer.piece(token) for token in tokenizer.encode("12345", add_bos=False)]
+
+    assert cuts("smollm") == [b"1", b"2", b"3", b"4", b"5"]
+    assert cuts("llama-bpe") == [b"12", b"3", b"4", b"5"]
+    assert cuts("gpt-2") == [b"12345"]
+
+
+def test_the_byte_nothing_stands_for_is_left_out():
+    # é is 0xc3 0xa9.
+    metadata = byte_level_metadata("gpt-2")
+    metadata["tokenizer.ggml.tokens"][BYTE_LEVEL["tokens"].index("\u00a9")] = "[gone]"
+    tokenizer = load(metadata)
+    assert [tokenizer.piece(token) for token in tokenizer.encode("z\u00e9z", add_bos=False)] == [b"z", b"\xc3", b"z"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "adds"),
+    [
+        (byte_level_metadata("llama-bpe"), True),
+        (byte_level_metadata("llama-bpe", add_bos_token=False), False),
+        (byte_level_metadata("qwen2"), False),
+        (byte_level_metadata("qwen2", add_bos_token=True), True),
+        (sentencepiece_metadata("llama"), True),
+        (sentencepiece_metadata("llama", add_bos_token=False), False),
+    ],
+)
+def test_bos_is_added_as_the_file_says_or_else_as_its_kind_does(metadata, adds):
+    tokenizer = load(metadata)
+    assert tokenizer.adds_bos is adds
+    assert tokenizer.bos_id == 1
+    assert (tokenizer.encode("a", add_bos=True)[0] == 1) is adds
+
+
+def test_every_end_the_file_names_stops_a_sequence():
+    metadata = byte_level_metadata("gpt-2", eot_token_id=7, eom_token_id=8, eos_token_ids=[9, 10])
+    assert load(metadata).stop_ids == {0, 2, 7, 8, 9, 10}
+
+
+def test_an_end_of_turn_of_the_wrong_type_is_still_a_control_token():
+    metadata = byte_level_metadata("gpt-2")
+    types = metadata["tokenizer.ggml.token_type"]
+    types[2] = 1
+    tokenizer = load(metadata)
+    assert tokenizer.encode("a<|im_end|>", add_bos=False)[-1] == 2
+    assert tokenizer.is_special(2)
+
+
+def test_user_defined_tokens_are_found_but_are_text():
+    tokenizer = load(byte_level_metadata("gpt-2"))
+    (token,) = tokenizer.encode("<tool_call>", add_bos=False)
+    assert not tokenizer.is_special(token)
+    assert tokenizer.piece(token) == b"<tool_call>"
+
+
+def test_the_chat_template_is_carried_over():
+    metadata = byte_level_metadata("gpt-2") | {"tokenizer.chat_template": "{{ messages }}"}
+    assert load(metadata).chat_template == "{{ messages }}"
+    assert load(byte_level_metadata("gpt-2")).chat_template is None
+
+
+def test_phi_3_swallows_the_space_after_a_special_token():
+    metadata = byte_level_metadata("gpt-2") | {"general.name": "Phi-3 mini"}
+    tokenizer = load(metadata)
+    assert tokenizer.encode("<|im_end|>\n a", add_bos=False) == tokenizer.encode("<|im_end|>a", add_bos=False)
+
+
+def test_empty_and_repeated_tokens_leave_every_other_id_in_place():
+    metadata = byte_level_metadata("gpt-2")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    count = len(tokens)
+    tokens += ["", "a", ""]
+    metadata["tokenizer.ggml.token_type"] += [1, 1, 1]
+    tokenizer = load(metadata)
+    assert tokenizer.vocab_size == count + 3
+    assert tokenizer.encode("a", add_bos=False) == [count + 1]
+    assert tokenizer.piece(tokens.index("b")) == b"b"
+
+
+def test_merges_the_vocabulary_cannot_make_are_dropped():
+    metadata = byte_level_metadata("gpt-2")
+    metadata["tokenizer.ggml.merges"][:0] = ["zz qq", "", "nospace", "a \u00f6"]
+    assert_same_ids(load(metadata), REFERENCE["texts"], REFERENCE["ids"]["gpt-2"])
+
+
+def test_a_special_id_outside_the_vocabulary_is_ignored(caplog):
+    tokenizer = load(byte_level_metadata("gpt-2", bos_token_id=10**6, eos_token_id=-1))
+    assert tokenizer.bos_id is None
+    assert "bos_token_id" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tokenizer.ggml.model": "bert"}, "bert"),
+        ({"tokenizer.ggml.model": None}, "no vocabulary"),
+        ({"tokenizer.ggml.tokens": []}, "no vocabulary"),
+        ({"tokenizer.ggml.tokens": ["a", 1]}, "tokens is not a list of texts"),
+        ({"tokenizer.ggml.tokens": "abc"}, "tokens is not a list"),
+        ({"tokenizer.ggml.token_type": [1, 2]}, "token types"),
+        ({"tokenizer.ggml.token_type": [1.5, 2]}, "whole numbers"),
+        ({"tokenizer.ggml.merges": None}, "no merges"),
+        ({"tokenizer.ggml.bos_token_id": "one"}, "bos_token_id"),
+        ({"tokenizer.ggml.add_bos_token": "yes"}, "add_bos_token"),
+        ({"tokenizer.chat_template": 7}, "chat_template"),
+        ({"tokenizer.ggml.model": "llama"}, "scores"),
+        ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": ["x"]}, "scores"),
+    ],
+)
+def test_a_damaged_vocabulary_is_refused_with_the_reason(change, reason):
+    with pytest.raises(TokenizerError, match=reason):
+        load(byte_level_metadata("gpt-2") | change)
+
+
+def test_a_vocabulary_of_150000_tokens_is_rebuilt_in_under_two_seconds():
+    draw = random.Random(4)
+    alphabet = BYTE_LEVEL["tokens"][3:258]
+    tokens, merges = list(dict.fromkeys(alphabet)), []
+    known = set(tokens)
+    while len(tokens) < 150_000:
+        left, right = draw.choice(tokens), draw.choice(alphabet)
+        if left + right not in known:
+            known.add(left + right)
+            tokens.append(left + right)
+            merges.append(f"{left} {right}")
+    began = time.process_time()
+    tokenizer = load(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "qwen2",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": [1] * len(tokens),
+            "tokenizer.ggml.merges": merges,
+        }
+    )
+    assert tokenizer.vocab_size == 150_000
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.model
+def test_the_default_model_gives_the_ids_of_its_training(default_model):
+    reader = gguf.GGUFReader(default_model)
+    tokenizer = load({key: field.contents() for key, field in reader.fields.items()})
+    assert tokenizer.vocab_size == 49152
+    assert tokenizer.stop_ids == {0, 2}
+    assert not tokenizer.adds_bos
+    assert tokenizer.encode("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n", add_bos=True) == [
+        *(1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198),
+    ]
+    for text in REFERENCE["texts"]:
+        detokenizer = tokenizer.detokenizer()
+        pieces = [detokenizer.push(token) for token in tokenizer.encode(text, add_bos=True)]
+        assert "".join(pieces) + detokenizer.finish() == text
