@@ -31,15 +31,26 @@ def open_checkpoint(reference: str, store: Path, *, verify_digests: bool = False
     """
     if not reference or "\0" in reference:
         raise ModelNotFoundError("no model is named: give a model's name, a folder or a GGUF file")
-    path = Path(reference).expanduser()
-    looks_like_path = reference.startswith(("/", "./", "../", "~")) or path.suffix in (".gguf", ".safetensors")
-    if path.is_dir() and (looks_like_path or _is_model(path)):
-        return HFDirectory(path)
-    if path.is_file():
-        return _open_file(path)
-    if looks_like_path:
+    is_path = reference.startswith(("/", "./", "../", "~")) or reference in (".", "..")
+    try:
+        path = Path(reference).expanduser()
+        if path.is_file():
+            return _open_file(path)
+        if path.is_dir() and (is_path or _is_model(path)):
+            return HFDirectory(path)
+    except (OSError, RuntimeError) as error:
+        # A name too long for a path, a folder we may not enter, a `~` without a home.
+        raise ModelNotFoundError(f"{reference[:200]}: {error}") from error
+    if is_path:
         raise ModelNotFoundError(f"{reference}: no such file or folder")
-    return open_ollama_model(reference, store, verify_digests=verify_digests)
+    try:
+        return open_ollama_model(reference, store, verify_digests=verify_digests)
+    except ModelNotFoundError as error:
+        if path.is_dir():
+            raise CheckpointError(
+                "the folder has neither a config.json nor a model_index.json", file=reference
+            ) from error
+        raise
 
 
 def _is_model(folder: Path) -> bool:

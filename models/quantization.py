@@ -92,7 +92,7 @@ def spec_of_settings(settings: Mapping[str, object]) -> QuantizationSpec:
     Raises:
         QuantizationError: a value is not of its kind, or MLX has no such quantisation.
     """
-    mode = settings.get("mode", "affine")
+    mode = settings.get("mode") or "affine"
     if not isinstance(mode, str):
         raise QuantizationError(f"config.json: quantization mode {mode!r} is no text")
     return checked_spec(mode, _count(settings, "bits"), _count(settings, "group_size"))
@@ -154,9 +154,11 @@ def fitted_spec(
     fitting = [each for each in candidates if shapes_agree(each, weight_shape, scales_shape)]
     usual = (QuantizationSpec("affine", 4, 32), QuantizationSpec("affine", 8, 64), QuantizationSpec("affine", 4, 64))
 
-    def distance(each: QuantizationSpec) -> tuple[bool, bool, int]:
+    def distance(each: QuantizationSpec) -> tuple[bool, bool, int, int]:
+        unlike_group = spec is None or each.group_size != spec.group_size
+        unlike_bits = spec is None or each.bits != spec.bits
         rank = usual.index(each) if each in usual else len(usual)
-        return (spec is None or each.group_size != spec.group_size, spec is None or each.bits != spec.bits, rank)
+        return unlike_group, unlike_bits, rank, abs(each.group_size - 64)
 
     return min(fitting, key=distance, default=None)
 

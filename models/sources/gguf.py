@@ -1,6 +1,10 @@
-"""A GGUF file as a checkpoint: names, configuration, tokenizer and the order of rows translated to Hugging Face's."""
+"""A GGUF file as a checkpoint: names, configuration, tokenizer and the order of rows translated to Hugging Face's.
+
+A model may be split over several files, `NAME-00001-of-00003.gguf` and so on; any of them stands for all.
+"""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +21,11 @@ from models.sources.gguf_header import GGUFHeader, GGUFTensor, read_header
 from models.sources.gguf_tokenizer import tokenizer_files
 
 _ROPE_FACTORS = "rope_freqs.weight"
+_SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 
 class GGUFFile:
-    """A GGUF file as a checkpoint (see `Checkpoint`). `label` is what messages call it."""
+    """A GGUF file as a checkpoint (see `Checkpoint`)."""
 
     def __init__(self, path: Path, reference: str) -> None:
         self._path = path
@@ -29,7 +34,26 @@ class GGUFFile:
 
     @cached_property
     def _header(self) -> GGUFHeader:
-        return read_header(self._path, self._label)
+        header = read_header(self._path)
+        count = header.metadata.get("split.count", 1)
+        if count in (0, 1):
+            return header
+        match = _SPLIT.fullmatch(self._path.name)
+        if match is None or not isinstance(count, int) or int(match[2]) != count:
+            raise CheckpointError(
+                f"is one of {count} parts of a model, and not called NAME-00001-of-{count:05}.gguf, so the others "
+                "cannot be found; merge them with llama-gguf-split --merge",
+                file=self._label,
+            )
+        paths = [self._path.with_name(f"{match[1]}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
+        parts = [read_header(path) for path in paths]
+        tensors: dict[str, GGUFTensor] = {}
+        for part in parts:
+            for name, tensor in part.tensors.items():
+                if name in tensors:
+                    raise CheckpointError(f"is in {tensors[name].path} as well", file=str(tensor.path), tensor=name)
+                tensors[name] = tensor
+        return GGUFHeader(parts[0].metadata, tensors)
 
     @cached_property
     def config(self) -> Mapping[str, JSON]:
@@ -37,9 +61,8 @@ class GGUFFile:
         tensor = self._header.tensors.get(_ROPE_FACTORS)
         factors = None
         if tensor is not None:
-            check_kind(tensor, self._label)
-            rows = read_rows(self._path, tensor, self._label)
-            factors = [float(value) for value in floats(rows, tensor.kind).reshape(-1)]
+            check_kind(tensor)
+            factors = [float(value) for value in floats(read_rows(tensor), tensor.kind).reshape(-1)]
         return hf_config(self._header, factors, self._label)
 
     @property
@@ -69,12 +92,12 @@ class GGUFFile:
                 nbytes = packed_nbytes(spec, tensor.shape, scale_itemsize=2)
             else:
                 nbytes = tensor.nbytes if tensor.kind in PLAIN else elements * 4
-            yield TensorInfo(name, tensor.shape, nbytes, quantized=spec is not None, file=self._label, spec=spec)
+            yield TensorInfo(name, tensor.shape, nbytes, quantized=spec is not None, file=str(tensor.path), spec=spec)
 
     def tensors(self, component: str = "") -> Iterator[NamedTensor]:
         """See `Checkpoint.tensors`. Each tensor is read when its turn comes."""
         for name, tensor in self._named(component):
-            yield NamedTensor(name, self._value(tensor), self._label)
+            yield NamedTensor(name, self._value(tensor), str(tensor.path))
 
     def _named(self, component: str) -> Iterator[tuple[str, GGUFTensor]]:
         if component:
@@ -82,16 +105,16 @@ class GGUFFile:
         for tensor in self._header.tensors.values():
             name = hf_name(tensor.name)
             if name is not None:
-                check_kind(tensor, self._label)
+                check_kind(tensor)
                 yield name, tensor
 
     def _value(self, tensor: GGUFTensor) -> Tensor:
-        rows = read_rows(self._path, tensor, self._label)
+        rows = read_rows(tensor)
         vector = len(tensor.shape) == 1
         if vector:
             # A row a value: then a bias is reordered as the rows of its matrix are.
             rows = rows.reshape(tensor.shape[0], -1) if tensor.kind in PLAIN else rows
-        order = unpermuted_rows(tensor.name, rows.shape[0], self.config, self._label)
+        order = unpermuted_rows(tensor.name, rows.shape[0], self.config, str(tensor.path))
         if order is not None:
             rows = rows[order]
         if tensor.kind in PLAIN:

@@ -9,7 +9,6 @@ Source: ggml-common.h (block_q4_0, block_q4_1, block_q8_0) for the blocks; mlx.c
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +37,7 @@ class PackedRows:
     biases: npt.NDArray[np.float16]
 
 
-def check_kind(tensor: GGUFTensor, file: str) -> None:
+def check_kind(tensor: GGUFTensor) -> None:
     """Refuse a block format that is not read here.
 
     Raises:
@@ -49,23 +48,23 @@ def check_kind(tensor: GGUFTensor, file: str) -> None:
         raise CheckpointError(
             f"its type {tensor.kind.name} is not supported (known: {known}); choose a version of the model in one of "
             "these",
-            file=file,
+            file=str(tensor.path),
             tensor=tensor.name,
         )
 
 
-def read_rows(path: Path, tensor: GGUFTensor, file: str) -> npt.NDArray[np.uint8]:
+def read_rows(tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
     """A tensor's bytes, row by row (a tensor of one dimension is one row).
 
     Raises:
         CheckpointError: the file has become shorter, or cannot be read.
     """
     try:
-        data = np.fromfile(path, np.uint8, tensor.nbytes, offset=tensor.offset)
+        data = np.fromfile(tensor.path, np.uint8, tensor.nbytes, offset=tensor.offset)
     except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror}", file=file, tensor=tensor.name) from error
+        raise CheckpointError(f"cannot be read: {error.strerror}", file=str(tensor.path), tensor=tensor.name) from error
     if data.size != tensor.nbytes:
-        raise CheckpointError("the file has been cut short", file=file, tensor=tensor.name)
+        raise CheckpointError("the file has been cut short", file=str(tensor.path), tensor=tensor.name)
     count = int(np.prod(tensor.shape[:-1], dtype=np.int64))
     return data.reshape(count, tensor.nbytes // count if count else 0)
 

@@ -5,7 +5,7 @@ Source: the GGUF specification (ggml docs/gguf.md), versions 2 and 3, little-end
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -37,7 +37,7 @@ _MOST_DIMENSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """One tensor's entry.
+    """One tensor's entry, and the file it is in.
 
     Shape has the rows first (GGUF writes the contiguous dimension first); offset is from the start of the file.
     """
@@ -47,6 +47,7 @@ class GGUFTensor:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +59,19 @@ class GGUFHeader:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether the file starts as a GGUF file does. An unreadable file does not."""
+    """Whether the file starts as a GGUF file does.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return file.read(4) == GGUF_MAGIC
-    except OSError:
-        return False
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", file=str(path)) from error
 
 
-def read_header(path: Path, label: str) -> GGUFHeader:
+def read_header(path: Path) -> GGUFHeader:
     """Read and verify the header.
 
     Raises:
@@ -75,18 +80,19 @@ def read_header(path: Path, label: str) -> GGUFHeader:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            return _Reader(file, size, label).header()
+            return _Reader(file, size, path).header()
     except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror}", file=label) from error
+        raise CheckpointError(f"cannot be read: {error.strerror}", file=str(path)) from error
 
 
 class _Reader:
     """Reads values in sequence, never past the end of the file."""
 
-    def __init__(self, file: BinaryIO, size: int, label: str) -> None:
+    def __init__(self, file: BinaryIO, size: int, path: Path) -> None:
         self._file = file
         self._size = size
-        self._label = label
+        self._path = path
+        self._label = str(path)
 
     def header(self) -> GGUFHeader:
         if self._take(4) != GGUF_MAGIC:
@@ -121,7 +127,7 @@ class _Reader:
                     file=self._label,
                     tensor=entry.name,
                 )
-            tensors[entry.name] = GGUFTensor(entry.name, entry.kind, entry.shape, start + entry.offset, entry.nbytes)
+            tensors[entry.name] = replace(entry, offset=start + entry.offset)
         return tensors
 
     def _entry(self) -> GGUFTensor:
@@ -144,7 +150,7 @@ class _Reader:
         elements = 1
         for dim in shape:
             elements *= dim
-        return GGUFTensor(name, kind, shape, offset, elements // block * block_bytes)
+        return GGUFTensor(name, kind, shape, offset, elements // block * block_bytes, self._path)
 
     def _value(self, kind: int, depth: int) -> MetadataValue:
         if kind == _STRING:

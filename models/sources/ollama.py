@@ -54,7 +54,7 @@ def open_ollama_model(reference: str, store: Path, *, verify_digests: bool = Fal
             f"model {str(name)!r} not found in {store} (and {reference!r} is no file or folder); "
             f"try `ollama pull {name}`"
         )
-    layers = _read_manifest(path, name)
+    config, layers = _read_manifest(path, name)
     blobs = Blobs(store / "blobs", f"try `ollama pull {name}`")
     for layer in layers:
         if layer.media_type in _NEEDED:
@@ -63,7 +63,7 @@ def open_ollama_model(reference: str, store: Path, *, verify_digests: bool = Fal
         raise CheckpointError("the model has an adapter (LoRA), which is not supported", file=str(path))
     ggufs = [layer for layer in layers if layer.media_type == _GGUF]
     if any(layer.media_type == _TENSOR for layer in layers):
-        return OllamaManifest(str(name), path, layers, blobs)
+        return OllamaManifest(str(name), path, layers, blobs, _draft_prefix(config, layers, blobs))
     if len(ggufs) > 1:
         raise CheckpointError("the model is split over several GGUF files, which is not supported", file=str(path))
     if not ggufs:
@@ -71,7 +71,8 @@ def open_ollama_model(reference: str, store: Path, *, verify_digests: bool = Fal
     return GGUFFile(blobs.path(ggufs[0]), str(name))
 
 
-def _read_manifest(path: Path, name: ModelName) -> list[Layer]:
+def _read_manifest(path: Path, name: ModelName) -> tuple[Layer | None, list[Layer]]:
+    """The layer of Ollama's own description of the model, and the others."""
     try:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
@@ -83,16 +84,41 @@ def _read_manifest(path: Path, name: ModelName) -> list[Layer]:
         raise CheckpointError(f"the manifest has no layers; try `ollama pull {name}`", file=str(path))
     layers = []
     for entry in listed:
-        match entry:
-            case {"mediaType": str(media_type), "digest": str(digest), "size": int(size)} if _DIGEST.fullmatch(digest):
-                layer_name = entry.get("name") or ""
-                layers.append(Layer(media_type, digest, size, str(layer_name)))
-            case _:
-                raise CheckpointError(
-                    f"the manifest has a malformed layer {json.dumps(entry)[:200]}; try `ollama pull {name}`",
-                    file=str(path),
-                )
-    return layers
+        layer = _layer(entry)
+        if layer is None:
+            raise CheckpointError(
+                f"the manifest has a malformed layer {json.dumps(entry)[:200]}; try `ollama pull {name}`",
+                file=str(path),
+            )
+        layers.append(layer)
+    return _layer(manifest.get("config")), layers
+
+
+def _layer(entry: object) -> Layer | None:
+    match entry:
+        case {"mediaType": str(media_type), "digest": str(digest), "size": int(size), **rest} if _DIGEST.fullmatch(
+            digest
+        ):
+            return Layer(media_type, digest, size, str(rest.get("name") or ""))
+    return None
+
+
+def _draft_prefix(config: Layer | None, layers: Sequence[Layer], blobs: "Blobs") -> str:
+    """What the tensors of a draft model begin with, if there is one: they are no part of the model itself.
+
+    Source: ollama v0.33.0-rc2 types/model/config.go, x/mlxrunner/model/root.go.
+    """
+    try:
+        described = json.loads(blobs.path(config).read_bytes()) if config else {}
+    except (OSError, ValueError):
+        # The description is Ollama's own and nothing else here needs it.
+        described = {}
+    match described:
+        case {"draft": {"tensor_prefix": str(prefix)}} if prefix:
+            return prefix
+        case {"draft": {}}:
+            return "draft."
+    return "draft." if any(each.media_type == _CONFIG and each.name == "draft/config.json" for each in layers) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +167,12 @@ class Blobs:
 class OllamaManifest:
     """A model whose weights are tensor blobs (see `Checkpoint`)."""
 
-    def __init__(self, reference: str, path: Path, layers: Sequence[Layer], blobs: Blobs) -> None:
+    def __init__(self, reference: str, path: Path, layers: Sequence[Layer], blobs: Blobs, draft: str) -> None:
         self.reference = reference
         self._path = path
         self._layers = layers
         self._blobs = blobs
+        self._draft = draft
 
     @cached_property
     def config(self) -> Mapping[str, JSON]:
@@ -189,7 +216,6 @@ class OllamaManifest:
 
     def _table(self, component: str) -> TensorTable:
         prefix = f"{component}/" if component else ""
-        draft = "" if component else self._draft_prefix()
         opened: dict[str, SafetensorsFile] = {}
         members: dict[str, Member] = {}
         for layer in self._layers:
@@ -198,16 +224,12 @@ class OllamaManifest:
             if layer.digest not in opened:
                 opened[layer.digest] = open_safetensors(self._blobs.path(layer), self._blobs.label(layer))
             for name, member in _members(opened[layer.digest], layer.name):
-                if not draft or not name.startswith(draft):
+                if component or not self._draft or not name.startswith(self._draft):
                     members[name.removeprefix(prefix)] = member
         if not members:
             what = f"has no component {component!r}" if component else "has no tensors"
             raise CheckpointError(f"the manifest {what}", file=str(self._path))
         return make_table(members, self._spec_of)
-
-    def _draft_prefix(self) -> str:
-        """What the tensors of a draft model begin with; they are no part of the model itself."""
-        return "draft." if self.read("draft/config.json") is not None else ""
 
     def _spec_of(self, name: str, weight: Member, scales: Member) -> QuantizationSpec:
         quant_type, group_size = self._declared(weight)
