@@ -32,6 +32,7 @@ PROBE_S = 0.1
 KEPT_LINES = 200
 LINE_BYTES = 16 << 20
 COMMIT = 2
+ERROR_STATUS = 5
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Child:
         self.session = session
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         """The last lines of its stdout and stderr."""
+        self._heard = asyncio.Condition()
         self._drains = [asyncio.create_task(self._drain(pipe)) for pipe in (process.stdout, process.stderr)]
 
     @property
@@ -93,6 +95,28 @@ class Child:
         while line := await pipe.readline():
             self.lines.append(line.decode(errors="replace").rstrip())
             logger.debug("child", extra={"fields": {"line": self.lines[-1]}})
+            async with self._heard:
+                self._heard.notify_all()
+        async with self._heard:
+            self._heard.notify_all()
+
+    async def said(self, text: str, timeout_s: float = 60) -> str:
+        """Wait for a line that contains `text`; the line.
+
+        Raises:
+            ChildError: it ended, or time did, without saying so.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), self._heard:
+                while True:
+                    if line := next((line for line in self.lines if text in line), None):
+                        return line
+                    if all(drain.done() for drain in self._drains):
+                        break
+                    await self._heard.wait()
+        except TimeoutError:
+            pass
+        raise ChildError(f'the runner did not say "{text}"; its last line: {self.last_words()}')
 
     async def wait(self) -> int:
         """Wait for its end and for all it wrote; the exit code, negative for a signal."""
@@ -148,7 +172,7 @@ class Child:
                     if health is not None and enough(health):
                         return health
                     if health is not None and self.dialect is DialectName.CLASSIC:
-                        self._report(health, progress)
+                        await self._report(health, progress)
                     await asyncio.wait([end], timeout=PROBE_S)
         except TimeoutError as error:
             raise ChildError(f"the runner was not ready after {timeout_s:g} s: {self.last_words()}") from error
@@ -156,12 +180,20 @@ class Child:
             end.cancel()
         raise await self._death()
 
-    def _report(self, health: Mapping[str, JSON], progress: Callable[[float], None] | None) -> None:
-        if health.get("status") == 5:
-            raise ChildError(next((line for line in reversed(self.lines) if "level=ERROR" in line), "the load failed"))
+    async def _report(self, health: Mapping[str, JSON], progress: Callable[[float], None] | None) -> None:
+        if health.get("status") == ERROR_STATUS:
+            await self.stop()
+            raise ChildError(f"the model could not be loaded: {self._last_error()}")
         value = health.get("progress")
         if progress is not None and isinstance(value, int | float):
             progress(float(value))
+
+    def _last_error(self) -> str:
+        """The error that the last log line of level ERROR tells."""
+        for line in reversed(self.lines):
+            if "level=ERROR" in line and (found := re.search(r' error=(?:"((?:\\.|[^"\\])*)"|(\S+))', line)):
+                return re.sub(r"\\(.)", r"\1", found[1] or found[2])
+        return self.last_words()
 
     async def load(self, *, context: int | None = None, parallel: int = 1, operation: int = COMMIT) -> JSON:
         """The classic dialect's POST /load; the answer with its memory table.

@@ -102,10 +102,7 @@ async def _ask(config: TryConfig, model: str) -> Figures:
     async with spawn(model, dialect=DialectName.CLASSIC, flags=flags) as child:
         await child.wait_answering()
         await _load(child, config)
-        # The child loads in the background; our own reading of the same files costs no time.
-        prompt = await asyncio.to_thread(_prompt, config, model)
-        await child.wait_ready(progress=bar.show)
-        load_s = bar.finish()
+        load_s, prompt = await asyncio.gather(_loaded(child, bar), asyncio.to_thread(_prompt, config, model))
         first_token_s, last = await _stream(child, prompt, _options(config))
         figures = Figures(load_s, first_token_s, last, child.peak_memory_bytes())
         code = await child.stop()
@@ -114,10 +111,28 @@ async def _ask(config: TryConfig, model: str) -> Figures:
     return figures
 
 
+async def _loaded(child: Child, bar: ProgressBar) -> float:
+    await child.wait_ready(progress=bar.show)
+    return bar.finish()
+
+
 async def _load(child: Child, config: TryConfig) -> None:
     answer = await child.load(context=config.runner.context, parallel=1)
     if isinstance(answer, dict) and answer.get("Success") is False:
-        raise ChildError(f"insufficient memory: {child.last_words()}")
+        needed = _total(answer.get("Memory"))
+        raise ChildError(
+            f"insufficient memory: the model needs {needed / 2**30:.1f} GiB, more than is available; choose a smaller "
+            "or quantised model, --weights=keep or a smaller --context, or --check-memory=false to try all the same"
+        )
+
+
+def _total(memory: JSON) -> int:
+    """The sum of all figures of a memory table."""
+    if isinstance(memory, dict):
+        return sum(map(_total, memory.values()))
+    if isinstance(memory, list):
+        return sum(map(_total, memory))
+    return memory if isinstance(memory, int) else 0
 
 
 def _options(config: TryConfig) -> dict[str, JSON]:

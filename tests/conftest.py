@@ -1,6 +1,8 @@
 """Fixtures of all tests. The device is prepared here, before anything imports MLX."""
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -33,7 +35,7 @@ def tiny_llama(parity: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def default_model() -> Path:
-    """SmolLM2-135M-Instruct as a GGUF file, fetched once for this machine. Without a network there is nothing to test."""
+    """SmolLM2-135M-Instruct as a GGUF file, fetched once for this machine. Only CI insists on it."""
     try:
         return default_model_module.fetch(cache_folder(os.environ), lambda _: None)
     except default_model_module.FetchError as error:
@@ -52,3 +54,13 @@ def spawn_runner(tiny_llama: Path) -> SpawnRunner:
         return spawn(model, dialect=dialect, **more)
 
     return start
+
+
+@pytest.fixture
+def roomy_llama(tiny_llama: Path, tmp_path: Path) -> Path:
+    """The tiny Llama with a context of ten million tokens: its prefill can take as long as a test wants."""
+    folder = tmp_path / "roomy"
+    shutil.copytree(tiny_llama, folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 10_000_000}))
+    return folder
