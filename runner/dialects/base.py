@@ -306,11 +306,25 @@ def split_lines(
         yield line
         return
     half = len(logprobs) // 2
-    cut = sum(len(entry.token) for entry in logprobs[:half]) if half else len(text) // 2
-    cut = min(max(cut, 1), len(text) - 1) if len(text) > 1 else len(text)
+    cut = _cut(text, logprobs, half)
     first = logprobs[:half] if half else logprobs
     yield from split_lines(text[:cut], first, encode, max_line)
     yield from split_lines(text[cut:], logprobs[half:] if half else (), encode, max_line)
+
+
+def _cut(text: str, logprobs: tuple[TokenLogprob, ...], half: int) -> int:
+    """Where to cut the text that belongs to the first `half` tokens."""
+    if len(text) <= 1:
+        return len(text)
+    lengths = [len(entry.token) for entry in logprobs]
+    if not half:
+        cut = len(text) // 2
+    elif sum(lengths) == len(text):
+        cut = sum(lengths[:half])
+    else:
+        # Tokens that are parts of a character have no text of their own to go by.
+        cut = len(text) * half // len(logprobs)
+    return min(max(cut, 1), len(text) - 1)
 
 
 async def stream(
