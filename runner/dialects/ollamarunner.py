@@ -33,7 +33,7 @@ from runner.dialects.base import (
 from runner.engine.load import DeviceMemory, LoadOptions, MemoryPlan, ModelLoader
 from runner.engine.loop import BuildEngine, EngineLoop
 from runner.engine.types import EngineState, TextChunk, TextDone, TextRequest, TokenLogprob
-from runner.errors import AlreadyLoaded, BadRequest, InsufficientMemory, LoadError, NotImplementedHere
+from runner.errors import AlreadyLoaded, BadRequest, InsufficientMemory, LoadError, NotImplementedHere, NotReady
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,9 @@ def _log_load(task: asyncio.Task[None]) -> None:
     if task.cancelled():
         return
     error = task.exception()
-    if error is not None:
+    if isinstance(error, NotReady):
+        logger.info("load given up", extra={"fields": {"reason": str(error)}})
+    elif error is not None:
         logger.error("load failed", extra={"fields": {"error": str(error)}}, exc_info=error)
 
 
