@@ -133,7 +133,7 @@ class Tokenizer:
             return b""
         added = self._added.get(token)
         if added is not None:
-            return self._decoding.added(added)
+            return self._decoding.replaced(added)
         text = self._backend.id_to_token(token)
         return b"" if text is None else self._decoding.plain(text)
 
@@ -159,9 +159,6 @@ class _Decoding:
             strips_space=any(_strips_space(step) for step in steps),
         )
 
-    def added(self, text: str) -> bytes:
-        return text.encode() if self.byte_level else self._replaced(text)
-
     def plain(self, text: str) -> bytes:
         if self.byte_level:
             try:
@@ -173,9 +170,9 @@ class _Decoding:
                 return bytes.fromhex(text[3:5])
             except ValueError:
                 pass
-        return self._replaced(text)
+        return self.replaced(text)
 
-    def _replaced(self, text: str) -> bytes:
+    def replaced(self, text: str) -> bytes:
         for old, new in self.replacements:
             text = text.replace(old, new)
         return text.encode()
@@ -225,7 +222,10 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """
     raw = _read(checkpoint, "tokenizer.json")
     if raw is None:
-        raise TokenizerError(f"{checkpoint.reference} has no tokenizer.json")
+        raise TokenizerError(
+            f"{checkpoint.reference} has no tokenizer.json; a vocabulary in tokenizer.model or vocab.json must be "
+            "converted first (transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+        )
     try:
         backend = tokenizers.Tokenizer.from_buffer(raw)
     except Exception as error:  # the library raises no type more precise than this for a bad file

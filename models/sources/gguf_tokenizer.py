@@ -169,15 +169,24 @@ def _encode(document: object) -> bytes:
 
 
 def _unambiguous(tokens: list[str]) -> list[str]:
-    """Give empty and repeated tokens a name of their own, so that every id has one text and the last of equals wins."""
+    """Give empty, repeated and garbled tokens a name of their own: every id has one text, and the last of equals wins."""
     last = {token: index for index, token in enumerate(tokens)}
-    if len(last) == len(tokens) and "" not in last:
+    if len(last) == len(tokens) and "" not in last and _is_unicode("".join(tokens)):
         return tokens
-    _log.warning("the vocabulary has empty or repeated tokens")
+    _log.warning("the vocabulary has empty, repeated or garbled tokens")
     return [
-        f"[EMPTY_{index}]" if not token else token if last[token] == index else f"[REPEATED_{index}]"
+        token if token and last[token] == index and _is_unicode(token) else f"[UNUSABLE_{index}]"
         for index, token in enumerate(tokens)
     ]
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` is free of the lone surrogates by which a reader marks bytes that were no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _types(source: _Metadata, tokens: list[str]) -> list[int]:
@@ -240,14 +249,13 @@ def _byte_level(source: _Metadata, tokens: list[str], pre: Pretokenizer) -> dict
 
 
 def _known_merges(merges: list[str], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Split `left right`, whose left part may itself begin with a space, and drop what the vocabulary cannot make."""
-    pairs = []
-    for merge in merges:
-        cut = merge.find(" ", 1)
-        left, right = merge[:cut], merge[cut + 1 :]
-        if cut > 0 and left in vocabulary and right in vocabulary and left + right in vocabulary:
-            pairs.append((left, right))
-    return pairs
+    """Split each `left right`, and drop what the vocabulary cannot make, which the library would refuse."""
+    pairs = (merge.partition(" ") for merge in merges)
+    return [
+        (left, right)
+        for left, _, right in pairs
+        if left in vocabulary and right in vocabulary and left + right in vocabulary
+    ]
 
 
 def _sentencepiece(source: _Metadata, tokens: list[str], types: list[int], unk: int | None) -> dict[str, object]:

@@ -242,6 +242,17 @@ def test_an_added_token_of_a_byte_level_vocabulary_is_its_text():
     assert tokenizer.piece(token).decode() == "<é → ▁>"
 
 
+def test_plain_tokens_that_stand_for_no_bytes_are_their_text():
+    backend = tokenizers.Tokenizer(models.BPE({"a": 0, "\u2581": 1, "\u2581\u20ac": 2}, [], byte_fallback=True))
+    backend.decoder = decoders.ByteLevel()
+    assert load(backend).piece(2).decode() == "\u2581\u20ac"
+    odd = tokenizers.Tokenizer(models.BPE({"<0xZZ>": 0, "<0x4a>": 1}, [], byte_fallback=True))
+    odd.decoder = decoders.ByteFallback()
+    assert [load(odd).piece(token) for token in (0, 1)] == [b"<0xZZ>", b"J"]
+    bare = tokenizers.Tokenizer(models.BPE({"\u2581x": 0}, []))
+    assert load(bare).piece(0).decode() == "\u2581x"
+
+
 def test_ids_outside_the_vocabulary_have_no_text():
     tokenizer = load(byte_level())
     assert tokenizer.vocab_size == len(BYTE_LEVEL["tokens"])
