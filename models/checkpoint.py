@@ -36,25 +36,26 @@ def open_checkpoint(reference: str, store: Path, *, verify_digests: bool = False
         path = Path(reference).expanduser()
         if path.is_file():
             return _open_file(path)
-        if path.is_dir() and (is_path or _is_model(path)):
+        is_folder = path.is_dir()
+        if is_folder and ((path / "config.json").is_file() or (path / "model_index.json").is_file()):
             return HFDirectory(path)
     except (OSError, RuntimeError) as error:
         # A name too long for a path, a folder we may not enter, a `~` without a home.
         raise ModelNotFoundError(f"{reference[:200]}: {error}") from error
+    if is_path and is_folder:
+        raise _no_configuration(reference)
     if is_path:
         raise ModelNotFoundError(f"{reference}: no such file or folder")
     try:
         return open_ollama_model(reference, store, verify_digests=verify_digests)
     except ModelNotFoundError as error:
-        if path.is_dir():
-            raise CheckpointError(
-                "the folder has neither a config.json nor a model_index.json", file=reference
-            ) from error
+        if is_folder:
+            raise _no_configuration(reference) from error
         raise
 
 
-def _is_model(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "model_index.json").is_file()
+def _no_configuration(folder: str) -> CheckpointError:
+    return CheckpointError("the folder has neither a config.json nor a model_index.json", file=folder)
 
 
 def _open_file(path: Path) -> Checkpoint:

@@ -142,9 +142,9 @@ def fitted_spec(
 ) -> QuantizationSpec | None:
     """The affine spec that the shapes of packed weights and scales allow, nearest to what the metadata says.
 
-    The shapes give only bits times group size. The declared group size is trusted first (a model's layers differ in
-    bits more often than in groups), then the declared bits; with nothing declared, 4 bits in 32s and 8 bits in 64s are
-    what Ollama's importer makes. None if nothing fits.
+    The shapes give only bits times group size. Ollama makes 4 and 8 bits, so these come first; then the declared group
+    size (a model's layers differ in bits more often than in groups), then the declared bits; with nothing declared, 4
+    bits in 32s and 8 bits in 64s are what its importer makes. None if nothing fits.
 
     Source: ollama v0.24.0 x/mlxrunner/model/quant.go, InferAffineQuantParamsFromShapes.
     """
@@ -154,11 +154,11 @@ def fitted_spec(
     fitting = [each for each in candidates if shapes_agree(each, weight_shape, scales_shape)]
     usual = (QuantizationSpec("affine", 4, 32), QuantizationSpec("affine", 8, 64), QuantizationSpec("affine", 4, 64))
 
-    def distance(each: QuantizationSpec) -> tuple[bool, bool, int, int]:
+    def distance(each: QuantizationSpec) -> tuple[bool, bool, bool, int, int]:
         unlike_group = spec is None or each.group_size != spec.group_size
         unlike_bits = spec is None or each.bits != spec.bits
         rank = usual.index(each) if each in usual else len(usual)
-        return unlike_group, unlike_bits, rank, abs(each.group_size - 64)
+        return each.bits not in (4, 8), unlike_group, unlike_bits, rank, abs(each.group_size - 64)
 
     return min(fitting, key=distance, default=None)
 

@@ -10,8 +10,10 @@ Three naming conventions for the parts are in use, and a checkpoint may mix them
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -67,20 +69,20 @@ class TensorTable:
 
     def tensors(self) -> Iterator[NamedTensor]:
         """Every tensor, lazy. A file stays open only while arrays of it wait to be taken. Thread: the MLX thread."""
-        waiting: dict[str, int] = {}
-        for entry in self._entries.values():
-            for part in _parts(entry):
-                waiting[str(part.file.path)] = waiting.get(str(part.file.path), 0) + 1
-        opened: dict[str, dict[str, mx.array]] = {}
+        # An older store may give one stored tensor to two names. An array that no name waits for is let go: once
+        # evaluated it holds its data, whoever else has been given a copy.
+        waiting = Counter(
+            (part.file.path, part.stored.key) for entry in self._entries.values() for part in _parts(entry)
+        )
+        opened: dict[Path, dict[str, mx.array]] = {}
 
         def take(member: Member) -> mx.array:
-            path = str(member.file.path)
+            path, key = member.file.path, member.stored.key
             if path not in opened:
-                opened[path] = member.file.arrays()
-            # Not popped: an older store may give one stored tensor to two names.
-            array = opened[path][member.stored.key]
-            waiting[path] -= 1
-            if not waiting[path]:
+                opened[path] = {name: array for name, array in member.file.arrays().items() if waiting[path, name]}
+            waiting[path, key] -= 1
+            array = opened[path][key] if waiting[path, key] else opened[path].pop(key)
+            if not opened[path]:
                 del opened[path]
             return array
 

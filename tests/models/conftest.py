@@ -40,7 +40,9 @@ class StoreWriter:
     def json(self, name: str, value: object) -> Path:
         return self.blob(CONFIG, json.dumps(value).encode(), name)
 
-    def manifest(self, path: str = "registry.ollama.ai/library/tiny/latest", config: Mapping[str, object] | None = None) -> Path:
+    def manifest(
+        self, path: str = "registry.ollama.ai/library/tiny/latest", config: Mapping[str, object] | None = None
+    ) -> Path:
         description = {"model_format": "safetensors"} | dict(config or {})
         self.blob("application/vnd.docker.container.image.v1+json", json.dumps(description).encode())
         manifest = {

@@ -27,11 +27,11 @@ def test_a_name_is_filled_in_from_the_defaults(text: str, parts: tuple[str, str,
 @pytest.mark.parametrize(
     "text",
     [
-        "", ":", "a:", ":b", "/", "a/", "/a", "//a", "a//b", "..", "../a", "a/../b", "../../etc/passwd", "a/b/..", "a:../x",
-        "a:..", ".hidden", "-a", "a b", "a@sha256:00", "a\n", "a/b.c/d/e", "b.c/d", "é", "x" * 81, "a:" + "t" * 81, "a\x00",
-        "h/../a/b", "%2e%2e/a", "a\\b",
+        *("", ":", "a:", ":b", "/", "a/", "/a", "//a", "a//b", "..", "../a", "a/../b", "../../etc/passwd", "a/b/.."),
+        *("a:../x", "a:..", ".hidden", "-a", "a b", "a@sha256:00", "a\n", "a/b.c/d/e", "b.c/d", "é", "a\x00"),
+        *("x" * 81, "a:" + "t" * 81, "h/../a/b", "%2e%2e/a", "a\\b"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_name_is_refused_and_never_leads_out_of_the_store(text: str):
     with pytest.raises(ModelNotFoundError):
         ModelName.parse(text)

@@ -1,0 +1,155 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.errors import CheckpointError
+from models.sources.gguf import GGUFFile
+from models.sources.gguf_config import hf_name
+
+
+def config_of(path: Path) -> dict[str, object]:
+    return dict(GGUFFile(path, "m").config)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("token_embd.weight", "model.embed_tokens.weight"),
+        ("output_norm.weight", "model.norm.weight"),
+        ("output.weight", "lm_head.weight"),
+        ("blk.11.attn_norm.weight", "model.layers.11.input_layernorm.weight"),
+        ("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight"),
+        ("blk.0.attn_q.bias", "model.layers.0.self_attn.q_proj.bias"),
+        ("blk.0.attn_output.weight", "model.layers.0.self_attn.o_proj.weight"),
+        ("blk.0.attn_k_norm.weight", "model.layers.0.self_attn.k_norm.weight"),
+        ("blk.0.ffn_down.weight", "model.layers.0.mlp.down_proj.weight"),
+        ("rope_freqs.weight", None),
+        ("blk.0.attn_rot_embd.weight", None),
+        ("blk.0.ssm_conv1d.weight", "blk.0.ssm_conv1d.weight"),
+        ("v.patch_embd.weight", "v.patch_embd.weight"),
+    ],
+)
+def test_names_are_hugging_faces(name: str, expected: str | None):
+    assert hf_name(name) == expected
+
+
+def test_a_llama_is_described_as_hugging_face_does(write_gguf):
+    config = config_of(write_gguf({}, {"llama.rope.freq_base": 5e5, "tokenizer.ggml.eos_token_id": 2}))
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["model_type"] == "llama"
+    expected = {
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 96,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "rope_scaling": None,
+        "vocab_size": 10,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "eos_token_id": 2,
+    }
+    assert {key: config[key] for key in expected} == expected
+    assert "sliding_window" not in config
+
+
+def test_what_the_tensors_say_counts(write_gguf):
+    bias = np.zeros(64, np.float32)
+    config = config_of(write_gguf({"output.weight": np.zeros((10, 64), np.float32), "blk.0.attn_q.bias": bias}))
+    assert config["tie_word_embeddings"] is False
+    assert config["attention_bias"] is True
+
+
+@pytest.mark.parametrize(
+    ("arch", "hf"),
+    [
+        ("qwen2", ["Qwen2ForCausalLM"]),
+        ("qwen3", ["Qwen3ForCausalLM"]),
+        ("mistral", ["MistralForCausalLM"]),
+        ("rwkv7", []),
+    ],
+)
+def test_every_architecture_keeps_its_own_name_too(write_gguf, arch: str, hf: list[str]):
+    config = config_of(write_gguf({}, {f"{arch}.attention.key_length": 32}, arch=arch))
+    assert (config["gguf_architecture"], config["architectures"], config["head_dim"]) == (arch, hf, 32)
+
+
+def test_a_llama_with_a_window_is_a_mistral_and_with_experts_a_mixtral(write_gguf):
+    windowed = config_of(write_gguf({}, {"llama.attention.sliding_window": 32}))
+    assert (windowed["architectures"], windowed["model_type"]) == (["MistralForCausalLM"], "mistral")
+    assert windowed["sliding_window"] == 32
+    mixture = config_of(write_gguf({}, {"llama.expert_count": 8, "llama.expert_used_count": 2}))
+    assert mixture["architectures"] == ["MixtralForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "scaling"),
+    [
+        ({"type": "none"}, None),
+        ({"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({"type": "linear", "factor": 1.0}, None),
+        ({"type": "longrope", "factor": 4.0}, {"rope_type": "longrope", "factor": 4.0}),
+        (
+            {"type": "yarn", "factor": 4.0, "original_context_length": 32, "yarn_beta_fast": 30.0},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 30.0},
+        ),
+        (
+            {"type": "yarn", "factor": 4.0, "attn_factor": 0.5},
+            {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.5 * (1 + 0.1 * np.log(4.0))},
+        ),
+    ],
+)
+def test_rope_scaling_is_told_in_hugging_faces_words(write_gguf, metadata: dict[str, object], scaling: object):
+    values = {f"llama.rope.scaling.{key}": value for key, value in metadata.items()}
+    found = config_of(write_gguf({}, values))["rope_scaling"]
+    assert found is None if scaling is None else found == pytest.approx(scaling)
+
+
+def test_linear_scaling_of_old_files_is_understood(write_gguf):
+    config = config_of(write_gguf({}, {"llama.rope.scale_linear": 4.0}))
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+
+
+def test_frequency_factors_become_part_of_the_configuration(write_gguf):
+    factors = np.array([1, 1, 2, 2, 4, 4, 8, 8], np.float32)
+    config = config_of(write_gguf({"rope_freqs.weight": factors}))
+    assert config["rope_scaling"] == {"rope_type": "factors", "factors": factors.tolist()}
+    assert config_of(write_gguf({"rope_freqs.weight": np.ones(8, np.float32)}))["rope_scaling"] is None
+
+
+def test_a_part_of_the_head_that_rotates_is_told(write_gguf):
+    assert config_of(write_gguf({}, {"llama.rope.dimension_count": 4}))["partial_rotary_factor"] == 0.25
+    assert "partial_rotary_factor" not in config_of(write_gguf({}, {"llama.rope.dimension_count": 16}))
+
+
+def test_one_value_a_layer_is_taken_if_they_are_alike(write_gguf):
+    assert config_of(write_gguf({}, {"llama.attention.head_count": [4, 4]}))["num_attention_heads"] == 4
+    with pytest.raises(CheckpointError, match=r"llama\.attention\.head_count = \[4, 8\]"):
+        config_of(write_gguf({}, {"llama.attention.head_count": [4, 8]}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"llama.embedding_length": None}, "has no llama.embedding_length"),
+        ({"llama.block_count": 0}, "llama.block_count = 0"),
+        ({"llama.context_length": "many"}, "llama.context_length = 'many'"),
+        ({"llama.rope.freq_base": float("inf")}, "llama.rope.freq_base = inf"),
+        ({"llama.rope.scaling.type": 3}, "llama.rope.scaling.type = 3"),
+    ],
+)
+def test_metadata_that_makes_no_sense_is_refused(write_gguf, change: dict[str, object], reason: str):
+    with pytest.raises(CheckpointError, match=reason):
+        config_of(write_gguf({}, change))
+
+
+def test_a_file_without_an_embedding_is_refused(write_gguf):
+    path = write_gguf({"token_embd.weight": None})
+    with pytest.raises(CheckpointError, match=r"tensor token_embd\.weight"):
+        config_of(path)

@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from models.checkpoint import open_checkpoint
+from models.errors import CheckpointError, ModelNotFoundError
+from models.sources.gguf import GGUFFile
+from models.sources.hf import HFDirectory
+from models.sources.ollama import OllamaManifest
+
+
+def hf_folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "config.json").write_text("{}")
+    mx.save_safetensors(str(path / "model.safetensors"), {"a": mx.ones(1)})
+    return path
+
+
+def test_a_folder_is_opened_by_its_path(tmp_path: Path):
+    assert isinstance(open_checkpoint(str(hf_folder(tmp_path / "m")), tmp_path), HFDirectory)
+
+
+def test_a_relative_path_without_a_dot_is_a_path_if_a_model_is_there(
+    tmp_path: Path, store_writer, monkeypatch: pytest.MonkeyPatch
+):
+    store_writer.tensors("a", {"a": mx.ones(1)})
+    store_writer.manifest()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert isinstance(open_checkpoint("tiny", store_writer.store), OllamaManifest)
+    hf_folder(tmp_path / "models" / "tiny")
+    assert isinstance(open_checkpoint("models/tiny", store_writer.store), HFDirectory)
+    assert isinstance(open_checkpoint("./models/tiny", store_writer.store), HFDirectory)
+
+
+def test_a_gguf_file_is_known_by_its_first_bytes_and_not_its_name(tmp_path: Path):
+    blob = tmp_path / "sha256-00"
+    blob.write_bytes(b"GGUF" + bytes(20))
+    assert isinstance(open_checkpoint(str(blob), tmp_path), GGUFFile)
+
+
+def test_a_name_is_looked_up_in_the_store(store_writer):
+    store_writer.tensors("a", {"a": mx.ones(1)})
+    store_writer.manifest("registry.ollama.ai/me/mine/v1")
+    checkpoint = open_checkpoint("ME/Mine:V1", store_writer.store)
+    assert np.array([tensor.value.tolist() for tensor in checkpoint.tensors()]).tolist() == [[1]]
+
+
+@pytest.mark.parametrize(
+    "reference", ["", "a\0b", "~nobody-has-this-name/m", "x" * 10_000, "/nowhere/m", "./m", "a/b/c/d"]
+)
+def test_what_names_nothing_is_not_found(tmp_path: Path, reference: str):
+    with pytest.raises(ModelNotFoundError):
+        open_checkpoint(reference, tmp_path)
+
+
+def test_a_name_that_is_nowhere_says_where_was_looked(tmp_path: Path):
+    with pytest.raises(
+        ModelNotFoundError, match=r"'llama3:latest' not found in .*no file or folder.*`ollama pull llama3"
+    ):
+        open_checkpoint("llama3", tmp_path)
+
+
+def test_a_store_cannot_be_left_by_a_name(tmp_path: Path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "latest").write_text('{"layers": []}')
+    for name in ("../../../secret", "a/../../secret", "a:../../secret", "..", "a/../..:latest"):
+        with pytest.raises((ModelNotFoundError, CheckpointError)) as caught:
+            open_checkpoint(name, tmp_path / "store")
+        assert "layers" not in str(caught.value)
+
+
+def test_a_folder_without_a_model_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"neither a config\.json"):
+        open_checkpoint("empty", tmp_path / "store")
+    with pytest.raises(CheckpointError, match=r"neither a config\.json"):
+        open_checkpoint("./empty", tmp_path / "store")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("m.bin", "not a GGUF file"), ("m.safetensors", "name the folder")])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, reason: str):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=reason):
+        open_checkpoint(str(tmp_path / name), tmp_path)
