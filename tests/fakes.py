@@ -4,7 +4,11 @@ The model's hidden state of a token depends on every token before it by exact in
 company, a wrong offset or a mixed-up row all show in what it says.
 """
 
+import asyncio
 import copy
+import gc
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -71,7 +75,7 @@ class FakeModel:
         self.context_length = context_length
         self.steps = 0
         self.before_step = before_step
-        self.caches: list[FakeCache] = []
+        self._caches: weakref.WeakSet[FakeCache] = weakref.WeakSet()
         encoded = [script.encode() if isinstance(script, str) else script for script in scripts]
         self.longest = max(map(len, encoded), default=0) + 1
         self._scripts = [[*script, *[EOS] * (self.longest - len(script))] for script in encoded] or [[EOS]]
@@ -108,8 +112,14 @@ class FakeModel:
         return mx.where(last == POISON, mx.nan, logits).astype(mx.float32)
 
     def new_cache(self) -> list[FakeCache]:
-        self.caches.append(FakeCache())
-        return [self.caches[-1]]
+        cache = FakeCache()
+        self._caches.add(cache)
+        return [cache]
+
+    def living_caches(self) -> int:
+        """How many rows' caches something still refers to."""
+        gc.collect()
+        return len(self._caches)
 
     def cache_nbytes(self, tokens: int) -> int:
         return 4 * tokens
@@ -124,6 +134,28 @@ def _hidden(tokens: mx.array) -> mx.array:
     script = mx.where(code >= 0, code % 16, _NO_SCRIPT)
     place = mx.where(code >= 0, places - code // 16, 0)
     return mx.stack([digest, tokens, script, place], axis=-1).astype(mx.float32)
+
+
+class Gate:
+    """A `before_step` that holds the model up at one step until it is opened."""
+
+    PATIENCE_S = 30
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._reached = threading.Event()
+        self._opened = threading.Event()
+
+    def __call__(self, number: int, rows: Sequence[Row]) -> None:
+        if number == self._step:
+            self._reached.set()
+            assert self._opened.wait(self.PATIENCE_S), "nobody opened the gate"
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self._reached.wait, self.PATIENCE_S), "the model never came to the gate"
+
+    def open(self) -> None:
+        self._opened.set()
 
 
 def scripted(script: int, prompt: str = "") -> str:

@@ -1,0 +1,58 @@
+"""Requests served by an engine on the fake model, with and without the loop around it."""
+
+from runner.engine.loop import EngineLoop
+from runner.engine.text import TextEngine
+from runner.engine.types import Failed, Output, RequestId, TextChunk, TextDone, TextRequest
+from tests.fakes import ByteTokenizer, FakeModel
+
+
+class Answer:
+    """What came of one request."""
+
+    def __init__(self, outputs: list[Output]) -> None:
+        assert outputs, "no output at all"
+        *chunks, self.end = outputs
+        assert isinstance(self.end, TextDone | Failed)
+        assert all(isinstance(chunk, TextChunk) and (chunk.text or chunk.logprobs) for chunk in chunks)
+        self.chunks = [chunk for chunk in chunks if isinstance(chunk, TextChunk)]
+        self.pieces = [chunk.text for chunk in self.chunks]
+        self.text = "".join(self.pieces)
+        self.logprobs = [logprob for chunk in self.chunks for logprob in chunk.logprobs]
+
+    @property
+    def done(self) -> TextDone:
+        assert isinstance(self.end, TextDone), self.end
+        return self.end
+
+    @property
+    def error(self) -> Exception:
+        assert isinstance(self.end, Failed), self.end
+        return self.end.error
+
+
+def make_engine(model: FakeModel, **options) -> TextEngine:
+    adds_bos = options.pop("adds_bos", False)
+    settings = {"context_length": 256, "parallel": 4, "prefill_chunk": 16} | options
+    return TextEngine(model, ByteTokenizer(adds_bos=adds_bos), **settings)
+
+
+def run(engine: TextEngine, *requests: TextRequest) -> list[Answer]:
+    """Serve requests that all come at once, without a loop."""
+    outputs: dict[RequestId, list[Output]] = {}
+    for number, request in enumerate(requests):
+        outputs[number] = []
+        engine.add(number, engine.prepare(request))
+    while not engine.idle:
+        for output in engine.step():
+            outputs[output.id].append(output)
+    return [Answer(outputs[number]) for number in range(len(requests))]
+
+
+def answer(model: FakeModel, request: TextRequest, **options) -> Answer:
+    """Serve one request by an engine of its own."""
+    return run(make_engine(model, **options), request)[0]
+
+
+async def ask(loop: EngineLoop, request: TextRequest) -> Answer:
+    async with loop.submit(request) as outputs:
+        return Answer([output async for output in outputs])

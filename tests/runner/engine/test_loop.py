@@ -1,0 +1,445 @@
+import asyncio
+import threading
+
+import pytest
+
+from runner.engine import loop as loop_module
+from runner.engine.loop import EngineLoop, LoadAbandoned
+from runner.engine.mlx_thread import MLXThread
+from runner.engine.text import TextEngine
+from runner.engine.types import EngineState, SamplingParams, TextChunk, TextRequest
+from runner.errors import AlreadyLoaded, BadRequest, Busy, GenerationError, NotReady
+from tests.fakes import FakeModel, Gate, scripted
+from tests.runner.engine.conftest import Serve
+from tests.runner.engine.serving import Answer, ask, make_engine
+
+LONG = "la " * 60
+ENDLESS = "go on " * 1000
+
+
+async def started(loop: EngineLoop, request: TextRequest) -> asyncio.Task[Answer]:
+    """A request that is in the engine's hands, in a task of its own."""
+    admitted = asyncio.Event()
+
+    async def read() -> Answer:
+        async with loop.submit(request) as outputs:
+            admitted.set()
+            return Answer([output async for output in outputs])
+
+    task = asyncio.create_task(read())
+    await admitted.wait()
+    return task
+
+
+async def cancel(task: asyncio.Task[Answer]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+# --- answers
+
+
+async def test_an_answer_streams_piece_by_piece_and_ends_with_its_counts(serve: Serve):
+    loop = await serve(FakeModel("Hello, world"))
+    answer = await ask(loop, TextRequest(scripted(0)))
+    assert answer.text == "Hello, world"
+    assert (answer.done.prompt_tokens, answer.done.eval_tokens, answer.done.stop_token) == (1, 12, True)
+
+
+async def test_requests_say_in_company_what_they_say_alone(serve: Serve):
+    loop = await serve(FakeModel(), parallel=3)
+    requests = [TextRequest(f"number {n}" * (n + 1), SamplingParams(seed=n), num_predict=30) for n in range(8)]
+    alone = [(await ask(loop, request)).text for request in requests]
+    company = [answer.text for answer in await asyncio.gather(*(ask(loop, request) for request in requests))]
+    assert company == alone
+    assert len(set(alone)) == len(alone)
+
+
+async def test_a_wrong_prompt_is_refused_before_anything_is_queued(serve: Serve):
+    loop = await serve(FakeModel("yes"))
+    with pytest.raises(BadRequest):
+        await ask(loop, TextRequest(""))
+    assert (await ask(loop, TextRequest(scripted(0)))).text == "yes"
+
+
+async def test_a_full_queue_is_busy_and_room_again_is_not(serve: Serve):
+    gate = Gate(0)
+    loop = await serve(FakeModel("yes", before_step=gate), parallel=1, max_waiting=1)
+    tasks = [await started(loop, TextRequest(scripted(0))) for _ in range(2)]
+    with pytest.raises(Busy):
+        await ask(loop, TextRequest(scripted(0)))
+    gate.open()
+    assert [(await task).text for task in tasks] == ["yes", "yes"]
+    assert (await ask(loop, TextRequest(scripted(0)))).text == "yes"
+
+
+async def test_text_can_be_tokenized_while_a_step_runs(serve: Serve):
+    gate = Gate(0)
+    loop = await serve(FakeModel("yes", before_step=gate), adds_bos=True)
+    task = await started(loop, TextRequest(scripted(0)))
+    await gate.reached()
+    assert await loop.tokenize("ab", add_bos=False) == [97, 98]
+    assert len(await loop.tokenize("ab", add_bos=True)) == 3
+    gate.open()
+    await task
+
+
+# --- cancellation
+
+
+async def test_a_request_cancelled_in_the_queue_is_never_run(serve: Serve):
+    gate = Gate(1)
+    lengths = []
+
+    def note(number, rows):
+        lengths.append([row.length for row in rows])
+        gate(number, rows)
+
+    loop = await serve(FakeModel("first", "third", before_step=note), parallel=1)
+    first = await started(loop, TextRequest(scripted(0)))
+    await gate.reached()
+    second = await started(loop, TextRequest("seven.." * 2))
+    third = await started(loop, TextRequest(scripted(1, "abc")))
+    await cancel(second)
+    gate.open()
+    assert (await first).text == "first"
+    assert (await third).text == "third"
+    assert [14] not in lengths
+
+
+async def test_a_request_cancelled_in_prefill_stops_within_one_step(serve: Serve):
+    gate = Gate(2)
+    model = FakeModel("next", before_step=gate)
+    loop = await serve(model, parallel=1)
+    task = await started(loop, TextRequest(LONG))
+    await gate.reached()
+    await cancel(task)
+    gate.open()
+    assert (await ask(loop, TextRequest(scripted(0)))).text == "next"
+    # Three chunks of the long prompt, then one prompt and five steps that yield "next" and its end; one runs ahead.
+    assert model.steps == 3 + 1 + 5
+
+
+async def test_a_request_cancelled_in_decode_stops_within_one_step_and_its_memory_returns(serve: Serve):
+    gate = Gate(5)
+    model = FakeModel(ENDLESS, "next", before_step=gate)
+    loop = await serve(model, parallel=2)
+    task = await started(loop, TextRequest(scripted(0)))
+    await gate.reached()
+    await cancel(task)
+    gate.open()
+    assert (await ask(loop, TextRequest(scripted(1)))).text == "next"
+    assert model.steps <= 6 + 1 + 5
+    assert (loop.status.running, loop.status.waiting) == (0, 0)
+    assert model.living_caches() == 0
+
+
+async def test_leaving_the_reader_early_cancels_the_request(serve: Serve):
+    model = FakeModel(ENDLESS, "next")
+    loop = await serve(model, parallel=1)
+    async with loop.submit(TextRequest(scripted(0))) as outputs:
+        first = await anext(outputs)
+        assert isinstance(first, TextChunk)
+    assert (await ask(loop, TextRequest(scripted(1)))).text == "next"
+    assert model.steps < 100
+
+
+async def test_a_request_cancelled_before_its_first_tick_is_not_started(serve: Serve):
+    model = FakeModel("yes")
+    loop = await serve(model)
+    async with loop.submit(TextRequest(scripted(0))):
+        pass
+    assert (await ask(loop, TextRequest(scripted(0)))).done.eval_tokens == 3
+    # The prompt, three letters, and the step that ran ahead of the end.
+    assert model.steps == 1 + 3 + 1
+
+
+# --- failures
+
+
+async def test_a_step_that_raises_fails_its_rows_and_serving_goes_on(serve: Serve):
+    def fail(number, rows):
+        if number == 3:
+            raise MemoryError("no room for this step")
+
+    loop = await serve(FakeModel("first answer", "next", before_step=fail), parallel=2)
+    running = [await started(loop, TextRequest(scripted(0))) for _ in range(2)]
+    waiting = await started(loop, TextRequest(scripted(1)))
+    for task in running:
+        error = (await task).error
+        assert isinstance(error, GenerationError)
+        assert "no room for this step" in str(error)
+        assert error.__traceback__ is None
+    assert (await waiting).text == "next"
+    assert loop.status.state is EngineState.READY
+
+
+async def test_a_row_whose_logits_are_not_numbers_fails_alone(serve: Serve):
+    loop = await serve(FakeModel("fine"))
+    bad = await started(loop, TextRequest("oh\x0e"))
+    good = await started(loop, TextRequest(scripted(0)))
+    assert isinstance((await bad).error, GenerationError)
+    assert (await good).text == "fine"
+
+
+async def test_a_reader_that_lags_is_failed_and_holds_nobody_up(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop_module, "MAX_PENDING", 20)
+    loop = await serve(FakeModel(ENDLESS, "next"), parallel=1, context_length=4096)
+    async with loop.submit(TextRequest(scripted(0))) as outputs:
+        # Served behind the one that nobody reads, so that one was cut off by then.
+        assert (await ask(loop, TextRequest(scripted(1)))).text == "next"
+        lagging = Answer([output async for output in outputs])
+    assert "not read fast enough" in str(lagging.error)
+    assert ENDLESS.startswith(lagging.text)
+    assert len(lagging.text) == 21
+
+
+async def test_chunks_that_wait_are_handed_over_as_one(serve: Serve):
+    loop = await serve(FakeModel("all at once", "x"), parallel=1)
+    async with loop.submit(TextRequest(scripted(0))) as outputs:
+        await ask(loop, TextRequest(scripted(1)))
+        lagging = Answer([output async for output in outputs])
+    assert lagging.pieces == ["all at once"]
+
+
+async def test_a_flood_of_prompts_does_not_starve_a_decoding_row(serve: Serve):
+    gate, batches = Gate(1), []
+
+    def note(number, rows):
+        batches.append([(id(row.cache[0]), row.length) for row in rows])
+        gate(number, rows)
+
+    loop = await serve(FakeModel("steady", before_step=note), parallel=4)
+    steady = await started(loop, TextRequest(scripted(0)))
+    flood = [await started(loop, TextRequest(LONG, num_predict=1)) for _ in range(12)]
+    gate.open()
+    assert (await steady).text == "steady"
+    row = (batches[0][0][0], 1)
+    assert [row in batch for batch in batches[:8]] == [True] * 8
+    assert [(len(batch), batch[1][1]) for batch in batches[2:8]] == [(2, 16)] * 6, "one chunk a step beside it"
+    for answer in await asyncio.gather(*flood):
+        assert answer.done.prompt_tokens == len(LONG)
+
+
+async def test_a_request_the_engine_lost_is_failed(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    def lose(self, request_id, prepared):
+        raise KeyError("lost")
+
+    loop = await serve(FakeModel("yes"))
+    with monkeypatch.context() as patch:
+        patch.setattr(TextEngine, "add", lose)
+        assert isinstance((await ask(loop, TextRequest(scripted(0)))).error, GenerationError)
+    assert (await ask(loop, TextRequest(scripted(0)))).text == "yes"
+
+
+async def test_if_the_loop_itself_fails_nobody_waits_for_ever(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    def broken(self):
+        raise KeyError("a mistake of ours")
+
+    loop = await serve(FakeModel("yes"))
+    monkeypatch.setattr(TextEngine, "status", broken)
+    assert "a mistake of ours" in str((await ask(loop, TextRequest(scripted(0)))).error)
+    assert loop.status.state is EngineState.ERROR
+    with pytest.raises(NotReady, match="a mistake of ours"):
+        await ask(loop, TextRequest(scripted(0)))
+
+
+# --- status
+
+
+async def test_the_status_answers_while_a_step_runs(serve: Serve):
+    gate = Gate(1)
+    loop = await serve(FakeModel("yes", before_step=gate), parallel=1)
+    tasks = [await started(loop, TextRequest(scripted(0))) for _ in range(3)]
+    await gate.reached()
+    assert loop.status.state is EngineState.READY
+    assert loop.status.context_length == 256
+    assert loop.status.running == 1
+    gate.open()
+    await asyncio.gather(*tasks)
+    assert (loop.status.running, loop.status.waiting) == (0, 0)
+
+
+async def test_an_idle_loop_does_not_tick(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    loop = await serve(FakeModel("yes"))
+    await ask(loop, TextRequest(scripted(0)))
+    ticks = []
+    monkeypatch.setattr(loop_module, "tick", lambda *args: ticks.append(args))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert ticks == []
+
+
+# --- load and unload
+
+
+async def test_progress_is_seen_while_loading(thread: MLXThread):
+    loop = EngineLoop(thread)
+    seen, go_on = threading.Event(), threading.Event()
+
+    def build(progress):
+        progress(0.25)
+        seen.set()
+        assert go_on.wait(10)
+        return make_engine(FakeModel("yes"))
+
+    assert loop.status.state is EngineState.LAUNCHED
+    with pytest.raises(NotReady, match="no model"):
+        await ask(loop, TextRequest("x"))
+    loading = asyncio.create_task(loop.load(build))
+    await asyncio.to_thread(seen.wait, 10)
+    assert (loop.status.state, loop.status.progress) == (EngineState.LOADING, 0.25)
+    with pytest.raises(NotReady, match="loading"):
+        await ask(loop, TextRequest("x"))
+    with pytest.raises(AlreadyLoaded):
+        await loop.load(build)
+    go_on.set()
+    await loading
+    assert loop.status.state is EngineState.READY
+    with pytest.raises(AlreadyLoaded):
+        await loop.load(build)
+    await loop.close(0)
+
+
+async def test_a_load_that_fails_is_an_error_that_another_load_mends(thread: MLXThread):
+    loop = EngineLoop(thread)
+
+    def broken(progress):
+        raise ValueError("tensor x is missing")
+
+    with pytest.raises(ValueError, match="tensor x"):
+        await loop.load(broken)
+    assert (loop.status.state, loop.status.error) == (EngineState.ERROR, "tensor x is missing")
+    with pytest.raises(NotReady, match="tensor x"):
+        await ask(loop, TextRequest("x"))
+    await loop.load(lambda progress: make_engine(FakeModel("yes")))
+    assert (await ask(loop, TextRequest(scripted(0)))).text == "yes"
+    await loop.close(0)
+
+
+def endless_load(begun: threading.Event, reports: list[float]):
+    def build(progress):
+        for step in range(1_000_000):
+            progress(step / 1_000_000)
+            reports.append(step)
+            begun.set()
+        raise AssertionError("the load was not abandoned")
+
+    return build
+
+
+async def test_closing_abandons_a_load(thread: MLXThread):
+    loop = EngineLoop(thread)
+    begun = threading.Event()
+    loading = asyncio.create_task(loop.load(endless_load(begun, [])))
+    await asyncio.to_thread(begun.wait, 10)
+    await loop.close(0)
+    with pytest.raises(LoadAbandoned):
+        await loading
+    assert loop.status.state is EngineState.LAUNCHED
+    with pytest.raises(NotReady):
+        await loop.load(endless_load(begun, []))
+
+
+async def test_cancelling_the_caller_of_load_abandons_it(thread: MLXThread):
+    loop = EngineLoop(thread)
+    begun = threading.Event()
+    loading = asyncio.create_task(loop.load(endless_load(begun, [])))
+    await asyncio.to_thread(begun.wait, 10)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    await loop.unload()
+    assert loop.status.state is EngineState.LAUNCHED
+    await loop.load(lambda progress: make_engine(FakeModel("yes")))
+    await loop.close(0)
+
+
+async def test_an_engine_whose_load_was_abandoned_too_late_is_freed(thread: MLXThread):
+    loop = EngineLoop(thread)
+    built, go_on = threading.Event(), threading.Event()
+    engines = []
+
+    def build(progress):
+        engines.append(make_engine(FakeModel("yes")))
+        built.set()
+        assert go_on.wait(10)
+        return engines[0]
+
+    loading = asyncio.create_task(loop.load(build))
+    await asyncio.to_thread(built.wait, 10)
+    closing = asyncio.create_task(loop.close(0))
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    with pytest.raises(LoadAbandoned):
+        await loading
+    assert engines[0]._model is None
+
+
+async def test_unloading_ends_all_requests_and_another_model_may_follow(serve: Serve):
+    gate = Gate(3)
+    loop = await serve(FakeModel(ENDLESS, before_step=gate), parallel=1)
+    tasks = [await started(loop, TextRequest(scripted(0))) for _ in range(3)]
+    await gate.reached()
+    unloading = asyncio.create_task(loop.unload())
+    for task in tasks:
+        assert isinstance((await task).error, NotReady)
+    gate.open()
+    await unloading
+    assert loop.status.state is EngineState.LAUNCHED
+    await loop.load(lambda progress: make_engine(FakeModel("second")))
+    assert (await ask(loop, TextRequest(scripted(0)))).text == "second"
+
+
+# --- close
+
+
+@pytest.mark.parametrize(("prompt", "step"), [(LONG, 2), (scripted(0), 5)], ids=["prefill", "decode"])
+async def test_closing_cuts_off_what_does_not_end_in_time(serve: Serve, prompt: str, step: int):
+    gate = Gate(step)
+    model = FakeModel(ENDLESS, before_step=gate)
+    loop = await serve(model, context_length=4096)
+    task = await started(loop, TextRequest(prompt))
+    await gate.reached()
+    closing = asyncio.create_task(loop.close(0))
+    assert isinstance((await task).error, NotReady)
+    gate.open()
+    await closing
+    assert model.steps <= step + 2
+    assert loop.status.state is EngineState.LAUNCHED
+    assert model.living_caches() == 0
+
+
+async def test_closing_lets_a_request_end_that_is_in_time_and_admits_no_other(serve: Serve):
+    gate = Gate(2)
+    loop = await serve(FakeModel("to the end", before_step=gate))
+    task = await started(loop, TextRequest(scripted(0)))
+    await gate.reached()
+    closing = asyncio.create_task(loop.close(30))
+    await asyncio.sleep(0)
+    with pytest.raises(NotReady, match="shutting down"):
+        await ask(loop, TextRequest(scripted(0)))
+    gate.open()
+    await closing
+    assert (await task).text == "to the end"
+
+
+async def test_closing_returns_even_if_a_step_never_ends(thread: MLXThread, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop_module, "UNLOAD_BOUND_S", 0.05)
+    gate = Gate(1)
+    loop = EngineLoop(thread)
+    await loop.load(lambda progress: make_engine(FakeModel("yes", before_step=gate)))
+    task = await started(loop, TextRequest(scripted(0)))
+    await gate.reached()
+    await loop.close(0)
+    assert isinstance((await task).error, NotReady)
+    gate.open()
+
+
+async def test_closing_twice_is_closing_once(serve: Serve):
+    loop = await serve(FakeModel("yes"))
+    await asyncio.gather(loop.close(0), loop.close(0))
+    await loop.close(0)
+    assert loop.status.state is EngineState.LAUNCHED

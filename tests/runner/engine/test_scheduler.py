@@ -1,0 +1,91 @@
+from runner.engine.scheduler import MIN_CHUNK, STEP_BOUND_S, Scheduler
+from runner.engine.sequence import PreparedText, Sequence, SequenceStatus
+from runner.engine.types import SamplingParams
+from tests.fakes import ByteTokenizer
+
+
+def row(number: int, length: int = 100) -> Sequence:
+    prepared = PreparedText(
+        tokens=[65] * length,
+        params=SamplingParams(),
+        seed=0,
+        limit=256,
+        keep=4,
+        num_predict=None,
+        shift=False,
+        stops=None,
+        logprobs=False,
+        top_logprobs=0,
+    )
+    return Sequence(number, prepared, ByteTokenizer())
+
+
+def test_rows_are_let_in_first_come_first_served_as_far_as_there_is_room():
+    scheduler = Scheduler(parallel=2, prefill_chunk=16)
+    rows = [row(n) for n in range(3)]
+    for each in rows:
+        scheduler.add(each)
+    assert scheduler.admit() == rows[:2]
+    assert scheduler.admit() == []
+    scheduler.remove(rows[0])
+    assert scheduler.admit() == rows[2:]
+
+
+def test_one_prompt_after_the_other_gets_its_chunk():
+    scheduler = Scheduler(parallel=2, prefill_chunk=16)
+    first, second = row(0, length=20), row(1)
+    scheduler.add(first)
+    scheduler.add(second)
+    scheduler.admit()
+    chunk = scheduler.next_chunk()
+    assert (chunk.row, chunk.length, chunk.is_last) == (first, 16, False)
+    first.fed = 16
+    chunk = scheduler.next_chunk()
+    assert (chunk.row, chunk.length, chunk.is_last) == (first, 4, True)
+    first.status = SequenceStatus.DECODE
+    assert scheduler.next_chunk().row is second
+
+
+def test_a_waiting_row_can_be_taken_out_of_the_queue():
+    scheduler = Scheduler(parallel=1, prefill_chunk=16)
+    first, second = row(0), row(1)
+    scheduler.add(first)
+    scheduler.add(second)
+    scheduler.admit()
+    scheduler.remove(second)
+    scheduler.remove(first)
+    assert scheduler.idle
+
+
+def test_a_step_that_took_too_long_makes_the_next_chunk_smaller():
+    scheduler = Scheduler(parallel=1, prefill_chunk=128)
+    scheduler.observe(128, 4 * STEP_BOUND_S)
+    assert scheduler.chunk == 32
+    scheduler.observe(20, STEP_BOUND_S * 0.9)
+    assert scheduler.chunk == 32
+
+
+def test_a_chunk_never_shrinks_to_nothing():
+    scheduler = Scheduler(parallel=1, prefill_chunk=128)
+    scheduler.observe(128, 1000)
+    assert scheduler.chunk == MIN_CHUNK
+    small = Scheduler(parallel=1, prefill_chunk=4)
+    small.observe(4, 1000)
+    assert small.chunk == 4
+
+
+def test_a_chunk_grows_back_once_steps_are_short_but_not_beyond_its_setting():
+    scheduler = Scheduler(parallel=1, prefill_chunk=100)
+    scheduler.observe(100, 4 * STEP_BOUND_S)
+    sizes = []
+    for _ in range(4):
+        scheduler.observe(scheduler.chunk, STEP_BOUND_S / 10)
+        sizes.append(scheduler.chunk)
+    assert sizes == [50, 100, 100, 100]
+
+
+def test_a_short_rest_of_a_prompt_says_nothing_about_larger_chunks():
+    scheduler = Scheduler(parallel=1, prefill_chunk=128)
+    scheduler.observe(128, 4 * STEP_BOUND_S)
+    scheduler.observe(3, 0.001)
+    assert scheduler.chunk == 32
