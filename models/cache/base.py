@@ -1,8 +1,32 @@
 """The one protocol that every kind of layer cache implements."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import mlx.core as mx
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What a layer remembers of some consecutive tokens, taken out of a row. Shapes: both (1, H_kv, L, D)."""
+
+    keys: mx.array
+    values: mx.array
+
+    @property
+    def length(self) -> int:
+        """Its tokens."""
+        return int(self.keys.shape[2])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return int(self.keys.nbytes + self.values.nbytes)
+
+    def part(self, begin: int, end: int) -> "Segment":
+        """A copy of the tokens [begin, end) of this segment."""
+        return Segment(mx.contiguous(self.keys[:, :, begin:end]), mx.contiguous(self.values[:, :, begin:end]))
 
 
 class LayerCache(Protocol):
@@ -28,4 +52,21 @@ class LayerCache(Protocol):
 
     def snapshot(self) -> Self:
         """An independent copy of the present state; costs no copy until one of the two is written."""
+        ...
+
+    @property
+    def first(self) -> int:
+        """The position of the oldest token still held."""
+        ...
+
+    def segment(self, begin: int, end: int) -> Segment:
+        """A copy of the tokens at positions [begin, end); `first <= begin`, `end <= offset`."""
+        ...
+
+    def restore(self, segments: Sequence[Segment]) -> None:
+        """Fill an empty cache with the row's first tokens, stored earlier."""
+        ...
+
+    def trim(self, tokens: int) -> None:
+        """Forget the newest tokens again; not more than the last `update` appended, less one."""
         ...

@@ -5,9 +5,12 @@ returns are contiguous per head, so that a BLAS reads them without a copy.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Self
 
 import mlx.core as mx
+
+from models.cache.base import Segment
 
 BLOCK_TOKENS = 256
 """Buffers grow by this many tokens."""
@@ -61,6 +64,28 @@ class KVCache:
         other._keys, other._values = copy.copy(self._keys), copy.copy(self._values)
         return other
 
+    @property
+    def first(self) -> int:
+        """The position of the oldest token still held."""
+        return self.offset - (self._end - self._begin)
+
+    def segment(self, begin: int, end: int) -> Segment:
+        """A copy of the tokens at positions [begin, end); `first <= begin`, `end <= offset`."""
+        keys, values = self.arrays()
+        shift = self._end - self.offset
+        return Segment(keys, values).part(begin + shift, end + shift)
+
+    def restore(self, segments: Sequence[Segment]) -> None:
+        """Fill an empty cache with the row's first tokens, stored earlier."""
+        keys = mx.concatenate([segment.keys for segment in segments], axis=2)
+        values = mx.concatenate([segment.values for segment in segments], axis=2)
+        self.update(keys, values)
+
+    def trim(self, tokens: int) -> None:
+        """Forget the newest tokens again; not more than the last `update` appended, less one."""
+        self._end -= tokens
+        self.offset -= tokens
+
     def _reserve(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Make room for the tokens of `keys` behind the live ones; the buffers, ready to be written."""
         length = keys.shape[2]
@@ -68,7 +93,7 @@ class KVCache:
             return self._keys, self._values
         begin, end = self._begin, self._end
         capacity = _blocks(end - begin + length) * BLOCK_TOKENS
-        if self.window is not None and self._keys is not None:
+        if self.window is not None and begin > 0:
             capacity = max(capacity, (_blocks(self.window) + 1) * BLOCK_TOKENS)
         self._keys = _moved(self._keys, keys, begin, end, capacity)
         self._values = _moved(self._values, values, begin, end, capacity)

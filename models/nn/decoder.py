@@ -68,7 +68,6 @@ def read_decoder_config(
     mlp_bias: bool = False,
     qk_norm: bool = False,
     windows: tuple[int | None, ...] = (),
-    tied_by_default: bool = False,
 ) -> DecoderConfig:
     """Read what all these architectures' config.json have in common.
 
@@ -77,7 +76,8 @@ def read_decoder_config(
     """
     reader = ConfigReader(config)
     heads, hidden = reader.size("num_attention_heads"), reader.size("hidden_size")
-    kv_heads, head_dim = reader.size("num_key_value_heads", heads), reader.size("head_dim", max(hidden // heads, 1))
+    kv_heads = reader.size("num_key_value_heads", heads)
+    head_dim = reader.size("head_dim", max(hidden // heads, 1))
     if heads % kv_heads:
         raise CheckpointError(f"{heads} attention heads cannot share {kv_heads} key-value heads", file="config.json")
     if head_dim % 2:
@@ -96,7 +96,7 @@ def read_decoder_config(
         head_dim=head_dim,
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
         rope=rope,
-        tie_word_embeddings=reader.flag("tie_word_embeddings", default=tied_by_default),
+        tie_word_embeddings=reader.flag("tie_word_embeddings", default=False),
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         mlp_bias=mlp_bias,

@@ -103,11 +103,12 @@ def read_rope(config: Mapping[str, JSON], *, dims: int) -> RopeConfig:
     top = ConfigReader(config)
     settings = top.section("rope_parameters") or top.section("rope_scaling")
     theta = top.number("rope_theta", 10000.0)
+    if settings is not None:
+        theta = settings.number("rope_theta", theta)
+    if not theta > 1:
+        raise CheckpointError(f"rope_theta must be above 1, not {theta}", file="config.json")
     if settings is None:
         return RopeConfig(dims, theta)
-    theta = settings.number("rope_theta", theta)
-    if theta <= 1:
-        raise CheckpointError(f"rope_theta must be above 1, not {theta}", file="config.json")
     kind = settings.text("rope_type", settings.text("type", "default"))
     original = settings.integer("original_max_position_embeddings", top.integer("max_position_embeddings", 2048))
     return RopeConfig(dims, theta, _read_scaling(kind, settings, original, dims))
