@@ -7,6 +7,7 @@ module knows BOS and end-of-turn rules. Knows nothing of prompts, messages or re
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import tokenizers
 
@@ -100,6 +101,18 @@ class Tokenizer:
         if add_bos and tuple(ids[: len(self._prefix)]) != self._prefix:
             return [*self._prefix, *ids]
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """How many tokens `text` has at least, found without encoding it.
+
+        Encoding takes some 200 bytes of memory per character: a text that is hopelessly long had better be refused
+        before. A text that the vocabulary mostly ignores may have fewer; there is none of that length in earnest.
+        """
+        return len(text) // self._longest_piece
+
+    @cached_property
+    def _longest_piece(self) -> int:
+        return max(len(self.piece(token)) for token in range(self.vocab_size)) or 1
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for, perhaps not whole characters; empty for an id outside the vocabulary."""

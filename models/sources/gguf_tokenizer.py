@@ -169,7 +169,7 @@ def _encode(document: object) -> bytes:
 
 
 def _unambiguous(tokens: list[str]) -> list[str]:
-    """Give empty, repeated and garbled tokens a name of their own: every id has one text, and the last of equals wins."""
+    """Name empty, repeated and garbled tokens anew, so that every id has one text; the last of equals keeps its own."""
     last = {token: index for index, token in enumerate(tokens)}
     if len(last) == len(tokens) and "" not in last and _is_unicode("".join(tokens)):
         return tokens

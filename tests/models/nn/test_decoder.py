@@ -49,7 +49,6 @@ def test_sizes_that_are_not_said_follow_from_others():
     config = read_decoder_config(SIZES)
     assert (config.num_kv_heads, config.head_dim, config.rope.dims) == (4, 4, 4)
     assert not config.tie_word_embeddings
-    assert read_decoder_config(SIZES, tied_by_default=True).tie_word_embeddings
 
 
 @pytest.mark.parametrize("key", ["head_dim", "num_key_value_heads", "rope_scaling", "rms_norm_eps"])
