@@ -8,7 +8,6 @@ import asyncio
 import logging
 import socket
 import time
-from contextlib import suppress
 
 from aiohttp import web
 
@@ -22,6 +21,7 @@ from runner.stopping import StopRequest
 
 BACKLOG = 128
 PROGRESS_LOG_S = 2.0
+THREAD_END_S = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,20 @@ async def serve(config: RunnerConfig, listener: socket.socket, parent: int) -> N
         watch.cancel()
         await engine.close(stop.grace_s)
         await server.cleanup()
-        await thread.close()
+        await _end(thread, stop)
         listener.close()
         stop.release_signals()
+
+
+async def _end(thread: MLXThread, stop: StopRequest) -> None:
+    """End the MLX thread; in the middle of a long operation it does not see that it should: then the process ends."""
+    try:
+        async with asyncio.timeout(THREAD_END_S):
+            await thread.close()
+    except TimeoutError:
+        if stop.asked:
+            stop.leave()
+        await thread.close()
 
 
 async def _listen(server: web.AppRunner, listener: socket.socket) -> None:
@@ -83,10 +94,11 @@ async def _load_or_stop(config: RunnerConfig, engine: EngineLoop, loader: ModelL
         await load
         return
     await engine.close(0)
-    load.cancel()
-    with suppress(asyncio.CancelledError):
-        # Its failure is our doing.
-        await asyncio.gather(load, return_exceptions=True)
+    await asyncio.wait([load], timeout=THREAD_END_S)
+    if not load.done():
+        stop.leave()
+    # Its failure is our doing.
+    load.exception()
 
 
 async def _load(config: RunnerConfig, engine: EngineLoop, loader: ModelLoader) -> None:

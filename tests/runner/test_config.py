@@ -115,7 +115,7 @@ def test_each_setting_may_come_from_the_environment_and_the_flag_is_stronger(var
 
 
 def test_a_bad_value_in_the_environment_is_blamed_on_its_variable():
-    with pytest.raises(UsageError, match="^OLLAMA_MLX_RUNNER_THREADS must be from 1 to 1024, not 0$"):
+    with pytest.raises(UsageError, match=r"^OLLAMA_MLX_RUNNER_THREADS must be from 1 to 1024, not 0$"):
         from_args([], HOME | {"OLLAMA_MLX_RUNNER_THREADS": "0"})
 
 

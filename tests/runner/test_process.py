@@ -59,7 +59,7 @@ async def stopped(child, number):
 def assert_quiet_end(child, code, seconds):
     assert code == 0
     assert seconds < GONE_S
-    assert not any("Traceback" in line or "Error" in line for line in child.lines)
+    assert [line for line in child.lines if "Traceback" in line or "Error" in line] == []
 
 
 async def fatal(child):
