@@ -253,6 +253,14 @@ def test_plain_tokens_that_stand_for_no_bytes_are_their_text():
     assert load(bare).piece(0).decode() == "\u2581x"
 
 
+@pytest.mark.parametrize("backend", [byte_level(), sentencepiece()], ids=["byte-level", "sentencepiece"])
+def test_no_text_has_fewer_tokens_than_the_fewest(backend):
+    tokenizer = load(backend)
+    for text in [*TEXTS, " " * 5000, "a" * 5000, "the " * 2000, "日本" * 2000]:
+        assert tokenizer.fewest_tokens(text) <= len(tokenizer.encode(text, add_bos=False))
+    assert tokenizer.fewest_tokens("the " * 10_000) > 1000
+
+
 def test_ids_outside_the_vocabulary_have_no_text():
     tokenizer = load(byte_level())
     assert tokenizer.vocab_size == len(BYTE_LEVEL["tokens"])
