@@ -1,7 +1,7 @@
 """Stand-ins that do real work on real MLX arrays: a language model in miniature and a vocabulary of bytes.
 
-The model's hidden state of a token depends on every token before it by exact integer arithmetic in the cache, so chunking,
-company, a wrong offset or a mixed-up row all show in what it says.
+The model's hidden state of a token depends on every token before it by exact integer arithmetic in the cache, so
+chunking, company, a wrong offset or a mixed-up row all show in what it says.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from typing import Self
 import mlx.core as mx
 
 from models.detokenizer import StreamingDetokenizer
+from models.errors import TokenizerError
 from models.llm.base import Row
 
 BOS = 256
@@ -59,8 +60,8 @@ class FakeCache:
 class FakeModel:
     """A LanguageModel whose next token is a function of all tokens so far, or a script's next byte.
 
-    `before_step(number, rows)` is called at the beginning of each forward pass, in the thread that runs it: it may raise,
-    wait, or take notes. Numbers count from 0.
+    `before_step(number, rows)` is called at the beginning of each forward pass, in the thread that runs it: it may
+    raise, wait, or take notes. Numbers count from 0.
     """
 
     vocab_size = VOCABULARY
@@ -173,7 +174,10 @@ class ByteTokenizer:
         self.adds_bos = adds_bos
 
     def encode(self, text: str, *, add_bos: bool) -> list[int]:
-        ids = list(text.encode())
+        try:
+            ids = list(text.encode())
+        except UnicodeEncodeError as error:
+            raise TokenizerError("half of a surrogate pair") from error
         return [BOS, *ids] if add_bos and self.adds_bos else ids
 
     def piece(self, token: int) -> bytes:

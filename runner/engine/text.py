@@ -121,7 +121,8 @@ class TextEngine:
             params=params,
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             limit=limit,
-            keep=min(keep, limit - 1),
+            # A shift drops something and yet leaves the newest token.
+            keep=min(keep, limit - 2),
             num_predict=_budget(request, limit),
             shift=request.shift,
             stops=stops,

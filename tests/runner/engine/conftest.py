@@ -13,7 +13,6 @@ from runner.engine.mlx_thread import MLXThread
 from tests.fakes import FakeModel
 from tests.runner.engine.serving import make_engine
 
-
 Serve = Callable[..., Awaitable[EngineLoop]]
 
 

@@ -72,9 +72,7 @@ def test_the_outcome_does_not_depend_on_how_the_text_is_cut():
         text = "".join(rng.choices("abc", k=12))
         cuts = sorted(rng.sample(range(1, 12), k=rng.randint(0, 5)))
         pieces = [text[i:j] for i, j in itertools.pairwise([0, *cuts, 12])]
-        ends = [
-            (end, start) for start in range(12) for end in range(start + 1, 13) if text[start:end] in stops
-        ]
+        ends = [(end, start) for start in range(12) for end in range(start + 1, 13) if text[start:end] in stops]
         expected = text[: min(ends)[1]] if ends else text
         out, matched = shown(stops, *pieces)
         assert ("".join(out), matched) == (expected, bool(ends)), (stops, pieces)
