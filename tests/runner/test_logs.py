@@ -89,7 +89,7 @@ def test_a_traceback_stays_on_its_line(stream):
         logging.getLogger("x").exception("failed")
     line, rest = stream.getvalue().split("\n", 1)
     assert rest == ""
-    assert r"error=ValueError('first\nsecond') stack=\"Traceback" in line
+    assert r"""error=ValueError('first\nsecond') stack="Traceback""" in line
 
 
 def test_an_exception_that_ends_a_thread_is_logged_in_one_line(stream):

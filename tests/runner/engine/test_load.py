@@ -1,0 +1,199 @@
+"""Memory plans from headers, and engines from plans."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models import backend
+from models.errors import ModelNotFoundError, UnsupportedArchitecture
+from runner.config import DialectName, RunnerConfig
+from runner.engine import load as loading
+from runner.engine.load import DeviceMemory, LoadOptions, MemoryPlan, ModelLoader
+from runner.engine.mlx_thread import MLXThread
+from runner.errors import InsufficientMemory
+
+DEFAULT = LoadOptions(parallel=4, context_per_row=None, batch_tokens=None)
+ONE_ROW = LoadOptions(parallel=1, context_per_row=None, batch_tokens=None)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return RunnerConfig(dialect=DialectName.MLX, model=None, port=0, store=tmp_path / "store")
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Plan for another device than this machine's."""
+
+    def choose(kind: str, available: int) -> None:
+        device = backend.Device(kind, "a device", 2 * available, available)
+        monkeypatch.setattr(backend, "device", lambda: device)
+        monkeypatch.setattr(loading, "cgroup_headroom", lambda: None)
+
+    return choose
+
+
+def weights_of(plan: MemoryPlan) -> int:
+    return plan.input_weights + sum(plan.device.weights)
+
+
+def test_a_plan_counts_every_weight_once_and_by_layer(config, tiny_llama):
+    plan = ModelLoader(config).plan(str(tiny_llama), DEFAULT)
+    stored = (tiny_llama / "model.safetensors").stat().st_size
+    assert stored - 4096 < weights_of(plan) <= stored
+    assert len(plan.device.weights) == 3
+    assert plan.device.weights[0] == plan.device.weights[1]
+    # The output layer: 300 words and a norm, 32 wide.
+    assert plan.device.weights[2] == (300 + 1) * 32 * 4
+    assert plan.input_weights == 300 * 32 * 4
+
+
+def test_an_asked_context_is_planned_in_full_for_all_rows(config, tiny_llama):
+    loader = ModelLoader(config)
+    one = loader.plan(str(tiny_llama), LoadOptions(parallel=1, context_per_row=100, batch_tokens=None))
+    four = loader.plan(str(tiny_llama), LoadOptions(parallel=4, context_per_row=100, batch_tokens=None))
+    assert sum(four.device.cache) == 4 * sum(one.device.cache) > 0
+
+
+def test_a_huge_context_that_nobody_asked_for_is_not_planned_in_full(config, roomy_llama):
+    loader = ModelLoader(config)
+    unasked = loader.plan(str(roomy_llama), ONE_ROW)
+    asked = loader.plan(str(roomy_llama), replace(ONE_ROW, context_per_row=loading.PLANNED_TOKENS))
+    assert unasked.device.cache == asked.device.cache
+
+
+def test_the_smaller_of_the_parents_and_the_users_context_counts(config, tiny_llama):
+    loader = ModelLoader(replace(config, context=50))
+    assert (
+        loader.plan(str(tiny_llama), replace(DEFAULT, context_per_row=100)).device.cache
+        == ModelLoader(config).plan(str(tiny_llama), replace(DEFAULT, context_per_row=50)).device.cache
+    )
+
+
+async def built(loader, reference, options):
+    """The engine's context, as a thread of its own builds it."""
+    thread = MLXThread()
+    try:
+        seen = []
+        engine = await thread.call(loader.builder(str(reference), options), seen.append)
+        context = (await thread.call(engine.status)).context_length
+        await thread.call(engine.close)
+    finally:
+        await thread.close()
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(1.0)
+    return context
+
+
+async def test_an_engine_has_the_models_context_unless_less_is_asked(config, tiny_llama):
+    loader = ModelLoader(config)
+    assert await built(loader, tiny_llama, DEFAULT) == 128
+    assert await built(loader, tiny_llama, replace(DEFAULT, context_per_row=1000)) == 128
+    assert await built(loader, tiny_llama, replace(DEFAULT, context_per_row=64)) == 64
+
+
+async def test_a_row_may_hold_only_what_fits_beside_the_weights(config, roomy_llama, on_device):
+    # 256 bytes a token: two layers of keys and values, two heads of eight, in float32.
+    on_device("cpu", 1 << 30)
+    context = await built(ModelLoader(config), roomy_llama, ONE_ROW)
+    assert context % loading.CONTEXT_STEP == 0
+    assert (1 << 29) < context * 256 < (1 << 30)
+
+
+def test_a_cpu_holds_quantised_weights_in_float32_if_that_fits_and_else_as_stored(config, parity, on_device, caplog):
+    model = str(parity / "llama_gqa-Q8_0.gguf")
+    on_device("cpu", 1 << 30)
+    widened = ModelLoader(config).plan(model, ONE_ROW)
+    assert weights_of(widened) == weights_of(ModelLoader(replace(config, weights="float32")).plan(model, ONE_ROW))
+    kept = ModelLoader(replace(config, weights="keep")).plan(model, ONE_ROW)
+    assert weights_of(kept) < weights_of(widened) / 2
+    on_device("cpu", widened.total - 1)
+    caplog.set_level(logging.INFO)
+    squeezed = ModelLoader(replace(config, check_memory=False))
+    assert weights_of(squeezed.plan(model, ONE_ROW)) == weights_of(kept)
+    squeezed.builder(model, ONE_ROW)
+    assert caplog.records[0].fields["weights_held"] == "as stored"
+
+
+def test_a_gpu_keeps_weights_as_they_are(config, parity, on_device):
+    model = str(parity / "llama_gqa-Q8_0.gguf")
+    on_device("metal", 1 << 34)
+    plan = ModelLoader(config).plan(model, ONE_ROW)
+    assert weights_of(plan) == weights_of(ModelLoader(replace(config, weights="keep")).plan(model, ONE_ROW))
+
+
+def test_what_does_not_fit_is_refused_with_figures_and_remedy(config, tiny_llama, on_device, caplog):
+    on_device("cpu", 1000)
+    loader = ModelLoader(config)
+    assert not loader.plan(str(tiny_llama), DEFAULT).fits
+    with pytest.raises(InsufficientMemory, match=r"^insufficient memory: .* needs .* GiB .*--check-memory=false"):
+        loader.builder(str(tiny_llama), DEFAULT)
+    ModelLoader(replace(config, check_memory=False)).builder(str(tiny_llama), DEFAULT)
+    assert "loading all the same" in caplog.text
+
+
+def test_a_control_groups_limit_counts_like_the_machines(config, tiny_llama, on_device, monkeypatch):
+    on_device("cpu", 1 << 30)
+    monkeypatch.setattr(loading, "cgroup_headroom", lambda: 12345)
+    assert ModelLoader(config).plan(str(tiny_llama), DEFAULT).available == 12345
+
+
+def test_a_plan_fits_up_to_the_last_byte():
+    device = DeviceMemory("0", "cpu", "a cpu", weights=(10, 20), cache=(5,), graph=7)
+    plan = MemoryPlan(input_weights=3, device=device, available=45)
+    assert plan.total == 45
+    assert plan.fits
+    assert not replace(plan, available=44).fits
+
+
+def test_running_out_of_memory_while_loading_is_said_in_the_parents_words(config, tiny_llama, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("[malloc] Unable to allocate 99 bytes.")
+
+    monkeypatch.setattr(loading, "load_language_model", fail)
+    build = ModelLoader(config).builder(str(tiny_llama), DEFAULT)
+    with pytest.raises(InsufficientMemory, match=r"^insufficient memory while loading .*99 bytes.*--weights=keep"):
+        build(lambda _: None)
+
+
+def test_another_failure_while_loading_keeps_its_name(config, tiny_llama, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(loading, "load_language_model", fail)
+    build = ModelLoader(config).builder(str(tiny_llama), DEFAULT)
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        build(lambda _: None)
+
+
+def test_planning_reads_headers_only(config, tiny_llama, tmp_path):
+    folder = tmp_path / "sparse"
+    folder.mkdir()
+    for file in tiny_llama.iterdir():
+        if file.name == "config.json":
+            (folder / file.name).write_bytes(file.read_bytes())
+    header_of(tiny_llama / "model.safetensors", folder / "model.safetensors")
+    sparse = ModelLoader(config).plan(str(folder), DEFAULT)
+    assert weights_of(sparse) == weights_of(ModelLoader(config).plan(str(tiny_llama), DEFAULT))
+
+
+def header_of(source: Path, target: Path) -> None:
+    """A file of the same header and length whose data are a hole."""
+    raw = source.read_bytes()
+    size = 8 + int.from_bytes(raw[:8], "little")
+    with target.open("wb") as file:
+        file.write(raw[:size])
+        file.truncate(len(raw))
+
+
+def test_what_cannot_be_loaded_is_refused_by_its_own_error(config, roomy_llama):
+    loader = ModelLoader(config)
+    with pytest.raises(ModelNotFoundError):
+        loader.plan("nobody/has-this", DEFAULT)
+    file = roomy_llama / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["MambaForCausalLM"]}))
+    with pytest.raises(UnsupportedArchitecture):
+        loader.plan(str(roomy_llama), DEFAULT)
