@@ -5,6 +5,7 @@ module knows BOS and end-of-turn rules. Knows nothing of prompts, messages or re
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,27 +15,9 @@ import tokenizers
 from models.checkpoint import Checkpoint
 from models.detokenizer import StreamingDetokenizer
 from models.errors import TokenizerError
+from models.special_tokens import END_OF_TURN
 
-# Tokens that end a turn in the models that have them; checkpoints often name only one of theirs. Source: llama.cpp,
-# `src/llama-vocab.cpp`, the list of end-of-generation tokens (as vendored by Ollama v0.24.0).
-_END_OF_TURN = (
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<EOT>",
-    "_<EOT>",
-    "<end_of_utterance>",
-    "<｜end▁of▁sentence｜>",  # noqa: RUF001 - DeepSeek writes it with full-width bars
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-)
+_log = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -246,6 +229,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     settings = _Settings.of(checkpoint)
+    _add_late_tokens(backend, settings)
     bos_id = settings.bos_id(backend)
     prefix = _prefix(backend, settings, bos_id)
     if bos_id is None and len(prefix) == 1:
@@ -305,6 +289,29 @@ class _Settings:
         return next((ids[0] for ids in self.ids("bos_token_id")), None)
 
 
+def _add_late_tokens(backend: tokenizers.Tokenizer, settings: _Settings) -> None:
+    """Add the tokens that `tokenizer_config.json` alone knows of, as fine-tuned models have them."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    listed = settings.tokenizer.get("added_tokens_decoder")
+    late = {
+        int(index): item
+        for index, item in (listed.items() if isinstance(listed, dict) else ())
+        if index.isascii() and index.isdigit() and isinstance(item, dict) and item.get("content") not in known
+    }
+    for index, item in sorted(late.items()):
+        text = item.get("content")
+        if not isinstance(text, str) or not text:
+            continue
+        place = backend.token_to_id(text)
+        if index != (backend.get_vocab_size() if place is None else place):
+            _log.warning(
+                "tokenizer_config.json gives %r the id %d, where the vocabulary has no room for it", text, index
+            )
+            continue
+        flags = {name: bool(item.get(name)) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        backend.add_tokens([tokenizers.AddedToken(text, **flags)])
+
+
 def _prefix(backend: tokenizers.Tokenizer, settings: _Settings, bos_id: int | None) -> tuple[int, ...]:
     """What a prompt begins with: as `add_bos_token` says, else what the vocabulary's own post-processor puts there."""
     flag = settings.tokenizer.get("add_bos_token")
@@ -327,7 +334,7 @@ def _stop_ids(backend: tokenizers.Tokenizer, settings: _Settings) -> frozenset[i
     if eos is not None and (index := backend.token_to_id(eos)) is not None:
         stops.add(index)
     added = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
-    known = {text: added[text] for text in _END_OF_TURN if text in added}
+    known = {text: added[text] for text in END_OF_TURN if text in added}
     if "<|return|>" in known and "<|call|>" in known:
         # In the harmony format <|end|> closes one message of several in a turn.
         harmony_end = known.pop("<|end|>", None)

@@ -15,33 +15,11 @@ from enum import IntEnum
 
 from models.errors import TokenizerError
 from models.sources.pretokenizers import DEFAULT, PRETOKENIZERS, Pretokenizer
+from models.special_tokens import END_OF_TURN
 
 _log = logging.getLogger(__name__)
 
 _SPACE = "\u2581"
-
-# Tokens that control the conversation whatever type a careless conversion gave them: were they plain text, a prompt's
-# template would be cut into letters.
-_ALWAYS_CONTROL = frozenset(
-    (
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<|return|>",
-        "<|call|>",
-        "<end_of_turn>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<EOT>",
-        "_<EOT>",
-        "<end_of_utterance>",
-        "<｜end▁of▁sentence｜>",  # noqa: RUF001 - DeepSeek writes it with full-width bars
-        "<|fim_pad|>",
-        "<|repo_name|>",
-        "<|file_sep|>",
-    )
-)
 
 
 class _Type(IntEnum):
@@ -193,7 +171,9 @@ def _types(source: _Metadata, tokens: list[str]) -> list[int]:
     types = source.integers("tokenizer.ggml.token_type") or [int(_Type.NORMAL)] * len(tokens)
     if len(types) != len(tokens):
         raise TokenizerError(f"{len(tokens)} tokens, but {len(types)} token types")
-    for index in (index for index, token in enumerate(tokens) if token in _ALWAYS_CONTROL):
+    # Were these plain text, as careless conversions have it, a prompt's template would be cut into letters.
+    always_control = frozenset(END_OF_TURN)
+    for index in (index for index, token in enumerate(tokens) if token in always_control):
         types[index] = _Type.CONTROL
     return types
 

@@ -293,6 +293,27 @@ def test_many_threads_get_what_one_gets():
 # Files
 
 
+def test_tokens_that_only_the_settings_know_are_added(caplog):
+    count = len(BYTE_LEVEL["tokens"])
+    listed = {
+        "0": {"content": "<|endoftext|>", "special": True},
+        str(count): {"content": "<|late|>", "special": True, "normalized": False},
+        str(count + 1): {"content": "<later>", "lstrip": True, "rstrip": True, "normalized": False},
+        str(BYTE_LEVEL["tokens"].index("x")): {"content": "x", "special": True},
+        str(count + 9): {"content": "<misplaced>"},
+        "odd": {"content": "<odd>"},
+        "7": "odd",
+        "8": {"content": 8},
+    }
+    tokenizer = load(byte_level(), tokenizer_config={"added_tokens_decoder": listed})
+    assert tokenizer.encode("<|late|> <later> a", add_bos=False)[:2] == [count, count + 1]
+    assert tokenizer.is_special(count)
+    assert not tokenizer.is_special(count + 1)
+    assert tokenizer.is_special(BYTE_LEVEL["tokens"].index("x"))
+    assert tokenizer.vocab_size == count + 2
+    assert "<misplaced>" in caplog.text
+
+
 def test_files_are_found_in_the_folder_that_ollama_keeps_them_in():
     files = {"tokenizer.json": byte_level().to_str().encode(), "tokenizer_config.json": {"chat_template": "x"}}
     tokenizer = load_tokenizer(Files({f"tokenizer/{name}": value for name, value in files.items()}))
