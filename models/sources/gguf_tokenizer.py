@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from models.errors import TokenizerError
-from models.sources.pretokenizers import DEFAULT, PRETOKENIZERS, Pretokenizer
+from models.sources.pretokenizers import FALLBACK, PRETOKENIZERS, Pretokenizer
 from models.special_tokens import END_OF_TURN
 
 _log = logging.getLogger(__name__)
@@ -182,8 +182,8 @@ def _pretokenizer(source: _Metadata) -> Pretokenizer:
     name = source.text("tokenizer.ggml.pre")
     if name in PRETOKENIZERS:
         return PRETOKENIZERS[name]
-    _log.warning("unknown pre-tokenizer %r; the default is used and prompts may be cut wrongly", name)
-    return DEFAULT
+    _log.warning("unknown pre-tokenizer %r; a fallback is used and prompts may be cut wrongly", name)
+    return FALLBACK
 
 
 def _strips_after_special(source: _Metadata) -> bool:
@@ -242,7 +242,9 @@ def _sentencepiece(source: _Metadata, tokens: list[str], types: list[int], unk: 
     scores = source.numbers("tokenizer.ggml.scores")
     if len(scores) != len(tokens):
         raise TokenizerError(f"{len(tokens)} tokens, but {len(scores)} scores (tokenizer.ggml.scores)")
-    prefix = source.flag("tokenizer.ggml.add_space_prefix", default=True)
+    # Gemma was trained without, and not every converter says so.
+    is_gemma = (source.text("general.architecture") or "").startswith("gemma")
+    prefix = source.flag("tokenizer.ggml.add_space_prefix", default=not is_gemma)
     for index, kind in enumerate(types):
         if kind == _Type.USER_DEFINED:
             # These are sought in the text as it was written, before its spaces are marked.

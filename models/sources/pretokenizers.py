@@ -77,10 +77,10 @@ class Pretokenizer:
     adds_bos: bool = False
 
 
-DEFAULT = Pretokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))
+# For a file that names none, or one unknown here: what llama.cpp does then.
+FALLBACK = Pretokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"))
 
 _FAMILIES: tuple[tuple[Pretokenizer, str], ...] = (
-    (DEFAULT, "default"),
     (
         Pretokenizer(_LLAMA3, whole_words=True, adds_bos=True),
         "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2",
@@ -103,8 +103,9 @@ _FAMILIES: tuple[tuple[Pretokenizer, str], ...] = (
     (
         Pretokenizer((_GPT2,)),
         (
-            "gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-code jina-v2-es jina-v2-de roberta-bpe gigachat a.x-4.0 "
-            "mellum mpt olmo jais trillion granite-docling exaone4"
+            # Ollama's converter writes "default" where tokenizer.json has no expression but the library's own.
+            "default gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-code jina-v2-es jina-v2-de roberta-bpe gigachat "
+            "a.x-4.0 mellum mpt olmo jais trillion granite-docling exaone4"
         ),
     ),
     (Pretokenizer(_DIGITS_THEN_GPT2), "smollm starcoder refact command-r codeshell exaone minerva-7b"),

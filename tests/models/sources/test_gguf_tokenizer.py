@@ -154,6 +154,14 @@ def test_a_user_defined_token_with_spaces_is_found_in_plain_text():
     assert tokenizer.piece(last) == b"  Z "
 
 
+def test_gemma_puts_no_space_before_a_text_even_where_the_file_is_silent():
+    metadata = sentencepiece_metadata("gemma")
+    del metadata["tokenizer.ggml.add_space_prefix"]
+    plain = load(sentencepiece_metadata("gemma")).encode("the", add_bos=False)
+    assert load(metadata | {"general.architecture": "gemma3"}).encode("the", add_bos=False) == plain
+    assert load(metadata | {"general.architecture": "llama"}).encode("the", add_bos=False) != plain
+
+
 def test_without_byte_tokens_a_run_of_the_unknown_is_one_token():
     metadata = sentencepiece_metadata("llama")
     metadata["tokenizer.ggml.token_type"] = [1 if kind == 6 else kind for kind in metadata["tokenizer.ggml.token_type"]]
@@ -171,12 +179,12 @@ def test_every_known_pre_tokenizer_keeps_the_whole_text(pre):
     assert "".join(pieces) + detokenizer.finish() == normal
 
 
-def test_an_unknown_pre_tokenizer_is_warned_of_and_the_default_serves(caplog):
+@pytest.mark.parametrize("name", ["of-tomorrow", None])
+def test_an_unknown_pre_tokenizer_is_warned_of_and_the_fallback_serves(name, caplog):
     with caplog.at_level(logging.WARNING):
-        odd = load(byte_level_metadata("of-tomorrow"))
-    assert "of-tomorrow" in caplog.text
-    text = "x = 12345; it's"
-    assert odd.encode(text, add_bos=False) == load(byte_level_metadata("default")).encode(text, add_bos=False)
+        odd = load(byte_level_metadata(name))
+    assert f"unknown pre-tokenizer {name!r}" in caplog.text
+    assert [odd.piece(token) for token in odd.encode("12345", add_bos=False)] == [b"12", b"3", b"4", b"5"]
 
 
 def test_digits_are_cut_as_the_named_pre_tokenizer_cuts_them():
