@@ -4,6 +4,7 @@ A model may be split over several files, `NAME-00001-of-00003.gguf` and so on; a
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -87,11 +88,10 @@ class GGUFFile:
         """See `Checkpoint.infos`."""
         for name, tensor in self._named(component):
             spec = REPACKED.get(tensor.kind) if len(tensor.shape) > 1 else None
-            elements = int(np.prod(tensor.shape, dtype=np.int64))
             if spec is not None:
                 nbytes = packed_nbytes(spec, tensor.shape, scale_itemsize=2)
             else:
-                nbytes = tensor.nbytes if tensor.kind in PLAIN else elements * 4
+                nbytes = tensor.nbytes if tensor.kind in PLAIN else math.prod(tensor.shape) * 4
             yield TensorInfo(name, tensor.shape, nbytes, quantized=spec is not None, file=str(tensor.path), spec=spec)
 
     def tensors(self, component: str = "") -> Iterator[NamedTensor]:

@@ -7,6 +7,7 @@ biases float16 (rows, in / 32).
 Source: ggml-common.h (block_q4_0, block_q4_1, block_q8_0) for the blocks; mlx.core.quantize for the packed layout.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -65,8 +66,7 @@ def read_rows(tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
         raise CheckpointError(f"cannot be read: {error.strerror}", file=str(tensor.path), tensor=tensor.name) from error
     if data.size != tensor.nbytes:
         raise CheckpointError("the file has been cut short", file=str(tensor.path), tensor=tensor.name)
-    count = int(np.prod(tensor.shape[:-1], dtype=np.int64))
-    return data.reshape(count, tensor.nbytes // count if count else 0)
+    return data.reshape(math.prod(tensor.shape[:-1]), -1)
 
 
 def repack(rows: npt.NDArray[np.uint8], kind: Kind) -> PackedRows | None:
@@ -86,7 +86,8 @@ def repack(rows: npt.NDArray[np.uint8], kind: Kind) -> PackedRows | None:
 
 def floats(rows: npt.NDArray[np.uint8], kind: Kind) -> npt.NDArray[np.float32]:
     """The values of quantised rows as float32."""
-    values: npt.NDArray[np.float32] = dequantize(rows, kind)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: npt.NDArray[np.float32] = dequantize(rows, kind)
     return values
 
 
@@ -112,7 +113,7 @@ def _nibbles(quants: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def _repack_q4_0(rows: npt.NDArray[np.uint8]) -> PackedRows:
     blocks = _blocks(rows, 18)
     scales = _halves(blocks, 0)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         biases = scales * np.float16(-8)
     return PackedRows(_words(_nibbles(blocks[..., 2:])), scales, biases)
 
@@ -125,7 +126,7 @@ def _repack_q4_1(rows: npt.NDArray[np.uint8]) -> PackedRows:
 def _repack_q8_0(rows: npt.NDArray[np.uint8]) -> PackedRows:
     blocks = _blocks(rows, 34)
     scales = _halves(blocks, 0)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         biases = scales * np.float16(-128)
     # A signed byte with its top bit flipped is the byte plus 128.
     return PackedRows(_words(blocks[..., 2:] ^ np.uint8(0x80)), scales, biases)

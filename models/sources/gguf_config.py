@@ -89,6 +89,8 @@ def hf_config(header: GGUFHeader, rope_factors: list[float] | None, file: str) -
     metadata = _Metadata(header.metadata, file)
     hidden, heads = metadata.count("embedding_length"), metadata.count("attention.head_count")
     head_dim = metadata.integer("attention.key_length") or hidden // heads
+    if head_dim == 0:
+        raise CheckpointError(f"its metadata has {heads} attention heads for a width of {hidden}", file=file)
     family = _FAMILIES.get(metadata.arch)
     window = metadata.integer("attention.sliding_window")
     experts = metadata.integer("expert_count") or 0
@@ -98,7 +100,7 @@ def hf_config(header: GGUFHeader, rope_factors: list[float] | None, file: str) -
         raise CheckpointError("is missing or no matrix", file=file, tensor="token_embd.weight")
     config: dict[str, JSON] = {
         "gguf_architecture": metadata.arch,
-        "architectures": _architectures(family, windowed=bool(window), experts=experts),
+        "architectures": _architectures(metadata.arch, family, windowed=bool(window), experts=experts),
         "model_type": "mistral"
         if family and family.permuted and window
         else family.model_type
@@ -135,9 +137,9 @@ def hf_config(header: GGUFHeader, rope_factors: list[float] | None, file: str) -
     return config
 
 
-def _architectures(family: _Family | None, *, windowed: bool, experts: int) -> list[JSON]:
+def _architectures(arch: str, family: _Family | None, *, windowed: bool, experts: int) -> list[JSON]:
     if family is None:
-        return []
+        return [arch]
     if family.permuted and experts:
         return ["MixtralForCausalLM"]
     # llama.cpp has one name for both; only Mistral has a window.

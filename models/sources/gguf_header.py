@@ -3,6 +3,7 @@
 Source: the GGUF specification (ggml docs/gguf.md), versions 2 and 3, little-endian.
 """
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -133,24 +134,23 @@ class _Reader:
     def _entry(self) -> GGUFTensor:
         name = self._string()
         rank = self._integer("<I")
-        if rank > _MOST_DIMENSIONS:
+        if not 1 <= rank <= _MOST_DIMENSIONS:
             raise CheckpointError(f"it has {rank} dimensions", file=self._label, tensor=name)
         shape = tuple(self._integer("<Q") for _ in range(rank))[::-1]
+        if 0 in shape:
+            raise CheckpointError(f"its shape {list(shape)} is empty", file=self._label, tensor=name)
         number, offset = self._integer("<I"), self._integer("<Q")
         try:
             kind = GGMLQuantizationType(number)
             block, block_bytes = GGML_QUANT_SIZES[kind]
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"its type {number} is unknown", file=self._label, tensor=name) from error
-        row = shape[-1] if shape else 1
+        row = shape[-1]
         if row % block:
             raise CheckpointError(
                 f"rows of {row} are no multiple of {kind.name}'s block", file=self._label, tensor=name
             )
-        elements = 1
-        for dim in shape:
-            elements *= dim
-        return GGUFTensor(name, kind, shape, offset, elements // block * block_bytes, self._path)
+        return GGUFTensor(name, kind, shape, offset, math.prod(shape) // block * block_bytes, self._path)
 
     def _value(self, kind: int, depth: int) -> MetadataValue:
         if kind == _STRING:

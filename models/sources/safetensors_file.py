@@ -54,17 +54,23 @@ class SafetensorsFile:
     label: str
     metadata: Mapping[str, str]
     tensors: Mapping[str, StoredTensor]
+    size: int
 
     def arrays(self) -> dict[str, mx.array]:
         """All arrays of the file, lazy: each is read when it is evaluated. Thread: the MLX thread.
 
         Raises:
-            CheckpointError: MLX cannot read one of the file's types.
+            CheckpointError: MLX cannot read one of the file's types, or the file is no longer what it was.
         """
         for stored in self.tensors.values():
             if stored.dtype not in DTYPE_BITS:
                 raise CheckpointError(f"its type {stored.dtype} is not supported", file=self.label, tensor=stored.key)
-        loaded = mx.load(str(self.path), format="safetensors")
+        try:
+            if self.path.stat().st_size != self.size:
+                raise CheckpointError("the file has changed since it was opened", file=self.label)
+            loaded = mx.load(str(self.path), format="safetensors")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"cannot be read: {error}", file=self.label) from error
         assert isinstance(loaded, dict)
         return loaded
 
@@ -97,7 +103,7 @@ def open_safetensors(path: Path, label: str) -> SafetensorsFile:
     if not isinstance(metadata, dict):
         raise CheckpointError("its metadata is not an object", file=label)
     tensors = _verified(header, size - 8 - length, label)
-    return SafetensorsFile(path, label, {str(key): str(value) for key, value in metadata.items()}, tensors)
+    return SafetensorsFile(path, label, {str(key): str(value) for key, value in metadata.items()}, tensors, size)
 
 
 def _verified(header: Mapping[str, object], data_size: int, label: str) -> dict[str, StoredTensor]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from models.checkpoint import open_checkpoint
-from models.errors import CheckpointError, ModelNotFoundError
+from models.errors import CheckpointError, ModelError, ModelNotFoundError
 from models.sources.gguf import GGUFFile
 from models.sources.hf import HFDirectory
 from models.sources.ollama import OllamaManifest
@@ -87,3 +87,38 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, reason: st
     (tmp_path / name).write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=reason):
         open_checkpoint(str(tmp_path / name), tmp_path)
+
+
+def damaged(data: bytes, hot: int, random: np.random.Generator) -> bytes:
+    """The data with a byte changed, some cut out, or its end lost; `hot` is how much of its start is worth hitting."""
+    at = int(random.integers(min(hot, len(data))))
+    match random.integers(3):
+        case 0:
+            return data[:at] + random.bytes(1) + data[at + 1 :]
+        case 1:
+            return data[:at] + data[at + int(random.integers(1, 9)) :]
+        case _:
+            return data[:at]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_a_damaged_file_is_an_error_or_a_model_but_never_a_crash(tmp_path: Path, parity: Path, kind: str):
+    random = np.random.default_rng(17)
+    if kind == "gguf":
+        target = tmp_path / "m.gguf"
+        whole = (parity / "llama_gqa-Q4_0.gguf").read_bytes()
+        reference = str(target)
+    else:
+        target = hf_folder(tmp_path / "m") / "model.safetensors"
+        arrays = {f"l{n}.weight": mx.ones((2, 8)) for n in range(4)}
+        mx.save_safetensors(str(target), arrays)
+        whole, reference = target.read_bytes(), str(target.parent)
+    errors = 0
+    for _ in range(200):
+        target.write_bytes(damaged(whole, 700, random))
+        try:
+            for tensor in open_checkpoint(reference, tmp_path).tensors():
+                assert tensor.value.shape
+        except ModelError:
+            errors += 1
+    assert errors > 100

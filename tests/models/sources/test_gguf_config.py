@@ -72,7 +72,7 @@ def test_what_the_tensors_say_counts(write_gguf):
         ("qwen2", ["Qwen2ForCausalLM"]),
         ("qwen3", ["Qwen3ForCausalLM"]),
         ("mistral", ["MistralForCausalLM"]),
-        ("rwkv7", []),
+        ("rwkv7", ["rwkv7"]),
     ],
 )
 def test_every_architecture_keeps_its_own_name_too(write_gguf, arch: str, hf: list[str]):
@@ -138,6 +138,7 @@ def test_one_value_a_layer_is_taken_if_they_are_alike(write_gguf):
     ("change", "reason"),
     [
         ({"llama.embedding_length": None}, "has no llama.embedding_length"),
+        ({"llama.attention.head_count": 100}, "100 attention heads for a width of 64"),
         ({"llama.block_count": 0}, "llama.block_count = 0"),
         ({"llama.context_length": "many"}, "llama.context_length = 'many'"),
         ({"llama.rope.freq_base": float("inf")}, "llama.rope.freq_base = inf"),

@@ -66,6 +66,8 @@ def test_the_error_of_cut_data_names_the_tensor(write_gguf):
         (header(pairs=1) + text("k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 50, "impossible array"),
         (header(pairs=1) + text("general.alignment") + struct.pack("<II", 4, 3), "power of two"),
         (header(tensors=1) + entry(dims=(1,) * 9), "9 dimensions"),
+        (header(tensors=1) + entry(dims=()), "0 dimensions"),
+        (header(tensors=1) + entry(dims=(32, 0)), r"its shape \[0, 32\] is empty"),
         (header(tensors=1) + entry(kind=77), "tensor t: its type 77 is unknown"),
         (header(tensors=1) + entry(dims=(33,), kind=2), "tensor t: rows of 33 are no multiple of Q4_0"),
         (header(tensors=1) + entry(dims=(2**40, 2**40)), "truncated"),

@@ -86,3 +86,14 @@ def test_a_type_mlx_cannot_read_is_refused_by_name(file: Path):
     write(file, {"a": entry(0, 8, [1], "F64")}, bytes(8))
     with pytest.raises(CheckpointError, match="tensor a: its type F64"):
         open_safetensors(file, "m").arrays()
+
+
+def test_a_file_that_changed_after_it_was_opened_is_not_given_to_mlx(file: Path):
+    mx.save_safetensors(str(file), {"a": mx.ones((64,))})
+    opened = open_safetensors(file, "m")
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="changed since it was opened"):
+        opened.arrays()
+    file.unlink()
+    with pytest.raises(CheckpointError, match="m: cannot be read"):
+        opened.arrays()
