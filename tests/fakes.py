@@ -180,6 +180,9 @@ class ByteTokenizer:
             raise TokenizerError("half of a surrogate pair") from error
         return [BOS, *ids] if add_bos and self.adds_bos else ids
 
+    def fewest_tokens(self, text: str) -> int:
+        return len(text)
+
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < BOS else {BOS: b"<bos>", EOS: b"<eos>"}[token]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from runner.engine.sequence import Sequence, SequenceStatus
 
 STEP_BOUND_S = 0.5
-MIN_CHUNK = 8
+MIN_CHUNK = 32
+"""Below this a step hardly gets shorter: reading the weights is then most of it."""
 
 
 @dataclass(frozen=True, slots=True)

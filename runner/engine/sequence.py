@@ -33,6 +33,10 @@ class Vocabulary(Protocol):
         """The ids of `text`."""
         ...
 
+    def fewest_tokens(self, text: str) -> int:
+        """How many tokens `text` has at least, found without encoding it."""
+        ...
+
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for."""
         ...

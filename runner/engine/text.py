@@ -107,12 +107,12 @@ class TextEngine:
         params = request.sampling
         _check(params, request.top_logprobs)
         stops = build_stops(request.stop)
-        tokens = self.tokenize(request.prompt, add_bos=True)
-        if not tokens:
-            raise BadRequest("the prompt is empty")
         limit = self._context_length
         if request.num_ctx is not None and 0 < request.num_ctx < limit:
             limit = request.num_ctx
+        tokens = self._encode(request.prompt, limit, truncate=request.truncate)
+        if not tokens:
+            raise BadRequest("the prompt is empty")
         keep = len(tokens) if request.num_keep < 0 else request.num_keep
         if len(tokens) >= limit:
             tokens = _truncate(tokens, limit, keep=keep, allowed=request.truncate)
@@ -129,6 +129,19 @@ class TextEngine:
             logprobs=request.logprobs,
             top_logprobs=request.top_logprobs,
         )
+
+    def _encode(self, prompt: str, limit: int, *, truncate: bool) -> list[int]:
+        """The prompt's tokens; of a hopelessly long one, which would take gigabytes to encode, those of its ends."""
+        fewest = self._tokenizer.fewest_tokens(prompt)
+        if fewest >= limit and not truncate:
+            raise BadRequest(
+                f"input length (at least {fewest} tokens) exceeds the model's maximum context length ({limit} tokens)"
+            )
+        if fewest < 4 * limit:
+            return self.tokenize(prompt, add_bos=True)
+        # Each end has more tokens than truncation may leave of it.
+        end = len(prompt) * 2 * limit // fewest
+        return self.tokenize(prompt[:end], add_bos=True) + self.tokenize(prompt[-end:], add_bos=False)
 
     def add(self, request_id: RequestId, prepared: object) -> None:
         """Queue what `prepare` returned."""
@@ -266,7 +279,8 @@ class TextEngine:
         logger.debug("context shifted", extra={"fields": {"id": row.id, "before": before, "after": len(row.tokens)}})
 
     def _told(self, token: int, logprob: RowLogprobs) -> TokenLogprob:
-        top = tuple(TokenLogprob(self._text(other), value) for other, value in logprob.top)
+        # JSON knows no infinity, and an impossible token is no alternative.
+        top = tuple(TokenLogprob(self._text(other), value) for other, value in logprob.top if value > -math.inf)
         return TokenLogprob(self._text(token), logprob.chosen, top)
 
     def _text(self, token: int) -> str:

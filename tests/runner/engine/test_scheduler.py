@@ -81,7 +81,7 @@ def test_a_chunk_grows_back_once_steps_are_short_but_not_beyond_its_setting():
     for _ in range(4):
         scheduler.observe(scheduler.chunk, STEP_BOUND_S / 10)
         sizes.append(scheduler.chunk)
-    assert sizes == [50, 100, 100, 100]
+    assert sizes == [64, 100, 100, 100]
 
 
 def test_a_short_rest_of_a_prompt_says_nothing_about_larger_chunks():

@@ -7,6 +7,7 @@ import pytest
 
 from models.llm.base import Row
 from runner.engine import text as text_module
+from runner.engine.scheduler import MIN_CHUNK
 from runner.engine.text import TextEngine
 from runner.engine.types import Failed, FinishReason, Output, SamplingParams, TextDone, TextRequest
 from runner.errors import BadRequest, GenerationError, PromptTooLong
@@ -192,11 +193,37 @@ def test_num_ctx_limits_prompt_and_answer_together_and_is_capped_by_the_engine()
 
 
 def test_a_prompt_as_long_as_the_context_is_too_long():
-    engine = make_engine(FakeModel(), context_length=10)
+    engine = make_engine(FakeModel(), context_length=10, adds_bos=True)
     message = r"input length \(10 tokens\) exceeds the model's maximum context length \(10 tokens\)"
     with pytest.raises(PromptTooLong, match=message):
-        engine.prepare(TextRequest("0123456789"))
-    assert run(engine, TextRequest("012345678", GREEDY))[0].done.eval_tokens == 1
+        engine.prepare(TextRequest("123456789"))
+    assert run(engine, TextRequest("12345678", GREEDY))[0].done.eval_tokens == 1
+
+
+class CountingTokenizer(ByteTokenizer):
+    """Notes how much it was asked to encode."""
+
+    encoded = 0
+
+    def encode(self, text: str, *, add_bos: bool) -> list[int]:
+        self.encoded += len(text)
+        return super().encode(text, add_bos=add_bos)
+
+
+def test_a_hopelessly_long_prompt_is_refused_without_encoding_it():
+    tokenizer = CountingTokenizer()
+    engine = TextEngine(FakeModel(), tokenizer, context_length=10, parallel=1, prefill_chunk=16)
+    with pytest.raises(BadRequest, match=r"input length \(at least 1000000 tokens\) exceeds"):
+        engine.prepare(TextRequest("x" * 1_000_000))
+    assert tokenizer.encoded == 0
+
+
+def test_of_a_hopelessly_long_prompt_only_the_ends_are_encoded_for_truncation():
+    tokenizer = CountingTokenizer()
+    engine = TextEngine(FakeModel(), tokenizer, context_length=10, parallel=1, prefill_chunk=16)
+    prompt = "begin" + "x" * 1_000_000 + "the end"
+    assert bytes(engine.prepare(TextRequest(prompt, truncate=True, num_keep=5)).tokens) == b"begin end"
+    assert tokenizer.encoded < 100
 
 
 @pytest.mark.parametrize(
@@ -394,10 +421,11 @@ def test_a_long_step_makes_the_next_chunk_smaller(monkeypatch: pytest.MonkeyPatc
         now[0] += 100_000_000 * rows[-1].length
 
     monkeypatch.setattr(text_module.time, "perf_counter_ns", lambda: now[0])
-    engine: TextEngine = make_engine(FakeModel(before_step=slow), context_length=1000, prefill_chunk=64)
+    engine = make_engine(FakeModel(before_step=slow), context_length=1000, prefill_chunk=64)
     run(engine, TextRequest("x" * 300, GREEDY, num_predict=1))
-    assert lengths[0] == 64
-    assert lengths[5] < 64
+    # The first is read when the second has been set off.
+    assert lengths[:2] == [64, 64]
+    assert set(lengths[2:-1]) == {MIN_CHUNK}
     assert sum(lengths) == 300
 
 

@@ -1,0 +1,58 @@
+import mlx.core as mx
+
+from runner.engine.batch import Batch
+from runner.engine.sampler import RowSampler
+from runner.engine.scheduler import Chunk
+from runner.engine.sequence import PreparedText, Sequence, SequenceStatus
+from runner.engine.types import SamplingParams
+from tests.fakes import ByteTokenizer, FakeModel, scripted
+
+
+def row(model: FakeModel, number: int, prompt: str) -> Sequence:
+    params = SamplingParams(temperature=0)
+    tokens = list(prompt.encode())
+    prepared = PreparedText(
+        tokens=tokens, params=params, seed=0, limit=100, keep=0, num_predict=None, shift=False, stops=None,
+        logprobs=False, top_logprobs=0,
+    )  # fmt: skip
+    sequence = Sequence(number, prepared, ByteTokenizer())
+    sequence.status = SequenceStatus.PREFILL
+    sequence.cache = model.new_cache()
+    sequence.sampler = RowSampler(params, seed=0, prompt=tokens, context=100)
+    return sequence
+
+
+def test_a_chunk_that_does_not_complete_the_prompt_yields_nothing():
+    model = FakeModel("yes")
+    one = row(model, 1, scripted(0, "abcd"))
+    step = Batch([], None, Chunk(one, 3)).run(model)
+    assert (step.rows, step.sampled, one.fed, one.status) == ([], None, 3, SequenceStatus.PREFILL)
+    assert step.held == [one]
+    assert len(step.marker) == 1
+
+
+def test_the_last_chunk_yields_the_first_token():
+    model = FakeModel("yes")
+    one = row(model, 1, scripted(0, "abcd"))
+    step = Batch([], None, Chunk(one, 5)).run(model)
+    assert step.sampled.read()[0] == [ord("y")]
+    assert (step.rows, one.fed, one.status) == ([one], 5, SequenceStatus.DECODE)
+
+
+def test_decoding_rows_and_a_chunk_share_a_step():
+    model = FakeModel("yes", "no")
+    first, second = row(model, 1, scripted(0)), row(model, 2, scripted(1, "ab"))
+    step = Batch([], None, Chunk(first, 1)).run(model)
+    step = Batch([first], step.sampled.tokens, Chunk(second, 2)).run(model)
+    assert (step.rows, step.sampled.read()[0]) == ([first], [ord("e")])
+    step = Batch([first], step.sampled.tokens, Chunk(second, 1)).run(model)
+    assert (step.rows, step.sampled.read()[0]) == ([first, second], [ord("s"), ord("n")])
+    assert (first.fed, second.fed, model.steps) == (3, 3, 3)
+
+
+def test_a_prompts_marker_is_not_overwritten_by_the_next_step():
+    model = FakeModel("yes")
+    one = row(model, 1, scripted(0, "abcd"))
+    step = Batch([], None, Chunk(one, 3)).run(model)
+    Batch([], None, Chunk(one, 2)).run(model)
+    assert mx.array_equal(step.marker[0], mx.array(ord("a"))).item()

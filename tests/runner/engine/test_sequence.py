@@ -1,0 +1,70 @@
+from runner.engine.sequence import PreparedText, Sequence, SequenceStatus
+from runner.engine.stop import build_stops
+from runner.engine.types import FinishReason, SamplingParams, TextChunk, TokenLogprob
+from tests.fakes import EOS, ByteTokenizer
+
+
+def sequence(prompt: str = "ab", *, limit: int = 100, stop: tuple[str, ...] = (), **more) -> Sequence:
+    settings = {"keep": 0, "num_predict": None, "shift": False, "logprobs": False, "top_logprobs": 0} | more
+    prepared = PreparedText(
+        tokens=list(prompt.encode()), params=SamplingParams(), seed=0, limit=limit, stops=build_stops(stop), **settings
+    )
+    return Sequence(1, prepared, ByteTokenizer())
+
+
+def say(row: Sequence, text: str) -> list[FinishReason | None]:
+    return [row.accept(token) for token in text.encode()]
+
+
+def test_a_token_that_ends_nothing_goes_on():
+    row = sequence()
+    assert say(row, "xy") == [None, None]
+    assert row.take_chunk() == TextChunk(1, "xy")
+    assert row.take_chunk() is None
+    assert (row.generated, bytes(row.tokens)) == (2, b"abxy")
+
+
+def test_a_stop_token_ends_with_stop():
+    row = sequence()
+    assert row.accept(EOS) is FinishReason.STOP
+    assert row.status is SequenceStatus.DONE
+    assert (row.done().eval_tokens, row.done().stop_token) == (0, True)
+
+
+def test_a_stop_string_ends_with_stop():
+    row = sequence(stop=("--",))
+    assert say(row, "x--") == [None, None, FinishReason.STOP]
+    assert row.take_chunk() == TextChunk(1, "x")
+
+
+def test_the_last_allowed_token_ends_with_length():
+    assert say(sequence(num_predict=2), "xy") == [None, FinishReason.LENGTH]
+    assert say(sequence(limit=4), "xy") == [None, FinishReason.LENGTH]
+
+
+def test_a_full_context_that_may_shift_does_not_end():
+    row = sequence(limit=6, shift=True, keep=2)
+    assert say(row, "wxyz") == [None] * 4
+    assert row.full
+    row.shift()
+    assert (bytes(row.tokens), row.fed) == (b"abyz", 0)
+    assert (row.prompt_len, row.generated) == (2, 4)
+
+
+def test_running_ahead_is_not_allowed_where_the_next_token_may_end_the_row():
+    row = sequence(num_predict=3)
+    assert row.may_run_ahead
+    say(row, "x")
+    assert row.may_run_ahead
+    say(row, "y")
+    assert not row.may_run_ahead
+    assert not sequence("abc", limit=4).may_run_ahead
+    assert sequence("ab", limit=4).may_run_ahead
+
+
+def test_logprobs_come_with_the_text_they_belong_to():
+    row = sequence()
+    told = [TokenLogprob(str(n), -1.0) for n in range(3)]
+    for token, logprob in zip("aü".encode(), told, strict=True):
+        row.accept(token, logprob)
+    assert row.take_chunk() == TextChunk(1, "aü", tuple(told))
