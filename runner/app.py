@@ -94,9 +94,7 @@ async def plain_errors(request: web.Request, handler: Handler) -> web.StreamResp
         return await handler(request)
     except (RunnerError, ModelError) as error:
         status, reason, headers = status_of(error), str(error), {}
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
+    except web.HTTPError as error:
         status, reason = error.status, error.text or error.reason
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     logger.warning(

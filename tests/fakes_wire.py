@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -149,16 +149,18 @@ async def serve(
     timeouts: Timeouts | None = None,
     model: str | None = "the-model",
     check_memory: bool = True,
-    prepare: Callable[[web.Application], None] = lambda app: None,
+    send_buffer: int | None = None,
     **options,
 ) -> AsyncIterator[Served]:
     loop, loader = loop or ScriptedLoop(), loader or ScriptedLoader()
     config = RunnerConfig(dialect=dialect, model=model, port=0, store=Path("store"), check_memory=check_memory)
     app = make_app(config, loop, loader, timeouts=timeouts)
-    prepare(app)
     server = web.AppRunner(app, **{**SERVER_OPTIONS, **options})
     await server.setup()
     listener = socket.create_server(("127.0.0.1", 0))
+    if send_buffer is not None:
+        # Accepted connections inherit it.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     port = listener.getsockname()[1]
     await web.SockSite(server, listener).start()
     try:

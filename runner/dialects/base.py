@@ -267,6 +267,11 @@ def done_reason(reason: FinishReason) -> int:
             assert_never(reason)
 
 
+def reason_of(error: Exception) -> str:
+    """What to tell the parent of a failure; never empty."""
+    return str(error) or type(error).__name__
+
+
 def _finite(logprob: float) -> float:
     """A log-probability that JSON can hold."""
     return max(LOWEST_LOGPROB, logprob)
@@ -363,29 +368,12 @@ def _lines(encoder: Encoder, output: TextChunk | TextDone | FailedOutput) -> Ite
         case TextChunk():
             return encoder.chunk(output) if output.text or output.logprobs else ()
         case TextDone():
-            _log_done(output)
             return encoder.done(output)
         case FailedOutput():
-            logger.warning("request failed", extra={"fields": {"error": str(output.error)}})
+            logger.warning("request failed", extra={"fields": {"error": reason_of(output.error)}})
             return (encoder.error(output.error),)
         case _:
             assert_never(output)
-
-
-def _log_done(done: TextDone) -> None:
-    logger.info(
-        "request done",
-        extra={
-            "fields": {
-                "reason": done.reason.value,
-                "prompt_tokens": done.prompt_tokens,
-                "cached_tokens": done.cached_tokens,
-                "prompt_ms": done.prompt_ns // 1_000_000,
-                "eval_tokens": done.eval_tokens,
-                "eval_ms": done.eval_ns // 1_000_000,
-            }
-        },
-    )
 
 
 async def _write(request: web.Request, response: web.StreamResponse, line: bytes) -> None:

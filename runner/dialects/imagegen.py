@@ -13,6 +13,7 @@ from runner.dialects.base import (
     done_reason,
     json_response,
     read_model,
+    reason_of,
     refuse,
     refuse_image_fields,
     require_ready,
@@ -102,7 +103,7 @@ class ImagegenEncoder:
 
     def error(self, error: Exception) -> bytes:
         """The dialect has no error field: the text itself says it."""
-        return CompletionLine(content=f"error: {error}", done=True).to_line()
+        return CompletionLine(content=f"error: {reason_of(error)}", done=True).to_line()
 
 
 def _content_line(text: str, _logprobs: tuple[TokenLogprob, ...]) -> bytes:

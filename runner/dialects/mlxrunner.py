@@ -24,6 +24,7 @@ from runner.dialects.base import (
     done_reason,
     json_response,
     read_body,
+    reason_of,
     refuse,
     refuse_grammar,
     require_ready,
@@ -136,7 +137,7 @@ class MLXEncoder:
 
     def error(self, error: Exception) -> bytes:
         """The parent answers its user with this status and message."""
-        return ErrorLine(error=StatusError(status_code=status_of(error), error=str(error))).to_line()
+        return ErrorLine(error=StatusError(status_code=status_of(error), error=reason_of(error))).to_line()
 
 
 def _content_line(text: str, logprobs: tuple[TokenLogprob, ...]) -> bytes:

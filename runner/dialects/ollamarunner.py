@@ -22,6 +22,7 @@ from runner.dialects.base import (
     done_reason,
     json_response,
     read_model,
+    reason_of,
     refuse,
     refuse_grammar,
     refuse_image_fields,
@@ -193,7 +194,7 @@ def load_options(body: wire.LoadRequest) -> LoadOptions:
         raise refuse("ProjectorPath", "the loaded model takes text only")
     if body.kv_cache_type not in CACHE_TYPES:
         raise refuse(
-            f"KvCacheType {body.kv_cache_type}",
+            f"KvCacheType {body.kv_cache_type[:16]!r}",
             "the cache is not quantised; unset OLLAMA_KV_CACHE_TYPE or set it to f16",
         )
     parallel = body.parallel or 1
@@ -303,7 +304,7 @@ class OllamaRunnerEncoder:
 
     def error(self, error: Exception) -> bytes:
         """A line that makes the parent fail the request."""
-        return wire.ErrorLine(error=str(error)).to_line()
+        return wire.ErrorLine(error=reason_of(error)).to_line()
 
 
 def _content_line(text: str, logprobs: tuple[TokenLogprob, ...]) -> bytes:

@@ -11,6 +11,7 @@ import pytest
 from runner.app import MAX_BODY_BYTES
 from runner.config import DialectName
 from runner.dialects.base import Timeouts
+from runner.engine.types import Failed
 from runner.errors import Busy, NotReady
 from tests.fakes_wire import DONE, ScriptedLoop, chunk, serve
 
@@ -159,6 +160,13 @@ async def raw(port, data):
 
 
 @every_dialect
+async def test_a_body_announced_too_large_is_413_before_any_of_it_is_read(dialect):
+    head = f"POST {COMPLETION[dialect]} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n".encode()
+    async with serve(dialect, lingering_time=0.1) as served:
+        assert (await raw(served.port, head)).startswith(b"HTTP/1.1 413 ")
+
+
+@every_dialect
 async def test_half_a_body_then_silence_is_408_and_a_close(dialect):
     head = f"POST {COMPLETION[dialect]} HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n".encode()
     async with serve(dialect, timeouts=Timeouts(read_s=0.1), lingering_time=0.1) as served:
@@ -256,6 +264,24 @@ async def test_a_reader_that_never_reads_stops_its_request_and_no_other():
         # What was made is what the sockets' buffers took: megabytes, not what half a second can make.
         assert spoken < 2000
         await assert_serves(served, DialectName.MLX)
+
+
+async def test_an_http_1_0_client_gets_the_stream_without_chunks():
+    body = b'{"Prompt":"p"}'
+    head = f"POST /v1/completions HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    async with serve(DialectName.MLX) as served:
+        answer = await raw(served.port, head + body)
+        lines = answer.partition(b"\r\n\r\n")[2].splitlines()
+        assert [json.loads(line)["Done"] for line in lines] == [False, False, True]
+
+
+async def test_an_error_without_words_is_told_by_its_name():
+    async def script(request):
+        yield Failed(1, ZeroDivisionError())
+
+    async with serve(DialectName.MLX, ScriptedLoop(script)) as served:
+        _, body = await served.post("/v1/completions", json={"Prompt": "p"})
+        assert json.loads(body)["Error"]["error"] == "ZeroDivisionError"
 
 
 async def test_many_requests_on_one_connection():

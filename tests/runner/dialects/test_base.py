@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
+from protocol.ollamarunner import LoadRequest
 from protocol.options import Options
-from runner.dialects.base import LOWEST_LOGPROB, split_lines, text_request, wire_logprobs
+from runner.dialects.base import HINTS, LOWEST_LOGPROB, split_lines, text_request, wire_logprobs
 from runner.engine.types import SamplingParams, TextRequest, TokenLogprob
 from runner.errors import BadRequest
 
@@ -16,6 +17,16 @@ def encode(text, logprobs):
 def split(text, logprobs=(), limit=64):
     lines = list(split_lines(text, tuple(logprobs), encode, limit))
     return lines, [json.loads(line) for line in lines]
+
+
+def test_every_option_is_obeyed_or_a_documented_hint():
+    obeyed = {
+        "num_keep", "seed", "num_predict", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n", "temperature",
+        "repeat_penalty", "presence_penalty", "frequency_penalty", "stop", "num_ctx",
+    }  # fmt: skip
+    obeyed_or_refused = {"Operation", "LoraPath", "Parallel", "KvSize", "KvCacheType", "ProjectorPath"}
+    fields = [field.alias or name for model in (Options, LoadRequest) for name, field in model.model_fields.items()]
+    assert set(fields) - obeyed - obeyed_or_refused == set(HINTS)
 
 
 def test_absent_options_are_ollamas_defaults():
