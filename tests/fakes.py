@@ -184,7 +184,7 @@ class ByteTokenizer:
         return len(text)
 
     def piece(self, token: int) -> bytes:
-        return bytes([token]) if token < BOS else {BOS: b"<bos>", EOS: b"<eos>"}[token]
+        return bytes([token]) if token < BOS else {BOS: b"<bos>", EOS: b"<eos>"}.get(token, b"")
 
     def detokenizer(self) -> StreamingDetokenizer:
         return StreamingDetokenizer(self.piece)
