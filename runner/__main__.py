@@ -64,7 +64,7 @@ def _dispatch(parent: int) -> int:
         case FetchConfig():
             from runner import try_command  # noqa: PLC0415
 
-            try_command.fetch_with_progress(command.cache)
+            sys.stdout.write(f"{try_command.fetch_with_progress(command.cache)}\n")
         case HelpCommand():
             sys.stdout.write(command.text)
         case VersionCommand():

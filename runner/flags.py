@@ -133,9 +133,10 @@ class Settings:
             number = int(value.text, 0)
         except ValueError:
             raise UsageError(f'{value.origin} must be a whole number, not "{value.text}"') from None
-        if not least <= number <= most:
-            bounds = f"at least {least}" if most == 2**31 - 1 else f"from {least} to {most}"
-            raise UsageError(f"{value.origin} must be {bounds}, not {number}")
+        if number < least:
+            raise UsageError(f"{value.origin} must be at least {least}, not {number}")
+        if number > most:
+            raise UsageError(f"{value.origin} must be at most {most}, not {number}")
         return number
 
     def number(self, name: str, *, least: float) -> float | None:
