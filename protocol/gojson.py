@@ -28,7 +28,8 @@ JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | Non
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _WHITESPACE: Final = re.compile(r"[ \t\n\r]*")
-_MAX_FLOAT32: Final = 3.4028234663852886e38
+_FLOAT32_OVERFLOW: Final = 3.4028235677973366e38
+"""Half a step above the largest float32: from here on a number does not round to one."""
 _LONGEST_INTEGER: Final = 20
 """Characters of -9223372036854775808; anything longer is out of range for every integer field."""
 
@@ -51,12 +52,21 @@ def _replace_surrogates(value: object) -> object:
 
 
 def _fits_float32(value: float) -> float:
-    if abs(value) > _MAX_FLOAT32:
+    if abs(value) >= _FLOAT32_OVERFLOW:
         raise ValueError(f"cannot unmarshal number {value} into a field of type float32")
     return value
 
 
+def _from_numbers(value: list[object]) -> bytes:
+    """Go reads an array of numbers as bytes, too."""
+    if not all(item is None or (type(item) is int and 0 <= item < 256) for item in value):
+        raise ValueError("cannot unmarshal array into a field of type []byte")
+    return bytes(item if isinstance(item, int) else 0 for item in value)
+
+
 def _from_base64(value: object) -> object:
+    if isinstance(value, list):
+        return _from_numbers(value)
     if not isinstance(value, str):
         return value
     try:
@@ -116,7 +126,8 @@ def parse(body: bytes) -> JSON:
     Raises:
         WireError: there is no value, or it is not JSON, or it is nested too deeply.
     """
-    text = body.decode("utf-8", errors="replace")
+    # Every invalid byte becomes a lone surrogate here, and in a string, as in Go, one U+FFFD.
+    text = body.decode("utf-8", errors="surrogateescape")
     start = _WHITESPACE.match(text).end()  # type: ignore[union-attr]
     if start == len(text):
         raise WireError("EOF")

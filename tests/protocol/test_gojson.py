@@ -192,6 +192,7 @@ def test_moderate_nesting_is_read():
 def test_lone_surrogates_and_invalid_utf8_become_replacement_characters():
     assert Outer.from_json(b'{"Text":"a\\ud800b\\udc00\\ud83d\\ude00"}').text == "a\ufffdb\ufffd\U0001f600"
     assert Outer.from_json(b'{"Text":"a\xffb"}').text == "a\ufffdb"
+    assert Outer.from_json(b'{"Text":"\\ud800\xe2\x82a"}').text == "\ufffd\ufffd\ufffda"
 
 
 def test_nul_characters_are_text():
@@ -200,6 +201,22 @@ def test_nul_characters_are_text():
 
 def test_bytes_are_base64_with_line_breaks_allowed():
     assert Outer.from_json(b'{"data":"aG\\r\\nk="}').data == b"hi"
+
+
+def test_bytes_may_be_an_array_of_numbers():
+    assert Outer.from_json(b'{"data":[104,null,105]}').data == b"h\0i"
+
+
+@pytest.mark.parametrize("value", ["[256]", "[-1]", '["a"]', "[true]", "[1.0]"])
+def test_an_array_of_anything_else_is_no_bytes(value):
+    with pytest.raises(WireError, match="data"):
+        Outer.from_json(f'{{"data":{value}}}'.encode())
+
+
+def test_the_largest_float32_is_read_and_what_rounds_to_it():
+    assert Outer.from_json(b'{"ratio":3.4028235e38}').ratio == 3.4028235e38
+    with pytest.raises(WireError, match="float32"):
+        Outer.from_json(b'{"ratio":-3.4028236e38}')
 
 
 def test_parse_gives_the_first_value():
