@@ -29,7 +29,7 @@ def open_checkpoint(reference: str, store: Path, *, verify_digests: bool = False
         ModelNotFoundError: nothing is there; the message lists what was tried.
         CheckpointError: it is there but cannot be read.
     """
-    if not reference or "\0" in reference:
+    if not reference:
         raise ModelNotFoundError("no model is named: give a model's name, a folder or a GGUF file")
     is_path = reference.startswith(("/", "./", "../", "~")) or reference in (".", "..")
     try:

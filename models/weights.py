@@ -7,7 +7,7 @@ nothing of architectures: an attribute of a module is called what the checkpoint
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from models.backend import device
 from models.errors import CheckpointError
 from models.quantization import Packed, WeightPolicy, dequantize, keeps_quantized, packed_nbytes
-from models.sources.base import Checkpoint, NamedTensor, TensorInfo
+from models.sources.base import JSON, Checkpoint, NamedTensor, TensorInfo
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +51,17 @@ def _loaded_nbytes(info: TensorInfo, *, keep_quantized: bool, dense_dtype: mx.Dt
     if info.spec is not None or dense_dtype is not None:
         return math.prod(info.shape) * (dense_dtype or mx.float32).size
     return info.nbytes
+
+
+def stored_dtype(config: Mapping[str, JSON]) -> mx.Dtype | None:
+    """The type that a configuration names for its weights; None if it names none that MLX computes in.
+
+    For a GPU: there it is what dense tensors should be cast to, because some sources hold a few tensors in another type
+    (GGUF its norms, and the block formats that MLX has no kernel for) and would draw all arithmetic to float32.
+    """
+    name = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    dtypes = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+    return dtypes.get(name)
 
 
 def load_weights(

@@ -121,7 +121,7 @@ def hf_config(header: GGUFHeader, rope_factors: list[float] | None, file: str) -
         "tie_word_embeddings": "output.weight" not in names,
         "attention_bias": "blk.0.attn_q.bias" in names,
         "mlp_bias": "blk.0.ffn_down.bias" in names,
-        "torch_dtype": "bfloat16" if any(each.kind.name == "BF16" for each in names.values()) else "float16",
+        "torch_dtype": _dtype({each.kind.name for each in names.values() if len(each.shape) > 1}),
     }
     rotated = metadata.integer("rope.dimension_count") or head_dim
     if rotated != head_dim:
@@ -135,6 +135,13 @@ def hf_config(header: GGUFHeader, rope_factors: list[float] | None, file: str) -
         if isinstance(value, int):
             config[key] = value
     return config
+
+
+def _dtype(kinds: set[str]) -> str:
+    """The type of the matrices; the scales of block formats are float16."""
+    if kinds == {"F32"}:
+        return "float32"
+    return "bfloat16" if "BF16" in kinds else "float16"
 
 
 def _architectures(arch: str, family: _Family | None, *, windowed: bool, experts: int) -> list[JSON]:

@@ -11,7 +11,7 @@ from models.errors import CheckpointError
 from models.quantization import Packed, QuantizationSpec, dequantize
 from models.sources.base import Checkpoint
 from models.sources.hf import HFDirectory
-from models.weights import ScaledQuantizedLinear, load_weights, planned_nbytes
+from models.weights import ScaledQuantizedLinear, load_weights, planned_nbytes, stored_dtype
 
 HIDDEN, VOCABULARY = 64, 40
 
@@ -242,6 +242,21 @@ def test_progress_may_abandon_the_load(tmp_path: Path):
 
     with pytest.raises(AbandonedError):
         load_weights(Tiny(), folder(tmp_path, arrays_for()), progress=abandon)
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [
+        ({"torch_dtype": "bfloat16"}, mx.bfloat16),
+        ({"dtype": "float16", "torch_dtype": "float32"}, mx.float16),
+        ({"torch_dtype": "torch.float32"}, mx.float32),
+        ({"torch_dtype": "float8_e4m3fn"}, None),
+        ({"torch_dtype": None}, None),
+        ({}, None),
+    ],
+)
+def test_the_type_of_the_weights_is_read_from_either_key(config: dict[str, str], dtype: mx.Dtype | None):
+    assert stored_dtype(config) is dtype or stored_dtype(config) == dtype
 
 
 class OneLinear(nn.Module):

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as Kind
 
 from models.errors import CheckpointError
 from models.sources.gguf import GGUFFile
@@ -57,6 +58,17 @@ def test_a_llama_is_described_as_hugging_face_does(write_gguf):
     }
     assert {key: config[key] for key in expected} == expected
     assert "sliding_window" not in config
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(np.float32, "float32"), (np.float16, "float16"), (np.uint16, "bfloat16")]
+)
+def test_the_type_is_that_of_the_matrices(write_gguf, dtype: type, expected: str):
+    matrix = np.zeros((10, 64), dtype)
+    embedding = (matrix.view(np.uint8), Kind.BF16) if dtype is np.uint16 else matrix
+    norm = np.ones(64, np.float32)
+    config = config_of(write_gguf({"token_embd.weight": embedding, "output_norm.weight": norm}))
+    assert config["torch_dtype"] == expected
 
 
 def test_what_the_tensors_say_counts(write_gguf):

@@ -76,6 +76,15 @@ def test_a_tensor_that_the_index_promises_and_no_shard_has_is_named(tmp_path: Pa
         list(HFDirectory(tmp_path).infos())
 
 
+def test_an_index_cannot_name_a_file_outside_the_folder(tmp_path: Path):
+    mx.save_safetensors(str(tmp_path / "secret.safetensors"), {"a": mx.ones(1)})
+    shard(tmp_path / "m", {"model-1.safetensors": {"b": mx.ones(2)}})
+    for name in ("../secret.safetensors", str(tmp_path / "secret.safetensors")):
+        (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(CheckpointError, match="outside the folder"):
+            list(HFDirectory(tmp_path / "m").infos())
+
+
 @pytest.mark.parametrize(
     "index", ['{"weight_map": {"a": "../secret.safetensors"}}', '{"weight_map": {}}', "[]", "{", "{}"]
 )

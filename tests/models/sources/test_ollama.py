@@ -90,14 +90,15 @@ def test_the_bias_of_a_layer_is_not_the_zero_point_of_its_weight(store_writer):
 
 def test_a_packed_blob_holds_tensors_of_several_quantisations(store_writer):
     group = "model.layers.1.mlp.experts"
-    up, down = QuantizationSpec("affine", 4, 64), QuantizationSpec("affine", 8, 64)
+    # Nothing but the metadata tells these two apart: the shapes are alike.
+    up, down = QuantizationSpec("mxfp4", 4, 32), QuantizationSpec("affine", 4, 32)
     stacked = mx.stack([DENSE, -DENSE])
     arrays = combined(f"{group}.up.weight", stacked, up) | combined(f"{group}.down.weight", stacked, down)
     metadata = {
-        f"{group}.up.weight.quant_type": "int4",
-        f"{group}.up.weight.group_size": "64",
-        f"{group}.down.weight.quant_type": "int8",
-        f"{group}.down.weight.group_size": "64",
+        "quant_type": "int4",
+        f"{group}.up.weight.quant_type": "mxfp4",
+        f"{group}.up.weight.group_size": "32",
+        f"{group}.down.weight.group_size": "32",
     }
     store_writer.tensors(group, arrays | {f"{group}.gate.weight": mx.ones((2, 2))}, metadata)
     store_writer.manifest()
