@@ -1,0 +1,97 @@
+"""Who takes part: one record each, in the order in which a round runs them."""
+
+import importlib.metadata
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from models.backend import BLAS_LIBRARIES
+from tests.bench.preparation import Prepared
+
+DEFAULT_TOKENS = 64
+FLOAT32, FOUR_BITS, GGUF, GGUF_FLOAT32 = "float32 folder", "4-bit folder", "GGUF", "float32 GGUF"
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One line of the table."""
+
+    name: str
+    label: str
+    module: str
+    """What its process runs, `python -m tests.bench.MODULE`."""
+    weights: str
+    in_bench_venv: bool = True
+    prompt_tokens: int = 512
+    tokens: int = DEFAULT_TOKENS
+    exact: bool = False
+    """It computes in float32 with the same weights, so its greedy text should be the runner's."""
+    preloads_blas: bool = False
+
+
+RUNNER = "runner"
+CONTESTANTS = (
+    Contestant(RUNNER, "runner over HTTP, f32", "run_runner", GGUF, in_bench_venv=False, exact=True),
+    Contestant("bare", "its model, bare loop, f32", "run_bare", GGUF, in_bench_venv=False, exact=True),
+    # As installed it is so slow that a shorter prompt has to do; 4-bit, still shorter.
+    Contestant("mlx-lm", "mlx_lm as installed, f32", "run_mlx_lm", FLOAT32, prompt_tokens=128, tokens=16, exact=True),
+    Contestant("mlx-lm-4bit", "mlx_lm as installed, 4-bit", "run_mlx_lm", FOUR_BITS, prompt_tokens=32, tokens=8),
+    Contestant("mlx-lm-blas", "mlx_lm + same BLAS, f32", "run_mlx_lm", FLOAT32, exact=True, preloads_blas=True),
+    Contestant("llama-cpp-f32", "llama.cpp, F32", "run_llama_cpp", GGUF_FLOAT32, exact=True),
+    Contestant("llama-cpp", "llama.cpp, Q4_1 as it is", "run_llama_cpp", GGUF),
+)
+PROMPT_LENGTHS = tuple(sorted({contestant.prompt_tokens for contestant in CONTESTANTS}))
+
+
+def chosen(names: list[str] | None, tokens: int) -> list[Contestant]:
+    """Those named, or all, to decode `tokens` where they are not too slow for it.
+
+    Raises:
+        ValueError: there is none of a name.
+    """
+    unknown = set(names or ()) - {contestant.name for contestant in CONTESTANTS}
+    if unknown:
+        known = ", ".join(contestant.name for contestant in CONTESTANTS)
+        raise ValueError(f"no contestant {', '.join(sorted(unknown))}; there are {known}")
+    taken = [contestant for contestant in CONTESTANTS if not names or contestant.name in names]
+    # A longer run is for those that have the default; the slow ones keep their own, shorter one.
+    return [
+        replace(contestant, tokens=tokens if contestant.tokens == DEFAULT_TOKENS else min(contestant.tokens, tokens))
+        for contestant in taken
+    ]
+
+
+def fast_blas() -> Path | None:
+    """The library that the runner puts under MLX on this machine."""
+    for distribution, stem, _ in BLAS_LIBRARIES:
+        try:
+            files = importlib.metadata.files(distribution) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for file in files:
+            if file.name.startswith(stem):
+                return Path(str(file.locate())).resolve()
+    return None
+
+
+def command(contestant: Contestant, prepared: Prepared, threads: int, started: float) -> list[str]:
+    """The command line of its process.
+
+    Raises:
+        LookupError: what it needs is not there; the message says why.
+    """
+    weights = {
+        FLOAT32: prepared.folder,
+        FOUR_BITS: prepared.folder_4bit,
+        GGUF: prepared.gguf,
+        GGUF_FLOAT32: prepared.gguf_float32,
+    }[contestant.weights]
+    python = prepared.bench_python if contestant.in_bench_venv else prepared.project_python
+    words = [str(python), "-m", f"tests.bench.{contestant.module}", f"--model={weights}"]
+    words += [f"--prompts={prepared.prompts}", f"--prompt-tokens={contestant.prompt_tokens}"]
+    words += [f"--tokens={contestant.tokens}", f"--threads={threads}", f"--started={started}"]
+    if contestant.preloads_blas:
+        blas = fast_blas()
+        if blas is None:
+            raise LookupError("the runner itself uses no BLAS of a package here")
+        words.append(f"--blas={blas}")
+    return words

@@ -1,0 +1,134 @@
+"""What the contestants need, made once and kept in the cache folder: their virtual environment, the same weights in
+the forms they read, and prompts that are the same tokens to all.
+"""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner import default_model
+
+REPOSITORY = Path(__file__).parents[2]
+PROMPT = Path(__file__).with_name("prompt.txt")
+WARMUP = "Once upon a time there was a small village between two hills, and in the village there lived"
+MLX_LM = "mlx-lm[cpu]==0.32.2" if sys.platform == "linux" else "mlx-lm==0.32.2"
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+INSTALL_TIMEOUT_S = 3600
+
+
+class PreparationError(Exception):
+    """A step of the preparation failed; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Where everything is."""
+
+    project_python: Path
+    bench_python: Path
+    gguf: Path
+    gguf_float32: Path
+    folder: Path
+    """float32, as a Hugging Face folder."""
+    folder_4bit: Path
+    prompts: Path
+
+
+def prepare(cache: Path, lengths: tuple[int, ...], say: Callable[[str], None]) -> Prepared:
+    """Make what is missing. A contestant whose package cannot be installed fails later, by itself, with its reason.
+
+    Raises:
+        PreparationError: a step failed without which no contestant can run.
+        FetchError: the model cannot be fetched.
+    """
+    place = cache / "bench"
+    place.mkdir(parents=True, exist_ok=True)
+    prepared = Prepared(
+        project_python=Path(sys.executable),
+        bench_python=place / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python",
+        gguf=default_model.fetch(cache, lambda _: None),
+        gguf_float32=place / "float32.gguf",
+        folder=place / "float32",
+        folder_4bit=place / "4bit",
+        prompts=place / "prompts.json",
+    )
+    _install(prepared, say)
+    _once(prepared.gguf_float32, say, "writing the float32 GGUF", _export("gguf", prepared))
+    _once(prepared.folder, say, "writing the float32 folder", _export("folder", prepared))
+    convert = [str(prepared.bench_python), "-m", "mlx_lm", "convert", "--hf-path", str(prepared.folder), "--quantize"]
+    convert += ["--q-bits", "4", "--q-group-size", "64", "--dtype", "float32", "--mlx-path"]
+    _once(prepared.folder_4bit, say, "quantising the 4-bit folder", lambda target: _run([*convert, str(target)]))
+    _run([*_exporter("prompts", prepared), str(prepared.prompts), *map(str, lengths)])
+    return prepared
+
+
+def _install(prepared: Prepared, say: Callable[[str], None]) -> None:
+    venv = prepared.bench_python.parents[1]
+    if not prepared.bench_python.exists():
+        say(f"making {venv}")
+        _run([sys.executable, "-m", "venv", str(venv)])
+    # The same MLX as the project's, so that what differs is mlx_lm.
+    requirements = [MLX_LM, f"mlx=={importlib.metadata.version('mlx')}", "matplotlib"]
+    _install_once(prepared, requirements, say, required=True)
+    # From its sources, so that llama.cpp uses all that this processor can; the wheels of others do not.
+    _install_once(prepared, [LLAMA_CPP], say, required=False)
+
+
+def _install_once(prepared: Prepared, requirements: list[str], say: Callable[[str], None], *, required: bool) -> None:
+    stamp = prepared.bench_python.parents[1] / f".installed-{'-'.join(requirements).replace('/', '')}"
+    if stamp.exists():
+        return
+    say(f"installing {' '.join(requirements)} (once; minutes if it has to be built)")
+    pip = [str(prepared.bench_python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    try:
+        _run([*pip, *requirements], CMAKE_ARGS="-DGGML_NATIVE=ON -DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF")
+    except PreparationError as error:
+        if required:
+            raise
+        say(f"not installed: {error}")
+        return
+    stamp.touch()
+
+
+def _exporter(what: str, prepared: Prepared) -> list[str]:
+    # A process of its own: the bench itself stays without MLX and small while the contestants run.
+    return [str(prepared.project_python), "-m", "tests.bench.export", what, str(prepared.gguf)]
+
+
+def _export(what: str, prepared: Prepared) -> Callable[[Path], None]:
+    return lambda target: _run([*_exporter(what, prepared), str(target)])
+
+
+def _once(target: Path, say: Callable[[str], None], doing: str, make: Callable[[Path], None]) -> None:
+    """Make `target` beside its place and move it there: it is whole or absent."""
+    if target.exists():
+        return
+    say(doing)
+    partial = target.with_name(f"partial-{target.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    make(partial)
+    partial.replace(target)
+
+
+def _run(words: list[str], **environment: str) -> None:
+    try:
+        done = subprocess.run(
+            words,
+            cwd=REPOSITORY,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PreparationError(f"{' '.join(words[:6])}: {error}") from error
+    if done.returncode != 0:
+        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise PreparationError(f"{' '.join(words[:6])}: {said[-1] if said else 'no reason given'}")
