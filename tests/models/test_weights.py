@@ -259,6 +259,18 @@ def test_the_type_of_the_weights_is_read_from_either_key(config: dict[str, str],
     assert stored_dtype(config) is dtype or stored_dtype(config) == dtype
 
 
+def test_a_file_that_is_cut_while_it_is_read_is_named(tmp_path: Path):
+    checkpoint = folder(tmp_path, arrays_for())
+    file = tmp_path / "model.safetensors"
+
+    def cut(_: float) -> None:
+        with file.open("r+b") as opened:
+            opened.truncate(3000)
+
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor \S+: cannot be read"):
+        load_weights(Tiny(), checkpoint, progress=cut)
+
+
 class OneLinear(nn.Module):
     def __init__(self, *, bias: bool) -> None:
         super().__init__()
