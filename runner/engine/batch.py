@@ -26,8 +26,8 @@ class Batch:
         """All rows of the step."""
         return [*self.decode] if self.chunk is None else [*self.decode, self.chunk.row]
 
-    def run(self, model: LanguageModel) -> "Step":
-        """Build the step and set it off; waits for nothing. Thread: the MLX thread."""
+    def build(self, model: LanguageModel) -> "Step":
+        """Build the step; nothing is computed yet. Thread: the MLX thread."""
         yields = list(self.decode)
         rows = [Row(1, row.cache) for row in self.decode]
         tokens = self.tokens
@@ -57,13 +57,12 @@ class Batch:
         sampled = sample_rows(model.logits(hidden), [_sampler(row) for row in yields]) if yields else None
         if sampled is not None:
             pending = [*sampled.arrays(), *pending]
-        mx.async_eval(pending)
-        return Step(yields, sampled, marker, chunk, time.perf_counter_ns())
+        return Step(yields, sampled, marker, chunk, pending)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
-    """A step that was set off and not read yet."""
+    """A step that was built, perhaps set off, and not read yet."""
 
     rows: list[Sequence]
     """Those that yield a token, in the order of `sampled`."""
@@ -71,12 +70,21 @@ class Step:
     marker: list[mx.array]
     """What to wait for if nothing was sampled."""
     chunk: Chunk | None
-    set_off_ns: int
+    pending: list[mx.array]
+    set_off_ns: int | None = None
 
     @property
     def held(self) -> list[Sequence]:
         """All rows of the step."""
         return self.rows if self.chunk is None else [*self.rows, self.chunk.row]
+
+    def set_off(self) -> None:
+        """Have the step computed, unless that was done before. On a CPU this takes most of the step's time."""
+        if self.set_off_ns is None:
+            self.set_off_ns = time.perf_counter_ns()
+            mx.async_eval(self.pending)
+            # A cache's array is kept by its cache only: the next step can then write to it in place.
+            self.pending = []
 
 
 def _yielding(hidden: mx.array, decoding: int, *, ends_prompt: bool) -> mx.array:

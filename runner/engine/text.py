@@ -1,9 +1,9 @@
 """TextEngine: completions from a language model, several rows at a time.
 
 Owns the rows, the step in flight and the order in which both advance. Decoding is pipelined: the next step is built on
-the tokens of the last one before the host has read them, so the device never waits for Python. A row that turns out to
-have ended has then been fed its own last token already; what the cache holds of it is true, and only what was sampled
-from it is thrown away.
+the tokens of the present one before the host has read them, so the device does not wait for Python. A row that turns
+out to have ended has then been fed its own last token already; what the cache holds of it is true, and only what is
+sampled from it is thrown away.
 """
 
 import gc
@@ -52,13 +52,27 @@ class TextEngine:
         parallel: int,
         prefill_chunk: int,
         max_waiting: int = 256,
+        overlaps: bool | None = None,
     ) -> None:
+        """Serve `model`.
+
+        Args:
+            model: The model, loaded.
+            tokenizer: Its vocabulary.
+            context_length: Tokens one row may hold.
+            parallel: Rows in the batch.
+            prefill_chunk: Prompt tokens of one step at most.
+            max_waiting: Requests that may queue behind them.
+            overlaps: Whether a step is set off before the one ahead of it is read; None: unless MLX computes on the
+                CPU, where `mx.async_eval` returns only when most of the work is done and would hold the tokens back.
+        """
         self._model: LanguageModel | None = model
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._max_requests = parallel + max_waiting
         self._scheduler = Scheduler(parallel=parallel, prefill_chunk=prefill_chunk)
         self._rows: dict[RequestId, Sequence] = {}
+        self._overlaps = mx.default_device() != mx.cpu if overlaps is None else overlaps
         self._step: Step | None = None
         self._at_risk: list[Sequence] = []
         self._outputs: list[Output] = []
@@ -157,18 +171,15 @@ class TextEngine:
             logger.info("completion cancelled", extra={"fields": _figures(row)})
 
     def step(self) -> list[Output]:
-        """Set off the next step, then read the one before it."""
-        last = self._step
-        batch = self._next_batch()
-        held = [] if last is None else last.held
-        # Should anything raise from here on, it concerns the rows of both steps.
-        self._at_risk = held if batch is None else [*held, *batch.held]
-        self._step = None if batch is None else self._set_off(batch)
-        if last is not None:
-            self._read(last)
-        self._at_risk = []
+        """Run the step that was built last time, build the next one on it, and read what it yielded."""
+        self._admit()
+        if self._step is None or not any(row.id in self._rows for row in self._step.held):
+            self._step = None
+            self._step = self._build(after=None)
+        if self._step is not None:
+            self._run(self._step)
         if not self._scheduler.running:
-            # Nobody waits for what was sampled ahead.
+            # Nobody waits for what would be sampled ahead.
             self._step = None
         self._report()
         outputs, self._outputs = self._outputs, []
@@ -198,29 +209,44 @@ class TextEngine:
         gc.collect()
         mx.clear_cache()
 
-    def _next_batch(self) -> Batch | None:
+    def _admit(self) -> None:
         for row in self._scheduler.admit():
             self._at_risk = [row]
             self._begin(row)
-        step = self._step
+        self._at_risk = []
+
+    def _run(self, step: Step) -> None:
+        """Set a step off, build the next one meanwhile, read the step. Should anything raise, both steps are lost."""
+        self._at_risk = step.held
+        step.set_off()
+        ahead = self._build(after=step)
+        if ahead is not None and self._overlaps:
+            ahead.set_off()
+        self._read(step)
+        self._step = ahead
+        self._at_risk = []
+
+    def _build(self, after: Step | None) -> Step | None:
+        """The step that follows `after`, on whose tokens it rests before anyone has read them."""
+        assert self._model is not None
         decode: list[Sequence] = []
         tokens = None
-        if step is not None and step.sampled is not None:
+        if after is not None and after.sampled is not None:
             picked = [
                 index
-                for index, row in enumerate(step.rows)
+                for index, row in enumerate(after.rows)
                 if row.status is SequenceStatus.DECODE and row.may_run_ahead
             ]
-            decode = [step.rows[index] for index in picked]
-            tokens = step.sampled.tokens
-            if len(picked) < len(step.rows):
+            decode = [after.rows[index] for index in picked]
+            tokens = after.sampled.tokens
+            if len(picked) < len(after.rows):
                 tokens = tokens[mx.array(picked)] if picked else None
         chunk = self._scheduler.next_chunk()
-        return Batch(decode, tokens, chunk) if decode or chunk is not None else None
-
-    def _set_off(self, batch: Batch) -> Step:
-        assert self._model is not None
-        return batch.run(self._model)
+        if not decode and chunk is None:
+            return None
+        batch = Batch(decode, tokens, chunk)
+        self._at_risk = [*self._at_risk, *batch.held]
+        return batch.build(self._model)
 
     def _begin(self, row: Sequence) -> None:
         assert self._model is not None
@@ -237,8 +263,6 @@ class TextEngine:
 
     def _read(self, step: Step) -> None:
         """Wait for a step, and hand each row its token."""
-        if not any(row.id in self._rows for row in step.held):
-            return
         tokens: list[int] = []
         logprobs: dict[int, RowLogprobs] = {}
         if step.sampled is None:
@@ -247,7 +271,7 @@ class TextEngine:
             tokens, logprobs = step.sampled.read()
         now = time.perf_counter_ns()
         if step.chunk is not None:
-            self._scheduler.observe(step.chunk.length, (now - max(step.set_off_ns, self._last_read_ns)) / 1e9)
+            self._scheduler.observe(step.chunk.length, (now - max(step.set_off_ns or 0, self._last_read_ns)) / 1e9)
         self._last_read_ns = now
         for index, (row, token) in enumerate(zip(step.rows, tokens, strict=False)):
             if row.status is SequenceStatus.DECODE:

@@ -25,7 +25,7 @@ def row(model: FakeModel, number: int, prompt: str) -> Sequence:
 def test_a_chunk_that_does_not_complete_the_prompt_yields_nothing():
     model = FakeModel("yes")
     one = row(model, 1, scripted(0, "abcd"))
-    step = Batch([], None, Chunk(one, 3)).run(model)
+    step = Batch([], None, Chunk(one, 3)).build(model)
     assert (step.rows, step.sampled, one.fed, one.status) == ([], None, 3, SequenceStatus.PREFILL)
     assert step.held == [one]
     assert len(step.marker) == 1
@@ -34,7 +34,7 @@ def test_a_chunk_that_does_not_complete_the_prompt_yields_nothing():
 def test_the_last_chunk_yields_the_first_token():
     model = FakeModel("yes")
     one = row(model, 1, scripted(0, "abcd"))
-    step = Batch([], None, Chunk(one, 5)).run(model)
+    step = Batch([], None, Chunk(one, 5)).build(model)
     assert step.sampled.read()[0] == [ord("y")]
     assert (step.rows, one.fed, one.status) == ([one], 5, SequenceStatus.DECODE)
 
@@ -42,10 +42,10 @@ def test_the_last_chunk_yields_the_first_token():
 def test_decoding_rows_and_a_chunk_share_a_step():
     model = FakeModel("yes", "no")
     first, second = row(model, 1, scripted(0)), row(model, 2, scripted(1, "ab"))
-    step = Batch([], None, Chunk(first, 1)).run(model)
-    step = Batch([first], step.sampled.tokens, Chunk(second, 2)).run(model)
+    step = Batch([], None, Chunk(first, 1)).build(model)
+    step = Batch([first], step.sampled.tokens, Chunk(second, 2)).build(model)
     assert (step.rows, step.sampled.read()[0]) == ([first], [ord("e")])
-    step = Batch([first], step.sampled.tokens, Chunk(second, 1)).run(model)
+    step = Batch([first], step.sampled.tokens, Chunk(second, 1)).build(model)
     assert (step.rows, step.sampled.read()[0]) == ([first, second], [ord("s"), ord("n")])
     assert (first.fed, second.fed, model.steps) == (3, 3, 3)
 
@@ -53,6 +53,19 @@ def test_decoding_rows_and_a_chunk_share_a_step():
 def test_a_prompts_marker_is_not_overwritten_by_the_next_step():
     model = FakeModel("yes")
     one = row(model, 1, scripted(0, "abcd"))
-    step = Batch([], None, Chunk(one, 3)).run(model)
-    Batch([], None, Chunk(one, 2)).run(model)
+    step = Batch([], None, Chunk(one, 3)).build(model)
+    Batch([], None, Chunk(one, 2)).build(model)
     assert mx.array_equal(step.marker[0], mx.array(ord("a"))).item()
+
+
+def test_a_step_is_set_off_once_however_often_it_is_asked_to():
+    model = FakeModel("yes")
+    one = row(model, 1, scripted(0))
+    step = Batch([], None, Chunk(one, 1)).build(model)
+    assert step.set_off_ns is None
+    step.set_off()
+    began = step.set_off_ns
+    step.set_off()
+    assert step.set_off_ns == began
+    assert step.pending == []
+    assert step.sampled.read()[0] == [ord("y")]

@@ -249,7 +249,7 @@ async def test_if_the_loop_itself_fails_nobody_waits_for_ever(serve: Serve, monk
 
 
 async def test_the_status_answers_while_a_step_runs(serve: Serve):
-    gate = Gate(1)
+    gate = Gate(2)
     loop = await serve(FakeModel("yes", before_step=gate), parallel=1)
     tasks = [await started(loop, TextRequest(scripted(0))) for _ in range(3)]
     await gate.reached()

@@ -5,11 +5,12 @@ from tests.fakes import EOS, ByteTokenizer
 
 
 def sequence(prompt: str = "ab", *, limit: int = 100, stop: tuple[str, ...] = (), **more) -> Sequence:
+    tokenizer = more.pop("tokenizer", None) or ByteTokenizer()
     settings = {"keep": 0, "num_predict": None, "shift": False, "logprobs": False, "top_logprobs": 0} | more
     prepared = PreparedText(
         tokens=list(prompt.encode()), params=SamplingParams(), seed=0, limit=limit, stops=build_stops(stop), **settings
     )
-    return Sequence(1, prepared, ByteTokenizer())
+    return Sequence(1, prepared, tokenizer)
 
 
 def say(row: Sequence, text: str) -> list[FinishReason | None]:
@@ -60,6 +61,24 @@ def test_running_ahead_is_not_allowed_where_the_next_token_may_end_the_row():
     assert not row.may_run_ahead
     assert not sequence("abc", limit=4).may_run_ahead
     assert sequence("ab", limit=4).may_run_ahead
+
+
+class WordTokenizer(ByteTokenizer):
+    """One token that is several characters."""
+
+    def piece(self, token: int) -> bytes:
+        return b"ab<" if token == 1 else super().piece(token)
+
+
+def test_the_logprob_of_a_token_that_is_cut_comes_with_what_is_left_of_it():
+    row = sequence(stop=("<s>",), tokenizer=WordTokenizer())
+    told = TokenLogprob("ab<", -1.0)
+    row.accept(1, told)
+    assert row.take_chunk() == TextChunk(1, "ab", (told,))
+    row.accept(ord("s"), TokenLogprob("s", -1.0))
+    assert row.take_chunk() is None
+    assert row.accept(ord(">"), TokenLogprob(">", -1.0)) is FinishReason.STOP
+    assert row.take_chunk() is None
 
 
 def test_logprobs_come_with_the_text_they_belong_to():

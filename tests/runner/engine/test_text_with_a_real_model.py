@@ -36,9 +36,10 @@ def by_heart(model: LanguageModel, prompt: str, count: int) -> list[int]:
     return said
 
 
-def test_rows_in_company_say_what_recomputing_says(model: LanguageModel):
+@pytest.mark.parametrize("overlaps", [False, True], ids=["as on a CPU", "as on a GPU"])
+def test_rows_in_company_say_what_recomputing_says(model: LanguageModel, overlaps: bool):
     prompts = ["a", "some prompt that takes several chunks", "zyx", "one more to wait in the queue", "!" * 40]
-    engine = TextEngine(model, ByteTokenizer(), context_length=LIMIT, parallel=3, prefill_chunk=5)
+    engine = TextEngine(model, ByteTokenizer(), context_length=LIMIT, parallel=3, prefill_chunk=5, overlaps=overlaps)
     rows, said = [], [[] for _ in prompts]
     for number, prompt in enumerate(prompts):
         request = TextRequest(prompt, SamplingParams(temperature=0), num_predict=60, num_keep=KEEP, shift=True)
