@@ -17,7 +17,7 @@ from models.llm.base import Architecture, LanguageModel, Row
 from models.nn.decoder import Decoder
 from models.nn.fused import FusedDecoder
 from models.quantization import WeightPolicy
-from models.weights import load_weights
+from models.weights import load_weights, stored_dtype
 
 __all__ = [
     "Architecture",
@@ -85,7 +85,7 @@ def load_language_model(
         cast("nn.Module", model),
         checkpoint,
         policy=policy,
-        dense_dtype=mx.float32 if on_cpu else None,
+        dense_dtype=mx.float32 if on_cpu else stored_dtype(checkpoint.config),
         progress=progress,
     )
     if isinstance(model, Decoder) and model.is_dense_float32() and (on_cpu if fuse is None else fuse):
