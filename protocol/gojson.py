@@ -5,8 +5,9 @@ bytes after the first value are ignored (Go's `json.Decoder.Decode`, which every
 and lone surrogates become U+FFFD. A value of the wrong kind is refused: 1.5 is no int and 1 is no string.
 Writing: `OMIT_EMPTY` leaves a zero value out, None is null (Go's nil slice), bytes are base64, durations are whole ns.
 
-Where this reader is narrower than Go's: nesting ends at Python's recursion limit instead of 10,000 levels, and the
-second of two equal object-valued keys replaces the first instead of being merged into it.
+Where this reader is narrower than Go's: nesting ends at Python's recursion limit instead of 10,000 levels, a number of
+more than 4300 digits and a body of more than a million brackets are refused, and the second of two equal object-valued
+keys replaces the first instead of being merged into it.
 
 Source: Go's encoding/json (decode.go, encode.go) and its package documentation.
 """
@@ -20,7 +21,16 @@ from json.decoder import JSONDecoder
 from typing import Annotated, ClassVar, Final, Self, TypeAlias
 
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Strict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ValidationInfo
 
@@ -30,8 +40,10 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _WHITESPACE: Final = re.compile(r"[ \t\n\r]*")
 _FLOAT32_OVERFLOW: Final = 3.4028235677973366e38
 """Half a step above the largest float32: from here on a number does not round to one."""
-_LONGEST_INTEGER: Final = 20
-"""Characters of -9223372036854775808; anything longer is out of range for every integer field."""
+_MAX_CONTAINERS: Final = 1_000_000
+"""More brackets than a prompt has tokens; to build millions of objects would hold up the event loop for seconds."""
+_SHOWN: Final = 24
+"""Characters of a refused number that its refusal repeats."""
 
 
 class WireError(ValueError):
@@ -93,19 +105,20 @@ Bool: TypeAlias = Annotated[bool, Strict()]
 Float32: TypeAlias = Annotated[float, Strict(), AfterValidator(_fits_float32)]
 Str: TypeAlias = Annotated[str, Strict(), BeforeValidator(_replace_surrogates)]
 Bytes: TypeAlias = Annotated[bytes, Strict(), BeforeValidator(_from_base64)]
-Strings: TypeAlias = Annotated[tuple[Str, ...], BeforeValidator(_null_is_empty)]
-Ints: TypeAlias = Annotated[tuple[Int, ...], BeforeValidator(_null_is_zero)]
+# FailFast: one reason is enough, and gathering those of millions of wrong elements would take minutes.
+Strings: TypeAlias = Annotated[tuple[Str, ...], FailFast(), BeforeValidator(_null_is_empty)]
+Ints: TypeAlias = Annotated[tuple[Int, ...], FailFast(), BeforeValidator(_null_is_zero)]
+Blobs: TypeAlias = Annotated[tuple[Bytes, ...], FailFast(), BeforeValidator(_null_is_empty)]
+NilInts: TypeAlias = tuple[Int, ...] | None
+NilStrings: TypeAlias = tuple[Str, ...] | None
+"""Slices of an answer, where nil is null."""
+FAIL_FAST: Final = FailFast()
 NULL_IS_OBJECT: Final = BeforeValidator(_null_is_object)
 """For a slice of structs: a null element is a zero struct."""
 
 
 def _refuse_constant(name: str) -> None:
     raise WireError(f"invalid character {name.lstrip('-')[0]!r} looking for beginning of value")
-
-
-def _integer(literal: str) -> int | float:
-    # Python refuses to parse thousands of digits; such a number fits no integer field, but an unknown field may be it.
-    return int(literal) if len(literal) <= _LONGEST_INTEGER else float(literal)
 
 
 def _object(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
@@ -117,7 +130,7 @@ def _object(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
     return result
 
 
-_DECODER: Final = JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_integer)
+_DECODER: Final = JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
 
 
 def parse(body: bytes) -> JSON:
@@ -128,6 +141,8 @@ def parse(body: bytes) -> JSON:
     """
     # Every invalid byte becomes a lone surrogate here, and in a string, as in Go, one U+FFFD.
     text = body.decode("utf-8", errors="surrogateescape")
+    if body.count(b"[") + body.count(b"{") > _MAX_CONTAINERS:
+        raise WireError(f"more than {_MAX_CONTAINERS} objects and arrays")
     start = _WHITESPACE.match(text).end()  # type: ignore[union-attr]
     if start == len(text):
         raise WireError("EOF")
@@ -137,6 +152,10 @@ def parse(body: bytes) -> JSON:
         raise WireError(f"invalid JSON: {error.msg} at character {error.pos}") from error
     except RecursionError as error:
         raise WireError("exceeded max depth") from error
+    except WireError:
+        raise
+    except ValueError as error:
+        raise WireError("a number has too many digits") from error
     return value
 
 
@@ -237,7 +256,7 @@ def _kind(value: object) -> str:
         case bool():
             return "bool"
         case int() | float():
-            return f"number {value}"
+            return f"number {str(value)[:_SHOWN]}"
         case str():
             return "string"
         case list() | tuple():

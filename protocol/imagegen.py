@@ -5,7 +5,7 @@ Source: x/imagegen/types.go and server.go at v0.17.0 and v0.32.5.
 
 from typing import Annotated
 
-from protocol.gojson import OMIT_EMPTY, Bool, Bytes, Float32, GoModel, Int, Int32, Ints, Str
+from protocol.gojson import OMIT_EMPTY, Blobs, Bool, Float32, GoModel, Int, Int32, Ints, Str
 from protocol.options import Options
 
 
@@ -18,7 +18,7 @@ class CompletionRequest(GoModel):
     height: Int32 = 0
     steps: Int = 0
     seed: Int = 0
-    images: tuple[Bytes, ...] = ()
+    images: Blobs = ()
 
 
 class CompletionLine(GoModel):

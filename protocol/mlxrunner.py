@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from protocol.gojson import NULL_IS_OBJECT, OMIT_EMPTY, Bool, Bytes, GoModel, Int, Str
+from protocol.gojson import FAIL_FAST, NULL_IS_OBJECT, OMIT_EMPTY, Bool, Bytes, GoModel, Int, Str
 from protocol.logprobs import Logprob
 from protocol.options import Options
 
@@ -28,8 +28,8 @@ class CompletionRequest(GoModel):
     """POST /v1/completions."""
 
     prompt: Str = Field(default="", alias="Prompt")
-    media: Annotated[tuple[Media, ...], NULL_IS_OBJECT] = Field(default=(), alias="Media")
-    images: Annotated[tuple[Media, ...], NULL_IS_OBJECT] = Field(default=(), alias="Images")
+    media: Annotated[tuple[Media, ...], FAIL_FAST, NULL_IS_OBJECT] = Field(default=(), alias="Media")
+    images: Annotated[tuple[Media, ...], FAIL_FAST, NULL_IS_OBJECT] = Field(default=(), alias="Images")
     options: Options | None = Field(default=None, alias="Options")
     logprobs: Bool = Field(default=False, alias="Logprobs")
     top_logprobs: Int = Field(default=0, alias="TopLogprobs")

@@ -8,7 +8,22 @@ from typing import Annotated
 
 from pydantic import Field
 
-from protocol.gojson import NULL_IS_OBJECT, OMIT_EMPTY, Bool, Bytes, Float32, GoModel, Int, Int32, Ints, Str, Strings
+from protocol.gojson import (
+    FAIL_FAST,
+    NULL_IS_OBJECT,
+    OMIT_EMPTY,
+    Bool,
+    Bytes,
+    Float32,
+    GoModel,
+    Int,
+    Int32,
+    Ints,
+    NilInts,
+    NilStrings,
+    Str,
+    Strings,
+)
 from protocol.logprobs import Logprob
 from protocol.options import Options
 
@@ -53,7 +68,7 @@ class CompletionRequest(GoModel):
 
     prompt: Str = Field(default="", alias="Prompt")
     format: object = Field(default=None, alias="Format")
-    images: Annotated[tuple[Image, ...], NULL_IS_OBJECT] = Field(default=(), alias="Images")
+    images: Annotated[tuple[Image, ...], FAIL_FAST, NULL_IS_OBJECT] = Field(default=(), alias="Images")
     options: Options | None = Field(default=None, alias="Options")
     grammar: Str = Field(default="", alias="Grammar")
     shift: Bool = Field(default=False, alias="Shift")
@@ -112,7 +127,7 @@ class LoadRequest(GoModel):
     kv_size: Int = Field(default=0, alias="KvSize")
     kv_cache_type: Str = Field(default="", alias="KvCacheType")
     num_threads: Int = Field(default=0, alias="NumThreads")
-    gpu_layers: Annotated[tuple[LayersOnDevice, ...], NULL_IS_OBJECT] = Field(default=(), alias="GPULayers")
+    gpu_layers: Annotated[tuple[LayersOnDevice, ...], FAIL_FAST, NULL_IS_OBJECT] = Field(default=(), alias="GPULayers")
     multi_user_cache: Bool = Field(default=False, alias="MultiUserCache")
     projector_path: Str = Field(default="", alias="ProjectorPath")
     main_gpu: Int = Field(default=0, alias="MainGPU")
@@ -128,8 +143,8 @@ class DeviceMemory(GoModel):
     id: Str = ""
     backend: Annotated[Str, OMIT_EMPTY] = ""
     name: Str = Field(default="", alias="Name")
-    weights: Ints | None = Field(default=None, alias="Weights")
-    cache: Ints | None = Field(default=None, alias="Cache")
+    weights: NilInts = Field(default=None, alias="Weights")
+    cache: NilInts = Field(default=None, alias="Cache")
     graph: Int = Field(default=0, alias="Graph")
 
 
@@ -160,4 +175,4 @@ class Device(GoModel):
     free_memory: Annotated[Int, OMIT_EMPTY] = 0
     compute_major: Int = Field(default=0, alias="ComputeMajor")
     compute_minor: Int = Field(default=0, alias="ComputeMinor")
-    library_path: Strings | None = Field(default=None, alias="LibraryPath")
+    library_path: NilStrings = Field(default=None, alias="LibraryPath")
