@@ -1,7 +1,8 @@
 """EngineLoop: the event loop's side of the one crossing between two threads.
 
 Owns the requests in flight and their output queues; refuses to know what an array, a socket or a dialect is. Only
-`tick(added, cancelled) -> outputs` runs in the MLX thread.
+`tick(added, cancelled, emit)` runs in the MLX thread; it emits its outputs before it sets off the next step, so that
+they are encoded and sent while the device works.
 
 A request that was admitted ends with exactly one TextDone or Failed, unless its reader leaves first. A reader that
 lags more than `MAX_PENDING` outputs behind is failed: to pause its row instead would let a reader that never reads hold
@@ -35,6 +36,9 @@ logger = logging.getLogger("runner.engine")
 Progress: TypeAlias = Callable[[float], None]
 BuildEngine: TypeAlias = Callable[[Progress], Engine]
 """Builds the engine in the MLX thread; calls its argument with 0 to 1, which may raise to abandon the load."""
+
+Emit: TypeAlias = Callable[[list[Output], EngineStatus], None]
+"""Hands a tick's outputs to the event loop. Thread: the MLX thread."""
 
 MAX_PENDING = 1024
 UNLOAD_BOUND_S = 1.0
@@ -252,16 +256,27 @@ class EngineLoop:
             await asyncio.wait([self._loading])
 
     async def _drive(self, engine: Engine) -> None:
+        loop = asyncio.get_running_loop()
+
+        def emit(outputs: list[Output], status: EngineStatus) -> None:
+            loop.call_soon_threadsafe(self._receive, engine, outputs, status)
+
         while True:
             if not (self._added or self._cancelled or self._readers):
                 self._wake.clear()
                 await self._wake.wait()
             added, self._added = self._added, {}
             cancelled, self._cancelled = self._cancelled, []
-            outputs, self._status = await self._thread.call(tick, engine, added, cancelled)
-            self._deliver(outputs)
-            if not (self._status.running or self._status.waiting):
-                self._fail_lost()
+            await self._thread.call(tick, engine, added, cancelled, emit)
+
+    def _receive(self, engine: Engine, outputs: list[Output], status: EngineStatus) -> None:
+        """Take over what a tick emitted, before the tick ends: whoever is in `_added` is not in `status` yet."""
+        if engine is not self._engine:
+            return
+        self._status = status
+        self._deliver(outputs)
+        if not (status.running or status.waiting):
+            self._fail_lost()
 
     def _fail_lost(self) -> None:
         """The engine has nothing to do: whoever waits all the same was lost on the way, and must hear of it."""
@@ -311,18 +326,16 @@ class EngineLoop:
             self._quiet.set()
 
 
-def tick(
-    engine: Engine, added: dict[RequestId, object], cancelled: list[RequestId]
-) -> tuple[list[Output], EngineStatus]:
+def tick(engine: Engine, added: dict[RequestId, object], cancelled: list[RequestId], emit: Emit) -> None:
     """One step of the engine. Thread: the MLX thread."""
     try:
         for request_id, prepared in added.items():
             engine.add(request_id, prepared)
         for request_id in cancelled:
             engine.cancel(request_id)
-        outputs = engine.step()
+        emit(engine.step(), engine.status())
+        engine.proceed()
     except Exception as error:
         # Whatever a step raises ends its rows and nothing else.
         logger.warning("a step failed", exc_info=error)
-        outputs = engine.abandon(error)
-    return outputs, engine.status()
+        emit(engine.abandon(error), engine.status())

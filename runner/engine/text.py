@@ -171,9 +171,9 @@ class TextEngine:
             logger.info("completion cancelled", extra={"fields": _figures(row)})
 
     def step(self) -> list[Output]:
-        """Run the step that was built last time, build the next one on it, and read what it yielded."""
+        """Read the step in flight, having built the next one on it."""
         self._admit()
-        if self._step is None or not any(row.id in self._rows for row in self._step.held):
+        if self._step is None or not self._is_wanted(self._step):
             self._step = None
             self._step = self._build(after=None)
         if self._step is not None:
@@ -185,8 +185,18 @@ class TextEngine:
         outputs, self._outputs = self._outputs, []
         return outputs
 
+    def proceed(self) -> None:
+        """Set off the step that was built ahead."""
+        if self._step is not None and self._is_wanted(self._step):
+            self._at_risk = self._step.held
+            self._step.set_off()
+            self._at_risk = []
+
     def abandon(self, error: Exception) -> list[Output]:
-        """After `step` raised: drop the rows it may have damaged. Returns what was said before, then their Failed."""
+        """After `step` or `proceed` raised: drop the rows it may have damaged.
+
+        Returns what had been said before, then a Failed for each of them.
+        """
         damaged = {row.id: row for row in self._at_risk if row.id in self._rows}
         if self._step is not None and any(row.id in damaged for row in self._step.held):
             self._step = None
@@ -208,6 +218,9 @@ class TextEngine:
         mx.synchronize()
         gc.collect()
         mx.clear_cache()
+
+    def _is_wanted(self, step: Step) -> bool:
+        return any(row.id in self._rows for row in step.held)
 
     def _admit(self) -> None:
         for row in self._scheduler.admit():

@@ -160,8 +160,15 @@ class Engine(Protocol):
         """One unit of work: at most one prefill chunk and one token per row. Empty when there is nothing to do."""
         ...
 
+    def proceed(self) -> None:
+        """Set off what `step` has left ready, now that its outputs are handed over. May take most of a step's time."""
+        ...
+
     def abandon(self, error: Exception) -> list[Output]:
-        """After `step` raised: drop the rows it may have damaged. Returns what was said before, then their Failed."""
+        """After `step` or `proceed` raised: drop the rows it may have damaged.
+
+        Returns what had been said before, then a Failed for each of them.
+        """
         ...
 
     @property

@@ -4,6 +4,7 @@ import threading
 import pytest
 
 from runner.engine import loop as loop_module
+from runner.engine.batch import Step
 from runner.engine.loop import EngineLoop, LoadAbandoned
 from runner.engine.mlx_thread import MLXThread
 from runner.engine.text import TextEngine
@@ -85,6 +86,25 @@ async def test_text_can_be_tokenized_while_a_step_runs(serve: Serve):
     await task
 
 
+async def test_a_token_is_handed_over_before_the_next_step_is_set_off(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    go_on = threading.Event()
+    loop = await serve(FakeModel("yes"))
+    monkeypatch.setattr(TextEngine, "proceed", lambda self: go_on.wait(10))
+    async with loop.submit(TextRequest(scripted(0))) as outputs:
+        assert (await anext(outputs)).text == "y"
+        assert loop.status.running == 1
+        go_on.set()
+        assert "".join([output.text async for output in outputs if isinstance(output, TextChunk)]) == "es"
+
+
+async def test_setting_a_step_off_that_raises_fails_its_rows(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    loop = await serve(FakeModel("yes"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "set_off", lambda self: 1 / 0)
+        assert isinstance((await ask(loop, TextRequest(scripted(0)))).error, GenerationError)
+    assert (await ask(loop, TextRequest(scripted(0)))).text == "yes"
+
+
 # --- cancellation
 
 
@@ -159,13 +179,17 @@ async def test_a_request_cancelled_before_its_first_tick_is_not_started(serve: S
 
 
 async def test_a_step_that_raises_fails_its_rows_and_serving_goes_on(serve: Serve):
+    gate = Gate(1)
+
     def fail(number, rows):
-        if number == 3:
+        gate(number, rows)
+        if number == 5:
             raise MemoryError("no room for this step")
 
     loop = await serve(FakeModel("first answer", "next", before_step=fail), parallel=2)
     running = [await started(loop, TextRequest(scripted(0))) for _ in range(2)]
     waiting = await started(loop, TextRequest(scripted(1)))
+    gate.open()
     for task in running:
         error = (await task).error
         assert isinstance(error, GenerationError)

@@ -92,6 +92,13 @@ def test_typical_p_prefers_tokens_of_expected_surprise():
     check_frequencies(draw(SamplingParams(**OFF | {"typical_p": 0.4})), only(kept, probabilities))
 
 
+def test_top_p_is_a_share_of_what_typical_p_left():
+    both = SamplingParams(**OFF | {"typical_p": 0.4, "top_p": 0.5})
+    # Tokens 1 and 2 are the typical ones; of the two, 1 alone has more than half.
+    assert set(draw(SamplingParams(**OFF | {"typical_p": 0.4}))) == {1, 2}
+    assert set(draw(both)) == {1}
+
+
 def test_a_tiny_temperature_is_as_good_as_none():
     assert set(draw(SamplingParams(temperature=1e-30))) == {0}
 
