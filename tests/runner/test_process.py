@@ -389,8 +389,11 @@ async def test_a_killed_parent_takes_the_runner_with_it(tiny_llama, adopt_orphan
     pid = int(await parent.stdout.readline())
     parent.kill()
     await parent.wait()
-    async with asyncio.timeout(5):
-        _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    end = asyncio.create_task(asyncio.to_thread(os.waitpid, pid, 0))
+    done, _ = await asyncio.wait([end], timeout=5)
+    if not done:
+        os.kill(pid, signal.SIGKILL)
+    _, status = await end
     assert os.waitstatus_to_exitcode(status) == 0
 
 
