@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import stat
+import sys
 import threading
 from types import FrameType
 from typing import NoReturn
@@ -105,6 +106,9 @@ class StopRequest:
 
 def _stdin_is_an_open_pipe() -> bool:
     """Whether stdin is a pipe or socket that somebody holds open; one at its end from the start says nothing."""
+    if sys.stdin is None:
+        # Started with fd 0 closed; whatever has that number now is our own.
+        return False
     try:
         mode = os.fstat(0).st_mode
     except OSError:

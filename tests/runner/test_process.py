@@ -414,3 +414,21 @@ async def test_a_parent_that_closes_stdin_is_taken_for_dead(tiny_llama):
         _, rest = await process.communicate()
     assert process.returncode == 0
     assert b"closed stdin" in rest
+
+
+async def test_a_runner_without_any_stdin_serves_all_the_same(tiny_llama):
+    port = free_port()
+    command = f'exec "$0" -m runner --mlx-engine --model "$1" --port {port} <&-'
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", command, sys.executable, str(tiny_llama)), stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    while b"msg=listening" not in (line := await process.stderr.readline()):
+        assert line
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.close()
+    await writer.wait_closed()
+    process.send_signal(signal.SIGTERM)
+    _, rest = await process.communicate()
+    assert process.returncode == 0
+    assert b"ERROR" not in rest
