@@ -50,7 +50,7 @@ def run_contestant(contestant: Contestant, prepared: Prepared, threads: int) -> 
     answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not answers:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise LookupError(said[-1] if said else f"exit code {done.returncode}, no reason given")
+        raise LookupError(f"exit code {done.returncode}, last line: {said[-1] if said else 'none'}")
     return Measurement.from_json(answers[-1])
 
 

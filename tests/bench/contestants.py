@@ -8,7 +8,8 @@ from models.backend import BLAS_LIBRARIES
 from tests.bench.preparation import Prepared
 
 DEFAULT_TOKENS = 64
-FLOAT32, FOUR_BITS, GGUF, GGUF_FLOAT32 = "float32 folder", "4-bit folder", "GGUF", "float32 GGUF"
+FLOAT32, GGUF, GGUF_FLOAT32 = "float32 folder", "GGUF", "float32 GGUF"
+FOUR_BITS, FOUR_BITS_FLOAT32 = "4-bit folder, else bfloat16", "4-bit folder, else float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,14 @@ CONTESTANTS = (
     # As installed it is so slow that a shorter prompt has to do; 4-bit, still shorter.
     Contestant("mlx-lm", "mlx_lm as installed, f32", "run_mlx_lm", FLOAT32, prompt_tokens=128, tokens=16, exact=True),
     Contestant("mlx-lm-4bit", "mlx_lm as installed, 4-bit", "run_mlx_lm", FOUR_BITS, prompt_tokens=32, tokens=8),
+    Contestant(
+        "mlx-lm-4bit-f32",
+        "mlx_lm as installed, 4-bit in f32",
+        "run_mlx_lm",
+        FOUR_BITS_FLOAT32,
+        prompt_tokens=128,
+        tokens=16,
+    ),
     Contestant("mlx-lm-blas", "mlx_lm + same BLAS, f32", "run_mlx_lm", FLOAT32, exact=True, preloads_blas=True),
     Contestant("llama-cpp-f32", "llama.cpp, F32", "run_llama_cpp", GGUF_FLOAT32, exact=True),
     Contestant("llama-cpp", "llama.cpp, Q4_1 as it is", "run_llama_cpp", GGUF),
@@ -82,6 +91,7 @@ def command(contestant: Contestant, prepared: Prepared, threads: int, started: f
     weights = {
         FLOAT32: prepared.folder,
         FOUR_BITS: prepared.folder_4bit,
+        FOUR_BITS_FLOAT32: prepared.folder_4bit_float32,
         GGUF: prepared.gguf,
         GGUF_FLOAT32: prepared.gguf_float32,
     }[contestant.weights]

@@ -68,11 +68,11 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """When the pieces of a stream came, and how many."""
+    """The pieces of a stream, and when they came."""
 
     first_token_s: float
     decode_s: float
-    count: int
+    pieces: list[str]
 
 
 def read_job() -> Job:
@@ -101,16 +101,16 @@ def read_job() -> Job:
     )
 
 
-def time_stream(stream: Iterable[object]) -> Timed:
+def time_stream(stream: Iterable[str]) -> Timed:
     """Consume a stream that yields once a token."""
     begin = time.perf_counter()
     first = last = begin
-    count = 0
-    for _ in stream:
+    pieces: list[str] = []
+    for piece in stream:
         last = time.perf_counter()
-        first = first if count else last
-        count += 1
-    return Timed(first - begin, last - first, count)
+        first = first if pieces else last
+        pieces.append(piece)
+    return Timed(first - begin, last - first, pieces)
 
 
 def measure(
@@ -119,16 +119,15 @@ def measure(
     """Warm up, then time `run(prompt ids, tokens)`, whose iterator yields the text of one token at a time."""
     for _ in run(job.warmup_ids, 4):
         pass
-    pieces: list[str] = []
-    timed = time_stream(pieces.append(piece) for piece in run(job.ids, job.tokens))
+    timed = time_stream(run(job.ids, job.tokens))
     return Measurement(
         load_s=load_s,
         first_token_s=timed.first_token_s,
         decode_s=timed.decode_s,
         prompt_tokens=len(job.ids),
-        tokens=timed.count,
+        tokens=len(timed.pieces),
         peak_rss_bytes=peak_rss_bytes(),
-        text="".join(pieces),
+        text="".join(timed.pieces),
         versions=versions,
     )
 

@@ -36,6 +36,9 @@ class Prepared:
     folder: Path
     """float32, as a Hugging Face folder."""
     folder_4bit: Path
+    """What `mlx_lm convert` makes of it: 4 bits, scales and everything else bfloat16, as the published model is."""
+    folder_4bit_float32: Path
+    """The same, scales and everything else float32."""
     prompts: Path
 
 
@@ -54,15 +57,15 @@ def prepare(cache: Path, lengths: tuple[int, ...], say: Callable[[str], None]) -
         gguf=default_model.fetch(cache, lambda _: None),
         gguf_float32=place / "float32.gguf",
         folder=place / "float32",
-        folder_4bit=place / "4bit",
+        folder_4bit=place / "4bit-bfloat16",
+        folder_4bit_float32=place / "4bit-float32",
         prompts=place / "prompts.json",
     )
     _install(prepared, say)
     _once(prepared.gguf_float32, say, "writing the float32 GGUF", _export("gguf", prepared))
     _once(prepared.folder, say, "writing the float32 folder", _export("folder", prepared))
-    convert = [str(prepared.bench_python), "-m", "mlx_lm", "convert", "--hf-path", str(prepared.folder), "--quantize"]
-    convert += ["--q-bits", "4", "--q-group-size", "64", "--dtype", "float32", "--mlx-path"]
-    _once(prepared.folder_4bit, say, "quantising the 4-bit folder", lambda target: _run([*convert, str(target)]))
+    for folder, dtype in ((prepared.folder_4bit, "bfloat16"), (prepared.folder_4bit_float32, "float32")):
+        _once(folder, say, f"quantising the 4-bit folder, the rest {dtype}", _quantization(dtype, prepared))
     _run([*_exporter("prompts", prepared), str(prepared.prompts), *map(str, lengths)])
     return prepared
 
@@ -102,6 +105,12 @@ def _exporter(what: str, prepared: Prepared) -> list[str]:
 
 def _export(what: str, prepared: Prepared) -> Callable[[Path], None]:
     return lambda target: _run([*_exporter(what, prepared), str(target)])
+
+
+def _quantization(dtype: str, prepared: Prepared) -> Callable[[Path], None]:
+    words = [str(prepared.bench_python), "-m", "mlx_lm", "convert", "--hf-path", str(prepared.folder), "--quantize"]
+    words += ["--q-bits", "4", "--q-group-size", "64", "--dtype", dtype, "--mlx-path"]
+    return lambda target: _run([*words, str(target)])
 
 
 def _once(target: Path, say: Callable[[str], None], doing: str, make: Callable[[Path], None]) -> None:

@@ -41,6 +41,8 @@ GOALS = (
     Goal("prefill", "mlx-lm", 15.0),
     Goal("decode", "mlx-lm-4bit", 20.0),
     Goal("prefill", "mlx-lm-4bit", 20.0),
+    Goal("decode", "mlx-lm-4bit-f32"),
+    Goal("prefill", "mlx-lm-4bit-f32"),
     Goal("decode", "mlx-lm-blas", 1.3),
     Goal("prefill", "mlx-lm-blas", 1.5),
     Goal("decode", "llama-cpp-f32"),
@@ -178,6 +180,7 @@ def to_markdown(outcomes: Mapping[str, Outcome], facts: Mapping[str, object]) ->
             for outcome in outcomes.values()
         ],
     )
+    lines.append("")
     lines += [
         f"- **{outcome.contestant.label}** failed: {why}" for outcome in outcomes.values() for why in outcome.failures
     ]

@@ -50,7 +50,7 @@ def test_a_stream_is_timed_from_its_first_piece_to_its_last(monkeypatch: pytest.
     ticks = itertools.count()
     monkeypatch.setattr("tests.bench.measurement.time.perf_counter", lambda: float(next(ticks)))
     timed = time_stream("abcd")
-    assert (timed.first_token_s, timed.decode_s, timed.count) == (1, 3, 4)
+    assert (timed.first_token_s, timed.decode_s, timed.pieces) == (1, 3, ["a", "b", "c", "d"])
 
 
 def test_a_ratio_compares_within_each_round():
