@@ -7,6 +7,7 @@ import pytest
 
 from models.llm.base import Row
 from runner.engine import text as text_module
+from runner.engine.sampler import RowLogprobs
 from runner.engine.scheduler import MIN_CHUNK
 from runner.engine.text import TextEngine
 from runner.engine.types import Failed, FinishReason, Output, SamplingParams, TextDone, TextRequest
@@ -229,7 +230,9 @@ def test_of_a_hopelessly_long_prompt_only_the_ends_are_encoded_for_truncation():
     engine = TextEngine(FakeModel(), tokenizer, context_length=10, parallel=1, prefill_chunk=16)
     prompt = "begin" + "x" * 1_000_000 + "the end"
     assert bytes(engine.prepare(TextRequest(prompt, truncate=True, num_keep=5)).tokens) == b"begin end"
-    assert tokenizer.encoded < 100
+    assert bytes(engine.prepare(TextRequest(prompt, truncate=True, num_keep=0)).tokens) == b"xxthe end"
+    assert bytes(engine.prepare(TextRequest(prompt, truncate=True, num_keep=-1)).tokens) == b"beginxxxd"
+    assert tokenizer.encoded < 3 * 100
 
 
 @pytest.mark.parametrize(
@@ -304,6 +307,11 @@ def test_the_token_of_an_unfinished_character_is_told_at_the_end():
     got = answer(FakeModel(b"a\xc3"), TextRequest(scripted(0), GREEDY, logprobs=True))
     assert got.text == "a"
     assert len(got.logprobs) == 2
+
+
+def test_an_impossible_token_is_no_alternative():
+    told = make_engine(FakeModel())._told(65, RowLogprobs(-0.1, ((65, -0.1), (66, -math.inf))))
+    assert [top.token for top in told.top] == ["A"]
 
 
 def test_only_the_row_that_asked_gets_logprobs():
