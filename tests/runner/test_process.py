@@ -359,7 +359,8 @@ async def test_nothing_is_left_in_the_temporary_folder(spawn_runner, tmp_path):
 ORPHAN_PARENT = """
 import subprocess, sys
 command = [sys.executable, "-m", "runner", *sys.argv[2:]]
-child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+quiet = subprocess.DEVNULL
+child = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=subprocess.PIPE)
 while sys.argv[1].encode() not in (line := child.stderr.readline()):
     if not line:
         sys.exit("it died")
