@@ -43,8 +43,8 @@ types: $(VENV)/.installed-dev
 check: lint types  ## What CI runs: lint, import contracts, types, tests with coverage
 	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
 
-bench: $(VENV)/.installed-dev  ## Measure: tables and a plot in bench-results/
-	$(BIN)/python -m tests.bench
+bench: $(VENV)/.installed-dev  ## Measure beside others, into bench-results/: make bench BENCH="--rounds 5"
+	$(BIN)/python -m tests.bench $(BENCH)
 
 $(FIXTURES_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(FIXTURES_VENV)

@@ -9,6 +9,7 @@ from tests.bench.preparation import Prepared
 
 DEFAULT_TOKENS = 64
 FLOAT32, GGUF, GGUF_FLOAT32 = "float32 folder", "GGUF", "float32 GGUF"
+LLAMA_CPP_MODULE = "run_llama_cpp"
 FOUR_BITS, FOUR_BITS_FLOAT32 = "4-bit folder, else bfloat16", "4-bit folder, else float32"
 
 
@@ -45,8 +46,8 @@ CONTESTANTS = (
         tokens=16,
     ),
     Contestant("mlx-lm-blas", "mlx_lm + same BLAS, f32", "run_mlx_lm", FLOAT32, exact=True, preloads_blas=True),
-    Contestant("llama-cpp-f32", "llama.cpp, F32", "run_llama_cpp", GGUF_FLOAT32, exact=True),
-    Contestant("llama-cpp", "llama.cpp, Q4_1 as it is", "run_llama_cpp", GGUF),
+    Contestant("llama-cpp-f32", "llama.cpp, F32", LLAMA_CPP_MODULE, GGUF_FLOAT32, exact=True),
+    Contestant("llama-cpp", "llama.cpp, Q4_1 as it is", LLAMA_CPP_MODULE, GGUF),
 )
 PROMPT_LENGTHS = tuple(sorted({contestant.prompt_tokens for contestant in CONTESTANTS}))
 
@@ -88,6 +89,8 @@ def command(contestant: Contestant, prepared: Prepared, threads: int, started: f
     Raises:
         LookupError: what it needs is not there; the message says why.
     """
+    if contestant.module == LLAMA_CPP_MODULE and prepared.no_llama_cpp is not None:
+        raise LookupError(prepared.no_llama_cpp)
     weights = {
         FLOAT32: prepared.folder,
         FOUR_BITS: prepared.folder_4bit,

@@ -21,12 +21,12 @@ OURS, OTHERS = "#0b6e4f", "#8a94a6"
 
 
 def draw(report: dict[str, Any], target: Path) -> None:
-    shown = [contestant for contestant in report["contestants"] if contestant["runs"]]
+    shown = report["contestants"]
     labels = [contestant["label"] for contestant in shown]
     colors = [OURS if contestant["name"] in ("runner", "bare") else OTHERS for contestant in shown]
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7.2), sharey=True, layout="constrained")
     for (metric, title), axis in zip(PANELS, axes.flat, strict=True):
-        values = [[run[metric] for run in contestant["runs"]] for contestant in shown]
+        values = [[run[metric] for run in contestant["runs"]] or [0.0] for contestant in shown]
         middles = [median(value) for value in values]
         spans = [
             [middle - min(value) for middle, value in zip(middles, values, strict=True)],
@@ -34,16 +34,16 @@ def draw(report: dict[str, Any], target: Path) -> None:
         ]
         axis.barh(labels, middles, xerr=spans, color=colors, error_kw={"ecolor": "#222", "capsize": 3, "lw": 1})
         for row, (middle, value) in enumerate(zip(middles, values, strict=True)):
-            number = f"{middle:.0f}" if middle >= 100 else f"{middle:.1f}"
+            number = f"{middle:.0f}" if middle >= 100 else f"{middle:.1f}" if middle else "missing"
             axis.text(max(value), row, f"  {number}", va="center", fontsize=11)
         axis.set_xlabel(title, fontsize=11)
-        axis.set_xlim(0, 1.2 * max(max(value) for value in values))
+        axis.set_xlim(0, 1.2 * max(*(max(value) for value in values), 1e-9))
         axis.tick_params(labelsize=11)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].invert_yaxis()
     facts = report["facts"]
     figure.suptitle(
-        f"SmolLM2-135M-Instruct, {facts['threads']} threads, {facts['rounds']} rounds: median, least to most\n"
+        f"SmolLM2-135M-Instruct, {facts['threads']} threads, rounds: {facts['rounds']} (median, least to most)\n"
         f"{facts['CPU']}",
         fontsize=12,
     )

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner import default_model
@@ -40,6 +40,8 @@ class Prepared:
     folder_4bit_float32: Path
     """The same, scales and everything else float32."""
     prompts: Path
+    no_llama_cpp: str | None = None
+    """Why llama.cpp could not be installed."""
 
 
 def prepare(cache: Path, lengths: tuple[int, ...], say: Callable[[str], None]) -> Prepared:
@@ -61,7 +63,7 @@ def prepare(cache: Path, lengths: tuple[int, ...], say: Callable[[str], None]) -
         folder_4bit_float32=place / "4bit-float32",
         prompts=place / "prompts.json",
     )
-    _install(prepared, say)
+    prepared = replace(prepared, no_llama_cpp=_install(prepared, say))
     _once(prepared.gguf_float32, say, "writing the float32 GGUF", _export("gguf", prepared))
     _once(prepared.folder, say, "writing the float32 folder", _export("folder", prepared))
     for folder, dtype in ((prepared.folder_4bit, "bfloat16"), (prepared.folder_4bit_float32, "float32")):
@@ -70,31 +72,31 @@ def prepare(cache: Path, lengths: tuple[int, ...], say: Callable[[str], None]) -
     return prepared
 
 
-def _install(prepared: Prepared, say: Callable[[str], None]) -> None:
+def _install(prepared: Prepared, say: Callable[[str], None]) -> str | None:
+    """Install what is missing; the reason if llama.cpp is not to be had."""
     venv = prepared.bench_python.parents[1]
     if not prepared.bench_python.exists():
         say(f"making {venv}")
         _run([sys.executable, "-m", "venv", str(venv)])
     # The same MLX as the project's, so that what differs is mlx_lm.
     requirements = [MLX_LM, f"mlx=={importlib.metadata.version('mlx')}", "matplotlib"]
-    _install_once(prepared, requirements, say, required=True)
+    _install_once(prepared, requirements, say)
     # From its sources, so that llama.cpp uses all that this processor can; the wheels of others do not.
-    _install_once(prepared, [LLAMA_CPP], say, required=False)
+    try:
+        _install_once(prepared, [LLAMA_CPP], say)
+    except PreparationError as error:
+        say(f"not installed: {error}")
+        return str(error)
+    return None
 
 
-def _install_once(prepared: Prepared, requirements: list[str], say: Callable[[str], None], *, required: bool) -> None:
+def _install_once(prepared: Prepared, requirements: list[str], say: Callable[[str], None]) -> None:
     stamp = prepared.bench_python.parents[1] / f".installed-{'-'.join(requirements).replace('/', '')}"
     if stamp.exists():
         return
     say(f"installing {' '.join(requirements)} (once; minutes if it has to be built)")
     pip = [str(prepared.bench_python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    try:
-        _run([*pip, *requirements], CMAKE_ARGS="-DGGML_NATIVE=ON -DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF")
-    except PreparationError as error:
-        if required:
-            raise
-        say(f"not installed: {error}")
-        return
+    _run([*pip, *requirements], CMAKE_ARGS="-DGGML_NATIVE=ON -DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF")
     stamp.touch()
 
 
@@ -137,7 +139,13 @@ def _run(words: list[str], **environment: str) -> None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise PreparationError(f"{' '.join(words[:6])}: {error}") from error
+        raise PreparationError(f"{' '.join(words[1:])}: {error}") from error
     if done.returncode != 0:
-        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise PreparationError(f"{' '.join(words[:6])}: {said[-1] if said else 'no reason given'}")
+        raise PreparationError(f"{' '.join(words[1:])}: {_reason(done.stderr or done.stdout)}")
+
+
+def _reason(said: str) -> str:
+    """The last line that calls itself an error, else the last one."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")]
+    return (errors or lines or ["no reason given"])[-1]

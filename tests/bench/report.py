@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Literal
 
-from tests.bench.contestants import RUNNER, Contestant
+from tests.bench.contestants import CONTESTANTS, RUNNER, Contestant
 from tests.bench.measurement import Measurement
 
 MIB = 2**20
@@ -191,10 +191,9 @@ def to_markdown(outcomes: Mapping[str, Outcome], facts: Mapping[str, object]) ->
         "The runner's figure over the other's: the median, and least to most, of the rounds' ratios.",
         "",
     ]
-    labels = {name: outcome.contestant.label for name, outcome in outcomes.items()}
     lines += _table(
         ["figure", "runner over", "ratio", "goal", ""],
-        [_verdict_row(judge(goal, outcomes), labels) for goal in GOALS],
+        [_verdict_row(judge(goal, outcomes)) for goal in GOALS],
     )
     lines += ["", "## The same answer?", ""]
     lines += [f"- {line}" for line in same_text(outcomes)] or ["- nothing to compare"]
@@ -212,11 +211,11 @@ def _cells(outcome: Outcome) -> list[str]:
     return ["missing" if spread is None else spread.text() for spread in spreads]
 
 
-def _verdict_row(verdict: Verdict, labels: Mapping[str, str]) -> list[str]:
+def _verdict_row(verdict: Verdict) -> list[str]:
     goal = verdict.goal
     return [
         TITLES[goal.metric].split(",")[0],
-        labels.get(goal.other, goal.other),
+        next(contestant.label for contestant in CONTESTANTS if contestant.name == goal.other),
         "" if verdict.ratio is None else verdict.ratio.text(),
         "" if goal.least is None else f">= {goal.least:g}",
         verdict.word,

@@ -86,7 +86,7 @@ def test_a_failed_contestant_is_reported_with_its_reason():
     text = to_markdown(made, {"CPU": "some"})
     assert "| llama.cpp, Q4_1 as it is | 512 + 64 | missing | missing |" in text
     assert "- **llama.cpp, Q4_1 as it is** failed: round 2: no luck" in text
-    assert "| decode | bare |  | >= 0.95 | not measured |" in text
+    assert "| decode | its model, bare loop, f32 |  | >= 0.95 | not measured |" in text
 
 
 def test_the_json_holds_every_run_and_every_goal():
