@@ -64,7 +64,8 @@ def assert_quiet_end(child, code, seconds):
 
 async def fatal(child):
     """Wait for its death; the exit code and the last line."""
-    code = await child.wait()
+    async with asyncio.timeout(30):
+        code = await child.wait()
     assert [line for line in child.lines if line.startswith("Error:")] == [child.lines[-1]]
     assert not any("Traceback" in line for line in child.lines)
     return code, child.lines[-1]
@@ -217,9 +218,10 @@ async def test_ollama_debug_shows_debug_lines(spawn_runner, level, shown):
 async def test_nobody_is_answered_before_the_model_is_loaded(spawn_runner, dialect):
     async with spawn_runner(dialect=dialect) as child:
         refused = 0
-        while (health := await child.health()) is None:
-            assert child.process.returncode is None
-            refused += 1
+        async with asyncio.timeout(30):
+            while (health := await child.health()) is None:
+                assert child.process.returncode is None
+                refused += 1
         assert refused > 0
         assert health in ({"status": "ok"}, health | {"Status": 0, "Progress": 100})
 
