@@ -34,6 +34,10 @@ def main() -> None:
     except (RunnerError, ModelError) as error:
         logs.fatal(str(error))
         code = 1
+    except OSError as error:
+        known = f"{error.filename}: {error.strerror}; check that the file is there and may be read"
+        logs.fatal(known if error.filename else str(error))
+        code = 1
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # the last line and the exit code are owed for a bug of ours too
