@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 FIXTURES_VENV := .venv-fixtures
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types bench fixtures clean
+.PHONY: help run test check lint types bench fixtures clean ollama ollama-serve test-ollama
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,33 @@ $(FIXTURES_VENV)/.installed: pyproject.toml
 
 fixtures: $(FIXTURES_VENV)/.installed  ## Make the tiny checkpoints and their reference outputs anew
 	@set -e; for script in tests/parity/make_*.py; do echo "$$script"; $(FIXTURES_VENV)/bin/python "$$script"; done
+
+# The last Ollama with image models, and the newest; a version's .mod file (go.mod for the newest) pins it.
+OLLAMA_OLD := v0.32.5
+OLLAMA_NEW := v0.34.4
+OLLAMA_VERSION ?= $(OLLAMA_NEW)
+OLLAMA := tests/ollama
+OLLAMA_STORE ?= $(OLLAMA)/bin/models
+OLLAMA_HOST ?= 127.0.0.1:11435
+
+ollama: $(OLLAMA)/bin/ollama-$(OLLAMA_OLD) $(OLLAMA)/bin/ollama-$(OLLAMA_NEW)  ## Build Ollama with this runner in it (needs Go and a C compiler)
+
+$(OLLAMA)/bin/ollama-$(OLLAMA_OLD): MODFILE := -modfile=$(OLLAMA_OLD).mod
+$(OLLAMA)/bin/ollama-%: $(wildcard $(OLLAMA)/*.go $(OLLAMA)/*.mod)
+	@command -v go >/dev/null || { echo 'Error: Go is needed to build Ollama; see https://go.dev/dl' >&2; exit 1; }
+	cd $(OLLAMA) && CGO_ENABLED=1 go build $(MODFILE) -trimpath -buildvcs=false \
+		-ldflags '-s -w -X github.com/ollama/ollama/version.Version=$(*:v%=%)' -o bin/$(@F) .
+
+ollama-serve: $(OLLAMA)/bin/ollama-$(OLLAMA_VERSION) $(VENV)/.installed  ## Serve Ollama on loopback, with a store of its own: OLLAMA_VERSION=v0.32.5 for the older
+	OLLAMA_HOST=$(OLLAMA_HOST) OLLAMA_MODELS=$(abspath $(OLLAMA_STORE)) OLLAMA_MLX_RUNNER=$(abspath $(BIN)/ollama-mlx-runner) $< serve
+
+$(VENV)/.installed-ollama: pyproject.toml $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[ollama]'
+	@touch $@
+
+test-ollama: $(VENV)/.installed-ollama  ## Run the tests with real Ollama servers; skipped where there is no Go
+	@if command -v go >/dev/null; then $(MAKE) --no-print-directory ollama; fi
+	$(BIN)/pytest -m ollama tests/ollama
 
 clean:  ## Remove everything that the other targets made here
 	rm -rf $(VENV) $(FIXTURES_VENV) bench-results build dist *.egg-info .coverage .coverage.* htmlcov

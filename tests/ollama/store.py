@@ -1,0 +1,113 @@
+"""Writes models into an Ollama store for tests, in the form that Ollama's own `create` gives a safetensors model.
+
+As a command it adds a checkpoint under a name: `python -m tests.ollama.store STORE NAME FOLDER|FILE.gguf`.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from models import backend
+
+IMAGE = "application/vnd.ollama.image"
+DOCKER = "application/vnd.docker"
+CONFIG_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder as OLLAMA_MODELS names it."""
+
+    folder: Path
+
+    def add(self, name, source, *, template=CHATML, system="", parameters=None, capabilities=("completion",), **config):
+        """Add a Hugging Face folder or GGUF file. `config` overrides fields of Ollama's own description of a model."""
+        from models.checkpoint import open_checkpoint
+
+        checkpoint = open_checkpoint(str(source), self.folder)
+        layers = [self._tensor(tensor) for tensor in checkpoint.tensors()]
+        for file in CONFIG_FILES:
+            text = json.dumps(checkpoint.config).encode() if file == "config.json" else checkpoint.read(file)
+            if text is not None:
+                layers.append(self._blob(text, f"{IMAGE}.json", file))
+        for kind, text in (("template", template), ("system", system)):
+            if text:
+                layers.append(self._blob(text.encode(), f"{IMAGE}.{kind}"))
+        if parameters:
+            layers.append(self._blob(json.dumps(parameters).encode(), f"{IMAGE}.params"))
+        described = {
+            "model_format": "safetensors",
+            "model_family": checkpoint.config["model_type"],
+            "capabilities": list(capabilities),
+            **config,
+        }
+        self._write_manifest(name, described, layers)
+
+    def add_image(self, name, **config):
+        """Add what a parent takes for an image pipeline; it has no weights."""
+        index = json.dumps({"_class_name": "ZImagePipeline", "architecture": "ZImagePipeline"}).encode()
+        described = {"model_format": "safetensors", "capabilities": ["image"], **config}
+        layers = [self._blob(index, f"{IMAGE}.json", "model_index.json")]
+        self._write_manifest(name, described, layers)
+
+    def manifest(self, name):
+        """The manifest's file."""
+        model, _, tag = name.partition(":")
+        return self.folder / "manifests" / "registry.ollama.ai" / "library" / model / (tag or "latest")
+
+    def blob(self, name, layer):
+        """The file of a named layer of a model."""
+        layers = json.loads(self.manifest(name).read_text())["layers"]
+        digest = next(each["digest"] for each in layers if each.get("name") == layer)
+        return self.folder / "blobs" / digest.replace(":", "-")
+
+    def _tensor(self, tensor):
+        import mlx.core as mx
+
+        from models.quantization import Packed, dequantize
+
+        value = dequantize(tensor.value, mx.float16) if isinstance(tensor.value, Packed) else tensor.value
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+            mx.save_safetensors(file.name, {tensor.name: value})
+            return self._blob(Path(file.name), f"{IMAGE}.tensor", tensor.name)
+
+    def _blob(self, content, media_type, name=""):
+        if isinstance(content, bytes):
+            digest, size = hashlib.sha256(content).hexdigest(), len(content)
+        else:
+            with content.open("rb") as file:
+                digest, size = hashlib.file_digest(file, "sha256").hexdigest(), content.stat().st_size
+        target = self.folder / "blobs" / f"sha256-{digest}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            target.write_bytes(content)
+        else:
+            shutil.copyfile(content, target)
+        layer = {"mediaType": media_type, "digest": f"sha256:{digest}", "size": size}
+        return {**layer, "name": name} if name else layer
+
+    def _write_manifest(self, name, described, layers):
+        config = self._blob(json.dumps(described).encode(), f"{DOCKER}.container.image.v1+json")
+        target = self.manifest(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        manifest = {"schemaVersion": 2, "mediaType": f"{DOCKER}.distribution.manifest.v2+json"}
+        target.write_text(json.dumps({**manifest, "config": config, "layers": layers}))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("store", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("source", type=Path)
+    asked = parser.parse_args()
+    backend.prepare()
+    Store(asked.store).add(asked.name, asked.source)
+
+
+if __name__ == "__main__":
+    main()
