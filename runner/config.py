@@ -100,9 +100,9 @@ Command: TypeAlias = RunnerConfig | TryConfig | FetchConfig | VersionCommand | H
 ENGINE_FLAGS = tuple(
     Flag(f"{dialect.value}-engine", "", f"speak {what}")
     for dialect, what in (
-        (DialectName.MLX, "the protocol of Ollama's MLX runner: load, then listen"),
+        (DialectName.MLX, "the protocol of Ollama's MLX runner (the default for a store name): load, then listen"),
         (DialectName.IMAGEGEN, "the protocol of Ollama's image runner: load, then listen"),
-        (DialectName.CLASSIC, "Ollama's classic protocol (the default): listen, load on POST /load"),
+        (DialectName.CLASSIC, "Ollama's classic protocol (the default for a path or none): listen, load on POST /load"),
     )
 )
 TUNING_FLAGS = (
@@ -199,7 +199,12 @@ def _dialect(settings: Settings) -> DialectName:
     chosen = [dialect for dialect in DialectName if settings.boolean(f"{dialect.value}-engine", default=False)]
     if len(chosen) > 1:
         raise UsageError(f"--{chosen[0].value}-engine and --{chosen[1].value}-engine exclude each other; give one")
-    return chosen[0] if chosen else DialectName.CLASSIC
+    if chosen:
+        return chosen[0]
+    # Ollama to v0.24 starts its classic runners, Ollama from v0.34.2 its MLX runner without a flag. The former name a
+    # blob by its absolute path, the latter a model of the store.
+    model = settings.text("model")
+    return DialectName.CLASSIC if model is None or Path(model).is_absolute() else DialectName.MLX
 
 
 def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: DialectName) -> RunnerConfig:

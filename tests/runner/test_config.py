@@ -32,6 +32,7 @@ HOME = {"HOME": "/home/somebody"}
         ("runner --ollama-engine --model /blobs/sha256-00 --port 5003", DialectName.CLASSIC, "/blobs/sha256-00", 5003),
         ("runner --ollama-engine --port 5004", DialectName.CLASSIC, None, 5004),
         ("runner --model /blobs/sha256-00 --port 5005", DialectName.CLASSIC, "/blobs/sha256-00", 5005),
+        ("runner --model somebody/m:7b --port 5006", DialectName.MLX, "somebody/m:7b", 5006),
     ],
 )
 def test_every_command_line_that_ollama_writes_is_understood(argv, dialect, model, port):
