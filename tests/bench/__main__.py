@@ -63,11 +63,11 @@ def run_rounds(outcomes: list[Outcome], prepared: Prepared, threads: int, rounds
                 run = run_contestant(outcome.contestant, prepared, threads)
             except LookupError as error:
                 outcome.failures.append(f"round {turn}: {error}")
-                say(f"round {turn}/{rounds}  {label:<28} failed: {error}")
+                say(f"round {turn}/{rounds}  {label:<34} failed: {error}")
                 continue
             outcome.add(turn, run)
             say(
-                f"round {turn}/{rounds}  {label:<28} decode {run.decode_tok_s:6.1f} tok/s, "
+                f"round {turn}/{rounds}  {label:<34} decode {run.decode_tok_s:6.1f} tok/s, "
                 f"prefill {run.prefill_tok_s:6.1f} tok/s, "
                 f"load {run.load_s:5.1f} s, {run.peak_rss_bytes >> 20:5} MiB"
             )
