@@ -14,6 +14,7 @@ from typing import Self
 
 import mlx.core as mx
 
+from models.cache import Segment
 from models.detokenizer import StreamingDetokenizer
 from models.errors import TokenizerError
 from models.llm.base import Row
@@ -55,6 +56,23 @@ class FakeCache:
 
     def snapshot(self) -> Self:
         return copy.copy(self)
+
+    @property
+    def first(self) -> int:
+        return 0
+
+    def segment(self, begin: int, end: int) -> Segment:
+        tokens = self.tokens[begin:end].reshape(1, 1, -1, 1)
+        return Segment(tokens, tokens).part(0, end - begin)
+
+    def restore(self, segments: Sequence[Segment]) -> None:
+        assert self.offset == 0, "only an empty cache is restored"
+        for segment in segments:
+            self.append(segment.keys.reshape(-1))
+
+    def trim(self, tokens: int) -> None:
+        self.offset -= tokens
+        self.tokens = self.tokens[: self.offset]
 
 
 class FakeModel:

@@ -27,7 +27,8 @@ class Batch:
         return [*self.decode] if self.chunk is None else [*self.decode, self.chunk.row]
 
     def build(self, model: LanguageModel) -> "Step":
-        """Build the step; nothing is computed yet. Thread: the MLX thread."""
+        """Build the step. Little is computed yet, but for a long chunk on a CPU. Thread: the MLX thread."""
+        begun_ns = time.perf_counter_ns()
         yields = list(self.decode)
         rows = [Row(1, row.cache) for row in self.decode]
         tokens = self.tokens
@@ -57,7 +58,7 @@ class Batch:
         sampled = sample_rows(model.logits(hidden), [_sampler(row) for row in yields]) if yields else None
         if sampled is not None:
             pending = [*sampled.arrays(), *pending]
-        return Step(yields, sampled, marker, chunk, pending)
+        return Step(yields, sampled, marker, chunk, pending, begun_ns)
 
 
 @dataclass(slots=True)
@@ -71,7 +72,9 @@ class Step:
     """What to wait for if nothing was sampled."""
     chunk: Chunk | None
     pending: list[mx.array]
-    set_off_ns: int | None = None
+    begun_ns: int
+    is_set_off: bool = False
+    was_read: bool = False
 
     @property
     def held(self) -> list[Sequence]:
@@ -80,8 +83,8 @@ class Step:
 
     def set_off(self) -> None:
         """Have the step computed, unless that was done before. On a CPU this takes most of the step's time."""
-        if self.set_off_ns is None:
-            self.set_off_ns = time.perf_counter_ns()
+        if not self.is_set_off:
+            self.is_set_off = True
             mx.async_eval(self.pending)
             # A cache's array is kept by its cache only: the next step can then write to it in place.
             self.pending = []

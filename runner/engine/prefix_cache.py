@@ -13,7 +13,7 @@ from models.cache import LayerCache, Segment
 from runner.engine.radix_tree import RadixTree
 
 STORE_TOKENS = 256
-"""A row's tokens are stored when so many are new; a sliding window must be longer than a step to be stored whole."""
+"""A row in progress is stored whenever so many of its tokens are new: before they can slide out of a usual window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,15 @@ class PrefixCache:
         """Bytes held now."""
         return self._tree.nbytes
 
-    def fill(self, cache: Sequence[LayerCache], tokens: Sequence[int]) -> int:
+    def fill(self, cache: Sequence[LayerCache], tokens: Sequence[int], *, chunk: int) -> int:
         """Fill a row's empty cache with what is stored of `tokens`; how many tokens that was.
 
-        At least one token is left to run, for its logits are wanted.
+        At least one token is left to run, for its logits are wanted. If nothing is new the last chunk is run again as
+        it was the first time: a request that is repeated then gets the same logits to the last bit.
         """
-        length, segments = self._tree.match(tokens[:-1])
+        stored = self._tree.depth(tokens)
+        reusable = stored if stored < len(tokens) - 1 else (len(tokens) - 1) // chunk * chunk
+        length, segments = self._tree.match(tokens[:reusable])
         if segments:
             for index, layer in enumerate(cache):
                 layer.restore([segment.layers[index] for segment in segments])

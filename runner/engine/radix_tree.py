@@ -70,7 +70,7 @@ class RadixTree(Generic[Value]):
             return
         self._clock += 1
         at = self._root
-        for node, common in self._walk(tokens):
+        for node, common in list(self._walk(tokens)):
             node.used = self._clock
             at = node if common == len(node.tokens) else self._split(node, common)
         leaf = _Node(tuple(tokens[begin:]), value, at, used=self._clock)

@@ -43,6 +43,11 @@ class Scheduler:
         """Nothing is queued or running."""
         return not self.running and not self.waiting
 
+    @property
+    def has_prompts(self) -> bool:
+        """A row in the batch has some of its prompt yet to run."""
+        return any(row.status is SequenceStatus.PREFILL for row in self.running)
+
     def add(self, row: Sequence) -> None:
         """Queue a row."""
         self.waiting.append(row)
@@ -65,16 +70,22 @@ class Scheduler:
         return admitted
 
     def next_chunk(self) -> Chunk | None:
-        """The next piece of the oldest prompt that is not complete."""
+        """The next piece of the oldest prompt that is not complete.
+
+        Pieces end at multiples of the chunk's size, so that a prompt is divided alike wherever it was taken up, and
+        rounds alike.
+        """
         for row in self.running:
             if row.status is SequenceStatus.PREFILL:
-                return Chunk(row, min(self.chunk, row.unfed))
+                return Chunk(row, min(self.chunk - row.fed % self.chunk, row.unfed))
         return None
 
     def observe(self, length: int, seconds: float) -> None:
         """Learn from a step that held a chunk of that length: shrink after a long one, grow back after a short one."""
         if seconds > STEP_BOUND_S:
-            fitting = int(length * STEP_BOUND_S / seconds)
-            self.chunk = min(self.chunk, max(fitting, min(MIN_CHUNK, self._largest)))
-        elif seconds < STEP_BOUND_S / 2 and length == self.chunk:
+            # By halves, so that few sizes occur: the size decides how sums are rounded.
+            while seconds > STEP_BOUND_S and self.chunk // 2 >= MIN_CHUNK:
+                self.chunk //= 2
+                seconds /= 2
+        elif seconds < STEP_BOUND_S / 4 and length == self.chunk:
             self.chunk = min(self.chunk * 2, self._largest)

@@ -94,6 +94,8 @@ class Sequence:
         self.cached_len = 0
         self.fed = 0
         """Tokens whose keys and values the cache holds: it stands for `tokens[:fed]` exactly, also after the end."""
+        self.stored = 0
+        """Tokens of the row that the prefix cache has been given or has given."""
         self.cache: list[LayerCache] = []
         self.sampler: RowSampler | None = None
         self.status = SequenceStatus.WAITING

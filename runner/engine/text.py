@@ -18,6 +18,7 @@ from models import host
 from models.errors import TokenizerError
 from models.llm.base import LanguageModel
 from runner.engine.batch import Batch, Step
+from runner.engine.prefix_cache import STORE_TOKENS, PrefixCache
 from runner.engine.sampler import INVALID_TOKEN, RowLogprobs, RowSampler
 from runner.engine.scheduler import Scheduler
 from runner.engine.sequence import PreparedText, Sequence, SequenceStatus, Vocabulary
@@ -52,6 +53,7 @@ class TextEngine:
         parallel: int,
         prefill_chunk: int,
         max_waiting: int = 256,
+        prefix_cache: PrefixCache | None = None,
         overlaps: bool | None = None,
     ) -> None:
         """Serve `model`.
@@ -63,6 +65,7 @@ class TextEngine:
             parallel: Rows in the batch.
             prefill_chunk: Prompt tokens of one step at most.
             max_waiting: Requests that may queue behind them.
+            prefix_cache: What rows leave to those that begin alike; None: nothing is kept.
             overlaps: Whether a step is set off before the one ahead of it is read; None: unless MLX computes on the
                 CPU, where `mx.async_eval` returns only when most of the work is done and would hold the tokens back.
         """
@@ -71,6 +74,8 @@ class TextEngine:
         self._context_length = context_length
         self._max_requests = parallel + max_waiting
         self._scheduler = Scheduler(parallel=parallel, prefill_chunk=prefill_chunk)
+        self._prefixes = prefix_cache
+        self._to_store: list[Sequence] = []
         self._rows: dict[RequestId, Sequence] = {}
         self._overlaps = mx.default_device() != mx.cpu if overlaps is None else overlaps
         self._step: Step | None = None
@@ -96,6 +101,7 @@ class TextEngine:
             progress=1.0,
             context_length=self._context_length,
             memory_bytes=mx.get_active_memory() + mx.get_cache_memory(),
+            prefix_cache_bytes=0 if self._prefixes is None else self._prefixes.nbytes,
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
         )
@@ -186,17 +192,22 @@ class TextEngine:
         return outputs
 
     def proceed(self) -> None:
-        """Set off the step that was built ahead."""
+        """Set off the step that was built ahead, and store what rows have left."""
         if self._step is not None and self._is_wanted(self._step):
             self._at_risk = self._step.held
             self._step.set_off()
             self._at_risk = []
+        self._store()
 
     def abandon(self, error: Exception) -> list[Output]:
-        """After `step` or `proceed` raised: drop the rows it may have damaged.
+        """After `step` or `proceed` raised: drop the rows it may have damaged, and all that could be spared.
 
         Returns what had been said before, then a Failed for each of them.
         """
+        self._to_store = []
+        if self._prefixes is not None:
+            # It may have been for want of memory.
+            self._prefixes.clear()
         damaged = {row.id: row for row in self._at_risk if row.id in self._rows}
         if self._step is not None and any(row.id in damaged for row in self._step.held):
             self._step = None
@@ -214,6 +225,8 @@ class TextEngine:
         self._step = None
         self._at_risk = []
         self._outputs = []
+        self._to_store = []
+        self._prefixes = None
         self._model = None
         mx.synchronize()
         gc.collect()
@@ -232,15 +245,20 @@ class TextEngine:
         """Set a step off, build the next one meanwhile, read the step. Should anything raise, both steps are lost."""
         self._at_risk = step.held
         step.set_off()
-        ahead = self._build(after=step)
-        if ahead is not None and self._overlaps:
-            ahead.set_off()
-        self._read(step)
+        if self._overlaps or not self._scheduler.has_prompts:
+            ahead = self._build(after=step)
+            if ahead is not None and self._overlaps:
+                ahead.set_off()
+            self._read(step)
+        else:
+            # On a CPU a chunk of a prompt is computed while it is built; the tokens must not wait for that.
+            self._read(step)
+            ahead = self._build(after=step)
         self._step = ahead
         self._at_risk = []
 
     def _build(self, after: Step | None) -> Step | None:
-        """The step that follows `after`, on whose tokens it rests before anyone has read them."""
+        """The step that follows `after`, on whose tokens it rests, whether or not anyone has read them."""
         assert self._model is not None
         decode: list[Sequence] = []
         tokens = None
@@ -248,7 +266,7 @@ class TextEngine:
             picked = [
                 index
                 for index, row in enumerate(after.rows)
-                if row.status is SequenceStatus.DECODE and row.may_run_ahead
+                if row.status is SequenceStatus.DECODE and (after.was_read or row.may_run_ahead)
             ]
             decode = [after.rows[index] for index in picked]
             tokens = after.sampled.tokens
@@ -261,10 +279,30 @@ class TextEngine:
         self._at_risk = [*self._at_risk, *batch.held]
         return batch.build(self._model)
 
-    def _begin(self, row: Sequence) -> None:
+    def _fill(self, row: Sequence) -> None:
+        """Give a row a cache, and in it what is stored of its tokens."""
         assert self._model is not None
-        row.admitted_ns = time.perf_counter_ns()
         row.cache = self._model.new_cache()
+        row.fed = row.stored = 0
+        if self._prefixes is not None:
+            row.fed = row.stored = self._prefixes.fill(row.cache, row.tokens, chunk=self._scheduler.chunk)
+
+    def _store(self) -> None:
+        """Store rows that ended, and those that have grown; not those whose step failed."""
+        if self._prefixes is None:
+            return
+        growing = [row for row in self._scheduler.running if row.fed - row.stored >= STORE_TOKENS]
+        ended, self._to_store = self._to_store, []
+        for row in [*ended, *growing]:
+            self._prefixes.store(row.cache, row.tokens[: row.fed])
+            row.stored = row.fed
+        for row in ended:
+            row.cache = []
+
+    def _begin(self, row: Sequence) -> None:
+        row.admitted_ns = time.perf_counter_ns()
+        self._fill(row)
+        row.cached_len = row.fed
         request = row.request
         row.sampler = RowSampler(
             request.params,
@@ -282,9 +320,10 @@ class TextEngine:
             host.wait(step.marker)
         else:
             tokens, logprobs = step.sampled.read()
+        step.was_read = True
         now = time.perf_counter_ns()
         if step.chunk is not None:
-            self._scheduler.observe(step.chunk.length, (now - max(step.set_off_ns or 0, self._last_read_ns)) / 1e9)
+            self._scheduler.observe(step.chunk.length, (now - max(step.begun_ns, self._last_read_ns)) / 1e9)
         self._last_read_ns = now
         for index, (row, token) in enumerate(zip(step.rows, tokens, strict=False)):
             if row.status is SequenceStatus.DECODE:
@@ -308,10 +347,9 @@ class TextEngine:
 
     def _shift(self, row: Sequence) -> None:
         """Keys hold their positions, so what stays is run again: exact for every architecture."""
-        assert self._model is not None
         before = len(row.tokens)
         row.shift()
-        row.cache = self._model.new_cache()
+        self._fill(row)
         row.status = SequenceStatus.PREFILL
         logger.debug("context shifted", extra={"fields": {"id": row.id, "before": before, "after": len(row.tokens)}})
 
@@ -324,17 +362,20 @@ class TextEngine:
         return self._tokenizer.piece(token).decode("utf-8", errors="replace")
 
     def _fail(self, row: Sequence, message: str) -> None:
-        self._retire(row)
+        self._retire(row, sound=False)
         self._outputs.append(Failed(row.id, GenerationError(message)))
         logger.error("completion failed", extra={"fields": {**_figures(row), "error": message}})
 
-    def _retire(self, row: Sequence) -> None:
-        """Take a row out and let go of its arrays."""
+    def _retire(self, row: Sequence, *, sound: bool = True) -> None:
+        """Take a row out; what its cache holds is stored if it is sound, then let go."""
         del self._rows[row.id]
         self._scheduler.remove(row)
         row.status = SequenceStatus.DONE
-        row.cache = []
         row.sampler = None
+        if sound and self._prefixes is not None and row.fed > row.stored:
+            self._to_store.append(row)
+        else:
+            row.cache = []
 
     def _report(self) -> None:
         """Every few seconds, a line for each row that works."""

@@ -131,6 +131,8 @@ class EngineStatus:
     """Tokens one row may hold."""
     memory_bytes: int = 0
     """Bytes MLX holds."""
+    prefix_cache_bytes: int = 0
+    """Of these, what the prefix cache holds."""
     running: int = 0
     """Rows in the batch."""
     waiting: int = 0

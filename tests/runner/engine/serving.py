@@ -45,6 +45,7 @@ def run(engine: TextEngine, *requests: TextRequest) -> list[Answer]:
     while not engine.idle:
         for output in engine.step():
             outputs[output.id].append(output)
+        engine.proceed()
     return [Answer(outputs[number]) for number in range(len(requests))]
 
 

@@ -62,10 +62,9 @@ def test_a_step_is_set_off_once_however_often_it_is_asked_to():
     model = FakeModel("yes")
     one = row(model, 1, scripted(0))
     step = Batch([], None, Chunk(one, 1)).build(model)
-    assert step.set_off_ns is None
+    assert not step.is_set_off
     step.set_off()
-    began = step.set_off_ns
     step.set_off()
-    assert step.set_off_ns == began
+    assert step.is_set_off
     assert step.pending == []
     assert step.sampled.read()[0] == [ord("y")]

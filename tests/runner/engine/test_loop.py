@@ -240,8 +240,8 @@ async def test_a_flood_of_prompts_does_not_starve_a_decoding_row(serve: Serve):
     gate.open()
     assert (await steady).text == "steady"
     row = (batches[0][0][0], 1)
-    assert [row in batch for batch in batches[:8]] == [True] * 8
-    assert [(len(batch), batch[1][1]) for batch in batches[2:8]] == [(2, 16)] * 6, "one chunk a step beside it"
+    assert [row in batch for batch in batches[:7]] == [True] * 7
+    assert [(len(batch), batch[1][1]) for batch in batches[2:7]] == [(2, 16)] * 5, "one chunk a step beside it"
     for answer in await asyncio.gather(*flood):
         assert answer.done.prompt_tokens == len(LONG)
 

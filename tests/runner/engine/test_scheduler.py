@@ -75,13 +75,13 @@ def test_a_chunk_never_shrinks_to_nothing():
 
 
 def test_a_chunk_grows_back_once_steps_are_short_but_not_beyond_its_setting():
-    scheduler = Scheduler(parallel=1, prefill_chunk=100)
-    scheduler.observe(100, 4 * STEP_BOUND_S)
+    scheduler = Scheduler(parallel=1, prefill_chunk=128)
+    scheduler.observe(128, 4 * STEP_BOUND_S)
     sizes = []
     for _ in range(4):
         scheduler.observe(scheduler.chunk, STEP_BOUND_S / 10)
         sizes.append(scheduler.chunk)
-    assert sizes == [64, 100, 100, 100]
+    assert sizes == [64, 128, 128, 128]
 
 
 def test_a_short_rest_of_a_prompt_says_nothing_about_larger_chunks():

@@ -1,0 +1,120 @@
+"""The tree against the slowest way of doing the same: a list of everything that was stored."""
+
+import random
+from dataclasses import dataclass
+from typing import Self
+
+from runner.engine.radix_tree import RadixTree
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A value that knows which tokens it is for; a byte a token."""
+
+    text: str
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.text)
+
+    def part(self, begin: int, end: int) -> Self:
+        return type(self)(self.text[begin:end])
+
+
+def tokens(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+def store(tree: RadixTree[Letters], text: str) -> None:
+    begin = tree.depth(tokens(text))
+    tree.insert(tokens(text), begin, Letters(text[begin:]))
+
+
+def found(tree: RadixTree[Letters], text: str) -> str:
+    length, values = tree.match(tokens(text))
+    joined = "".join(value.text for value in values)
+    assert len(joined) == length
+    return joined
+
+
+def test_an_empty_tree_knows_nothing():
+    tree = RadixTree[Letters](100)
+    assert found(tree, "abc") == ""
+    assert (len(tree), tree.nbytes) == (0, 0)
+
+
+def test_the_longest_common_beginning_is_found_whoever_stored_it():
+    tree = RadixTree[Letters](100)
+    for text in ("the cat sat", "the cow", "a dog"):
+        store(tree, text)
+    assert found(tree, "the cat ran") == "the cat "
+    assert found(tree, "the cows") == "the cow"
+    assert found(tree, "the c") == "the c"
+    assert found(tree, "a") == "a"
+    assert found(tree, "x") == ""
+
+
+def test_what_begins_alike_is_stored_once():
+    tree = RadixTree[Letters](100)
+    store(tree, "shared beginning, one")
+    store(tree, "shared beginning, two")
+    assert tree.nbytes == len("shared beginning, ") + 3 + 3
+    store(tree, "shared beginning, two")
+    store(tree, "shared")
+    assert tree.nbytes == len("shared beginning, ") + 3 + 3
+
+
+def test_the_longest_unused_branch_goes_first_and_the_shared_beginning_last():
+    tree = RadixTree[Letters](12)
+    store(tree, "abc-1111")
+    store(tree, "abc-2222")
+    assert found(tree, "abc-1111") == "abc-1111"
+    store(tree, "abc-3333")
+    assert found(tree, "abc-2222") == "abc-"
+    assert found(tree, "abc-1111") == "abc-1111"
+    assert found(tree, "abc-3333") == "abc-3333"
+    assert tree.nbytes == 12
+
+
+def test_a_value_larger_than_the_limit_is_not_stored_and_costs_nobody_his_place():
+    tree = RadixTree[Letters](8)
+    store(tree, "small")
+    store(tree, "much too large")
+    assert found(tree, "small") == "small"
+    assert found(tree, "much") == ""
+
+
+def test_what_was_just_stored_is_not_evicted_for_itself():
+    tree = RadixTree[Letters](8)
+    store(tree, "abcdef")
+    store(tree, "abcdefgh")
+    assert found(tree, "abcdefgh") == "abcdefgh"
+    store(tree, "abcdefgh12")
+    assert tree.nbytes <= 10
+    assert found(tree, "abcdefgh12").startswith("abcdefgh")
+
+
+def test_random_texts_are_found_as_far_as_any_stored_one_agrees():
+    generator = random.Random(7)
+    for _ in range(200):
+        tree, stored = RadixTree[Letters](10**6), []
+        for _ in range(generator.randint(1, 12)):
+            text = "".join(generator.choice("ab") for _ in range(generator.randint(1, 12)))
+            store(tree, text)
+            stored.append(text)
+            probe = "".join(generator.choice("ab") for _ in range(generator.randint(1, 14)))
+            agreeing = [len([1 for n in range(1, len(s) + 1) if probe[:n] == s[:n]]) for s in stored]
+            assert found(tree, probe) == probe[: max(agreeing)]
+        prefixes = {s[:n] for s in stored for n in range(1, len(s) + 1)}
+        assert tree.nbytes == len(prefixes)
+
+
+def test_under_a_limit_it_holds_no_more_and_what_it_finds_is_true():
+    generator = random.Random(8)
+    tree = RadixTree[Letters](40)
+    for _ in range(500):
+        text = "".join(generator.choice("abc") for _ in range(generator.randint(1, 20)))
+        store(tree, text)
+        assert tree.nbytes <= 40
+        probe = "".join(generator.choice("abc") for _ in range(20))
+        assert probe.startswith(found(tree, probe))
