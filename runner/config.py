@@ -51,6 +51,8 @@ class RunnerConfig:
     """Rows in the batch."""
     prefill_chunk: int = 128
     """Prompt tokens of one step."""
+    cache_bytes: int | None = None
+    """What the prefix cache may hold; None is a quarter of the memory that the model leaves free, 0 is nothing."""
     check_memory: bool = True
     verify_digests: bool = False
 
@@ -111,6 +113,11 @@ TUNING_FLAGS = (
     Flag("context", "N", "tokens one request may hold, prompt and answer (default: what the model and memory allow)"),
     Flag("parallel", "N", "requests computed together (default 4)"),
     Flag("prefill-chunk", "N", "prompt tokens of one step (default 128)"),
+    Flag(
+        "cache-bytes",
+        "N",
+        "bytes of keys and values kept for later prompts (default a quarter of what is free; 0: none)",
+    ),
     Flag("check-memory", "", "refuse a model that is predicted not to fit (default true)"),
     Flag("verify-digests", "", "check the SHA-256 of blobs of the Ollama store while loading (default false)"),
     Flag("store", "DIR", "the Ollama store (default $OLLAMA_MODELS, then ~/.ollama/models)"),
@@ -224,6 +231,7 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         context=settings.integer("context", least=1),
         parallel=settings.integer("parallel", least=1, most=1024) or 4,
         prefill_chunk=settings.integer("prefill-chunk", least=1) or 128,
+        cache_bytes=settings.integer("cache-bytes", least=0),
         check_memory=settings.boolean("check-memory", default=True),
         verify_digests=settings.boolean("verify-digests", default=False),
     )

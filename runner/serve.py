@@ -16,7 +16,7 @@ from runner.config import DialectName, RunnerConfig
 from runner.engine.load import LoadOptions, ModelLoader
 from runner.engine.loop import EngineLoop
 from runner.engine.mlx_thread import MLXThread
-from runner.errors import StartupError
+from runner.errors import LoadError, StartupError
 from runner.stopping import StopRequest
 
 BACKLOG = 128
@@ -51,7 +51,7 @@ async def serve(config: RunnerConfig, listener: socket.socket, parent: int) -> N
             await _load_or_stop(config, engine, loader, stop)
         if not stop.asked:
             await _listen(server, listener)
-            await stop.wait()
+            await _stop_or_failure(engine, stop)
     finally:
         watch.cancel()
         await engine.close(stop.grace_s)
@@ -99,6 +99,21 @@ async def _load_or_stop(config: RunnerConfig, engine: EngineLoop, loader: ModelL
         stop.leave()
     # Its failure is our doing.
     load.exception()
+
+
+async def _stop_or_failure(engine: EngineLoop, stop: StopRequest) -> None:
+    """Wait until somebody asks to stop.
+
+    Raises:
+        LoadError: a classic parent's load failed, or the engine was lost. Ollama's runner dies of that, and its parent
+            reads the reason from the last line; one that lives on is asked for its health until the parent gives up.
+    """
+    asked, failed = asyncio.create_task(stop.wait()), asyncio.create_task(engine.failure())
+    await asyncio.wait((asked, failed), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    failed.cancel()
+    if not stop.asked:
+        raise LoadError(await failed)
 
 
 async def _load(config: RunnerConfig, engine: EngineLoop, loader: ModelLoader) -> None:

@@ -24,11 +24,13 @@ from models.tokenizer import load_tokenizer
 from runner.config import RunnerConfig
 from runner.engine.loop import BuildEngine, Progress
 from runner.engine.memory_limits import cgroup_headroom
+from runner.engine.prefix_cache import PrefixCache
 from runner.engine.text import TextEngine
 from runner.engine.types import Engine
 from runner.errors import InsufficientMemory
 
 PLANNED_TOKENS = 8192
+PREFIX_CACHE_SHARE = 4
 LEAST_CONTEXT = 2048
 CONTEXT_STEP = 256
 FLOAT32_BYTES = 4
@@ -228,7 +230,16 @@ def _build(blueprint: Blueprint, config: RunnerConfig, progress: Progress) -> En
         context_length=blueprint.context,
         parallel=blueprint.parallel,
         prefill_chunk=blueprint.chunk,
+        prefix_cache=_prefix_cache(blueprint.memory, config),
     )
+
+
+def _prefix_cache(memory: MemoryPlan, config: RunnerConfig) -> PrefixCache | None:
+    limit = config.cache_bytes
+    if limit is None:
+        limit = max(0, memory.available - memory.total) // PREFIX_CACHE_SHARE
+    logger.info("prefix cache", extra={"fields": {"limit_mib": limit >> 20}})
+    return PrefixCache(limit) if limit else None
 
 
 def _log(blueprint: Blueprint) -> None:

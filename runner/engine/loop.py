@@ -113,6 +113,7 @@ class EngineLoop:
         self._engine: Engine | None = None
         self._load: _Load | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._failed = asyncio.Event()
         self._driver: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -131,6 +132,11 @@ class EngineLoop:
             return EngineStatus(state=EngineState.LOADING, progress=self._load.progress)
         return self._status
 
+    async def failure(self) -> str:
+        """Wait until a load fails or the engine is lost; why."""
+        await self._failed.wait()
+        return self._status.error or "the engine failed"
+
     async def load(self, build: BuildEngine) -> None:
         """Build the engine in the MLX thread and start serving.
 
@@ -147,6 +153,7 @@ class EngineLoop:
             raise AlreadyLoaded
         load = self._load = _Load()
         self._loading = asyncio.create_task(self._run_load(build, load), name="engine load")
+        self._loading.add_done_callback(_retrieved)
         try:
             await asyncio.shield(self._loading)
         except asyncio.CancelledError:
@@ -239,6 +246,7 @@ class EngineLoop:
             raise
         except Exception as error:
             self._status = EngineStatus(state=EngineState.ERROR, error=str(error) or type(error).__name__)
+            self._failed.set()
             raise
         finally:
             self._load = None
@@ -292,6 +300,7 @@ class EngineLoop:
         logger.critical("the engine loop failed", exc_info=error)
         self._engine = None
         self._status = EngineStatus(state=EngineState.ERROR, error=str(error))
+        self._failed.set()
         self._fail_all(GenerationError(f"the engine loop failed: {error}"))
 
     def _deliver(self, outputs: list[Output]) -> None:
@@ -324,6 +333,12 @@ class EngineLoop:
         del self._readers[request_id]
         if not self._readers:
             self._quiet.set()
+
+
+def _retrieved(task: asyncio.Task[None]) -> None:
+    """Whoever waited for the load has its exception; a caller that was cancelled meanwhile does not want it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def tick(engine: Engine, added: dict[RequestId, object], cancelled: list[RequestId], emit: Emit) -> None:

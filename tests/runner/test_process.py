@@ -234,13 +234,13 @@ async def test_a_classic_runner_answers_at_once_and_loads_when_told(spawn_runner
         assert (await child.wait_ready())["status"] == 0
 
 
-async def test_a_failed_load_leaves_a_classic_runner_answering_with_the_reason(spawn_runner, roomy_llama):
+async def test_a_failed_load_ends_a_classic_runner_with_the_reason(spawn_runner, roomy_llama):
     lose_a_tensor(roomy_llama)
     async with spawn_runner(roomy_llama, dialect=DialectName.CLASSIC) as child:
         await child.wait_answering()
         await child.load(context=128)
-        with pytest.raises(ChildError, match=r"could not be loaded: .*up_proj"):
-            await child.wait_ready()
+        assert await child.wait() == 1
+        assert re.search(r"^Error: .*model\.safetensors.*up_proj", child.last_words())
 
 
 @ANY_DIALECT
