@@ -5,6 +5,7 @@ ModelError
 ├── UnsupportedArchitecture  no module in models/llm or models/image implements it
 ├── CheckpointError          a file or tensor is missing, extra, misshaped, truncated or unreadable
 ├── QuantizationError        a quantisation this package does not know
+├── StoreError               the Ollama store cannot take the model
 └── TokenizerError           no vocabulary, or one that cannot be read
 """
 
@@ -34,6 +35,10 @@ class CheckpointError(ModelError):
 
 class QuantizationError(ModelError):
     """A tensor is quantised in a way that is unknown or inconsistent."""
+
+
+class StoreError(ModelError):
+    """A model cannot be written into the Ollama store."""
 
 
 class TokenizerError(ModelError):

@@ -1,8 +1,8 @@
 """The process's entry: argv and environment in, exit code out.
 
-Owns what a user sees last. Exit codes: 0 stopped as asked, 1 failed, 2 wrong usage, 130 interrupted `try`. Heavy
-imports wait until they are needed: wrong usage and a taken port are answered in milliseconds, and MLX may be imported
-only after `models.backend.prepare`.
+Owns what a user sees last. Exit codes: 0 stopped as asked, 1 failed, 2 wrong usage, 130 interrupted `try` or `create`.
+Heavy imports wait until they are needed: wrong usage and a taken port are answered in milliseconds, and MLX may be
+imported only after `models.backend.prepare`.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import assert_never
 from models import backend
 from models.errors import ModelError
 from runner import logs
-from runner.config import FetchConfig, HelpCommand, RunnerConfig, TryConfig, VersionCommand, parse
+from runner.config import CreateConfig, FetchConfig, HelpCommand, RunnerConfig, TryConfig, VersionCommand, parse
 from runner.errors import RunnerError
 from runner.flags import UsageError
 from runner.socket_binding import bind
@@ -65,6 +65,11 @@ def _dispatch(parent: int) -> int:
 
             logs.configure(command.runner.debug)
             return try_command.run(command)
+        case CreateConfig():
+            from runner import create_command  # noqa: PLC0415
+
+            logs.configure(command.debug)
+            create_command.run(command)
         case FetchConfig():
             from runner import try_command  # noqa: PLC0415
 

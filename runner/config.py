@@ -19,6 +19,8 @@ LOOPBACK = "127.0.0.1"
 # As in models.quantization, which imports MLX; this module is imported before that is allowed.
 WeightPolicy: TypeAlias = Literal["auto", "float32", "keep"]
 WEIGHT_POLICIES: tuple[str, ...] = get_args(WeightPolicy)
+# As in models.store.policy, for the same reason.
+QUANT_TYPES = ("int4", "int8", "nvfp4", "mxfp4", "mxfp8")
 
 
 class DialectName(Enum):
@@ -86,6 +88,22 @@ class FetchConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateConfig:
+    """The `create` command: a model from files into an Ollama store."""
+
+    name: str
+    source: Path
+    quantize: str | None
+    """None keeps the weights as they are."""
+    template: str | None
+    """A Go template or the name of a file that holds one; None finds one for the model."""
+    force: bool
+    """Replace a model of another format."""
+    store: Path
+    debug: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class VersionCommand:
     """The `--version` flag."""
 
@@ -97,7 +115,7 @@ class HelpCommand:
     text: str
 
 
-Command: TypeAlias = RunnerConfig | TryConfig | FetchConfig | VersionCommand | HelpCommand
+Command: TypeAlias = RunnerConfig | TryConfig | FetchConfig | CreateConfig | VersionCommand | HelpCommand
 
 ENGINE_FLAGS = tuple(
     Flag(f"{dialect.value}-engine", "", f"speak {what}")
@@ -139,9 +157,17 @@ TRY_FLAGS = (
     Flag("seed", "N", "the same seed draws the same answer"),
     *TUNING_FLAGS,
 )
+CREATE_FLAGS = (
+    Flag("from", "PATH", "a Hugging Face folder, an image pipeline's folder, or a GGUF file"),
+    Flag("quantize", "TYPE", f"{', '.join(QUANT_TYPES[:-1])} or {QUANT_TYPES[-1]} (default: weights stay as they are)"),
+    Flag("template", "T", "a Go template for chats, or a file that holds one (default: found by the model)"),
+    Flag("force", "", "replace a model of another format"),
+    *(flag for flag in TUNING_FLAGS if flag.name in {"store", "verbose"}),
+)
 COMMANDS = (
     ("runner", "serve one model to a parent process (the word may be left out)"),
     ("try", 'start a runner as Ollama would, ask it one question and stop it: try "Why is the sky blue?"'),
+    ("create", "write a model into an Ollama store: create NAME --from PATH"),
     ("fetch-default-model", "fetch the model that `try` uses by default, once"),
 )
 
@@ -170,9 +196,15 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
         return HelpCommand(help_text())
     if argv[0] in {"version", "-version", "--version"}:
         return VersionCommand()
+    return _command_of_word(argv, environ)
+
+
+def _command_of_word(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
     match argv[0]:
         case "try":
             return _try_config(argv[1:], environ)
+        case "create":
+            return _create_config(argv[1:], environ)
         case "fetch-default-model":
             if argv[1:]:
                 raise UsageError(f'fetch-default-model takes no arguments, not "{argv[1]}"')
@@ -218,14 +250,13 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
     port = settings.integer("port", least=0, most=65535)
     if port is None:
         port = CLASSIC_PORT if dialect is DialectName.CLASSIC else 0
-    verbose = settings.boolean("verbose", default=False)
     return RunnerConfig(
         dialect=dialect,
         model=settings.text("model"),
         port=port,
         store=store_folder(settings.text("store"), environ),
         host=settings.text("host") or LOOPBACK,
-        debug=max(debug_level(environ), 1) if verbose else debug_level(environ),
+        debug=_debug(settings, environ),
         weights=cast("WeightPolicy", settings.choice("weights", WEIGHT_POLICIES) or "auto"),
         threads=settings.integer("threads", least=1, most=1024),
         context=settings.integer("context", least=1),
@@ -258,6 +289,29 @@ def _try_config(argv: Sequence[str], environ: Mapping[str, str]) -> TryConfig:
         runner=_runner_config(settings, environ, DialectName.CLASSIC),
         runner_flags=_pass_on(values),
     )
+
+
+def _create_config(argv: Sequence[str], environ: Mapping[str, str]) -> CreateConfig:
+    flags = _with_variables(CREATE_FLAGS)
+    values, words = parse_flags(argv, flags, interspersed=True)
+    settings = Settings(values, flags, environ)
+    source = settings.text("from")
+    if len(words) != 1 or source is None:
+        raise UsageError("create needs one name and where from: create NAME --from FOLDER|FILE.gguf")
+    return CreateConfig(
+        name=words[0],
+        source=Path(source),
+        quantize=settings.choice("quantize", QUANT_TYPES),
+        template=settings.text("template"),
+        force=settings.boolean("force", default=False),
+        store=store_folder(settings.text("store"), environ),
+        debug=_debug(settings, environ),
+    )
+
+
+def _debug(settings: Settings, environ: Mapping[str, str]) -> int:
+    verbose = settings.boolean("verbose", default=False)
+    return max(debug_level(environ), 1) if verbose else debug_level(environ)
 
 
 def _pass_on(values: Mapping[str, Value]) -> tuple[str, ...]:
@@ -306,7 +360,8 @@ def help_text() -> str:
     """The commands, flags and environment variables."""
     lines = [f"usage: {PROGRAM} COMMAND [flags]", "", "commands:"]
     lines += [f"  {name:<22}{what}" for name, what in COMMANDS]
-    for title, flags in (("runner", RUNNER_FLAGS), ("try", TRY_FLAGS[: -len(TUNING_FLAGS)])):
+    own = TRY_FLAGS[: -len(TUNING_FLAGS)]
+    for title, flags in (("runner", RUNNER_FLAGS), ("try", own), ("create", CREATE_FLAGS)):
         lines += ["", f"flags of {title} (-x, --x, --x=VALUE and --x VALUE mean the same):"]
         for flag in _with_variables(flags):
             lines.append(f"  {f'--{flag.name} {flag.metavar}'.rstrip():<22}{flag.help}")

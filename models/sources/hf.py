@@ -69,13 +69,14 @@ class HFDirectory:
 
     def infos(self, component: str = "") -> Iterator[TensorInfo]:
         """See `Checkpoint.infos`."""
-        yield from self._table(component).infos()
+        yield from self.table(component).infos()
 
     def tensors(self, component: str = "") -> Iterator[NamedTensor]:
         """See `Checkpoint.tensors`."""
-        yield from self._table(component).tensors()
+        yield from self.table(component).tensors()
 
-    def _table(self, component: str) -> TensorTable:
+    def table(self, component: str = "") -> TensorTable:
+        """Where the tensors of one component are stored. Raises as `infos` does."""
         folder = self._path / component
         if not folder.is_dir():
             raise CheckpointError(f"the pipeline has no component {component!r}", file=self.reference)

@@ -38,12 +38,13 @@ _LONGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One entry of the header."""
+    """One entry of the header; `begin` is the first byte of its data in the file."""
 
     key: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    begin: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,12 @@ def open_safetensors(path: Path, label: str) -> SafetensorsFile:
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         raise CheckpointError("its metadata is not an object", file=label)
-    tensors = _verified(header, size - 8 - length, label)
+    tensors = _verified(header, 8 + length, size, label)
     return SafetensorsFile(path, label, {str(key): str(value) for key, value in metadata.items()}, tensors, size)
 
 
-def _verified(header: Mapping[str, object], data_size: int, label: str) -> dict[str, StoredTensor]:
+def _verified(header: Mapping[str, object], data_begin: int, size: int, label: str) -> dict[str, StoredTensor]:
+    data_size = size - data_begin
     tensors: dict[str, StoredTensor] = {}
     spans: list[tuple[int, int, str]] = []
     for key, entry in header.items():
@@ -125,7 +127,7 @@ def _verified(header: Mapping[str, object], data_size: int, label: str) -> dict[
                 file=label,
                 tensor=key,
             )
-        tensors[key] = StoredTensor(key, dtype, shape, nbytes)
+        tensors[key] = StoredTensor(key, dtype, shape, nbytes, data_begin + begin)
         spans.append((begin, end, key))
     spans.sort()
     for (_, previous_end, previous), (begin, end, key) in pairwise(spans):

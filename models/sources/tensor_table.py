@@ -32,12 +32,16 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class _Dense:
+class DenseEntry:
+    """A tensor stored as it is."""
+
     values: Member
 
 
 @dataclass(frozen=True, slots=True)
-class _Quantized:
+class QuantizedEntry:
+    """The stored parts of one quantised matrix."""
+
     weight: Member
     scales: Member
     biases: Member | None
@@ -51,14 +55,14 @@ SpecRule = Callable[[str, Member, Member], QuantizationSpec]
 
 @dataclass(frozen=True, slots=True)
 class TensorTable:
-    """The tensors of one component by name."""
+    """The tensors of one component by name, and where each is stored."""
 
-    _entries: Mapping[str, _Dense | _Quantized]
+    entries: Mapping[str, DenseEntry | QuantizedEntry]
 
     def infos(self) -> Iterator[TensorInfo]:
         """What the headers say of every tensor."""
-        for name, entry in self._entries.items():
-            if isinstance(entry, _Dense):
+        for name, entry in self.entries.items():
+            if isinstance(entry, DenseEntry):
                 stored = entry.values.stored
                 yield TensorInfo(name, stored.shape, stored.nbytes, quantized=False, file=entry.values.file.label)
             else:
@@ -72,7 +76,7 @@ class TensorTable:
         # An older store may give one stored tensor to two names. An array that no name waits for is let go: once
         # evaluated it holds its data, whoever else has been given a copy.
         waiting = Counter(
-            (part.file.path, part.stored.key) for entry in self._entries.values() for part in _parts(entry)
+            (part.file.path, part.stored.key) for entry in self.entries.values() for part in _parts(entry)
         )
         opened: dict[Path, dict[str, mx.array]] = {}
 
@@ -86,8 +90,8 @@ class TensorTable:
                 del opened[path]
             return array
 
-        for name, entry in self._entries.items():
-            if isinstance(entry, _Dense):
+        for name, entry in self.entries.items():
+            if isinstance(entry, DenseEntry):
                 yield NamedTensor(name, take(entry.values), entry.values.file.label)
             else:
                 packed = Packed(
@@ -100,8 +104,8 @@ class TensorTable:
                 yield NamedTensor(name, packed, entry.weight.file.label)
 
 
-def _parts(entry: _Dense | _Quantized) -> list[Member]:
-    if isinstance(entry, _Dense):
+def _parts(entry: DenseEntry | QuantizedEntry) -> list[Member]:
+    if isinstance(entry, DenseEntry):
         return [entry.values]
     return [part for part in (entry.weight, entry.scales, entry.biases, entry.global_scale) if part is not None]
 
@@ -113,7 +117,7 @@ def make_table(members: Mapping[str, Member], spec_of: SpecRule) -> TensorTable:
         CheckpointError: a part contradicts the others.
         QuantizationError: a tensor is quantised in a way that is not MLX's.
     """
-    grouped: dict[str, _Dense | _Quantized] = {}
+    grouped: dict[str, DenseEntry | QuantizedEntry] = {}
     consumed: set[str] = set()
     for name, member in members.items():
         parts = _companions(name, members)
@@ -122,14 +126,14 @@ def make_table(members: Mapping[str, Member], spec_of: SpecRule) -> TensorTable:
             continue
         biases, global_scale = members.get(parts.biases), members.get(parts.global_scale)
         spec = spec_of(name, member, scales)
-        entry = _Quantized(member, scales, biases, global_scale, spec)
+        entry = QuantizedEntry(member, scales, biases, global_scale, spec)
         _verify(name, entry)
         grouped[name] = entry
         consumed.update({name, parts.scales, parts.biases, parts.global_scale})
     for name, member in members.items():
         if name not in consumed:
             _refuse_foreign(name, member)
-            grouped[name] = _Dense(member)
+            grouped[name] = DenseEntry(member)
     return TensorTable(grouped)
 
 
@@ -151,7 +155,7 @@ def _companions(name: str, members: Mapping[str, Member]) -> _CompanionNames | N
     return next((each for each in candidates if each.scales in members), None)
 
 
-def _verify(name: str, entry: _Quantized) -> None:
+def _verify(name: str, entry: QuantizedEntry) -> None:
     weight, scales = entry.weight.stored, entry.scales.stored
     file = entry.weight.file.label
     if not shapes_agree(entry.spec, weight.shape, scales.shape):

@@ -1,0 +1,111 @@
+"""Templates in Go's language for the chat formats that are told by their markers.
+
+Ollama runs Go templates, models carry Jinja ones, and nothing translates the one into the other. A handful of formats
+covers what is common; Ollama's own `create` has such a list for GGUF files too.
+
+Source: the model cards' descriptions of each format; ollama's docs/template.mdx for the variables.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """A format: the markers that its Jinja template contains, all of them, its Go template, and where to stop."""
+
+    name: str
+    markers: Sequence[str]
+    template: str
+    stop: Sequence[str]
+
+
+# Formats without a system role put the system message before the next user message.
+_INST = """\
+{{- $system := "" }}
+{{- range .Messages }}
+{{- if eq .Role "system" }}{{ $system = printf "%s" .Content }}
+{{- else if eq .Role "user" }}[INST] {{ $system }}{{ .Content }} [/INST]{{ $system = "" }}
+{{- else }} {{ .Content }}</s>
+{{- end }}
+{{- end }}"""
+
+_FORMATS = (
+    ChatFormat(
+        "ChatML",
+        ("<|im_start|>",),
+        """\
+{{- range .Messages -}}
+<|im_start|>{{ .Role }}
+{{ .Content }}<|im_end|>
+{{ end -}}
+<|im_start|>assistant
+""",
+        ("<|im_start|>", "<|im_end|>"),
+    ),
+    ChatFormat(
+        "Llama 3",
+        ("<|start_header_id|>", "<|eot_id|>"),
+        """\
+{{- range .Messages -}}
+<|start_header_id|>{{ .Role }}<|end_header_id|>
+
+{{ .Content }}<|eot_id|>
+{{- end -}}
+<|start_header_id|>assistant<|end_header_id|>
+
+""",
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+    ChatFormat(
+        "Llama 2", ("[INST]", "<<SYS>>"), _INST.replace('"%s"', r'"<<SYS>>\n%s\n<</SYS>>\n\n"'), ("[INST]", "[/INST]")
+    ),
+    ChatFormat("Mistral", ("[INST]",), _INST.replace('"%s"', r'"%s\n\n"'), ("[INST]", "[/INST]")),
+    ChatFormat(
+        "Gemma",
+        ("<start_of_turn>", "<end_of_turn>"),
+        """\
+{{- $system := "" }}
+{{- range .Messages }}
+{{- if eq .Role "system" }}{{ $system = printf "%s\\n\\n" .Content }}
+{{- else }}<start_of_turn>
+{{- if eq .Role "assistant" }}model{{ else }}{{ .Role }}{{ end }}
+{{ $system }}{{ $system = "" }}{{ .Content }}<end_of_turn>
+{{ end }}
+{{- end }}<start_of_turn>model
+""",
+        ("<start_of_turn>", "<end_of_turn>"),
+    ),
+    ChatFormat(
+        "Phi 3",
+        ("<|user|>", "<|end|>"),
+        """\
+{{- range .Messages -}}
+<|{{ .Role }}|>
+{{ .Content }}<|end|>
+{{ end -}}
+<|assistant|>
+""",
+        ("<|end|>", "<|user|>", "<|assistant|>"),
+    ),
+    ChatFormat(
+        "Zephyr",
+        ("<|user|>", "<|assistant|>"),
+        """\
+{{- range .Messages -}}
+<|{{ .Role }}|>
+{{ .Content }}</s>
+{{ end -}}
+<|assistant|>
+""",
+        ("<|system|>", "<|user|>", "<|assistant|>", "</s>"),
+    ),
+)
+
+
+def chat_format_of(chat_template: str) -> ChatFormat | None:
+    """The format that a model's Jinja template writes, if it is one of these."""
+    return next(
+        (each for each in _FORMATS if all(marker in chat_template for marker in each.markers)),
+        None,
+    )
