@@ -14,6 +14,7 @@ Owns the weights it takes from the `Decoder`; the decoder is empty afterwards. T
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import mlx.core as mx
 import numpy as np
@@ -86,7 +87,8 @@ class FusedDecoder:
         """Shapes: tokens (T,); returns the hidden states after the final norm (T, D)."""
         x = self._embedding[tokens]
         offsets = [row.cache[0].offset for row in rows]
-        positions = _Positions(self._rotations.rows(offsets, [row.length for row in rows]))
+        lengths = [row.length for row in rows]
+        positions = _Positions(self._rotations.rows(offsets, lengths), lengths)
         for index, layer in enumerate(self._layers):
             attended = self._attention(self._normed(x, layer.input_norm), index, rows, positions)
             x = _plus_product(x, attended, layer.output, layer.output_bias)
@@ -108,14 +110,11 @@ class FusedDecoder:
     def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
         return x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + self._epsilon) * weight
 
-    def _attention(
-        self,
-        x: mx.array,
-        index: int,
-        rows: Sequence[Row],
-        positions: "_Positions",
-    ) -> mx.array:
-        """Shapes: x (T, D); returns (T, H * d)."""
+    def _attention(self, x: mx.array, index: int, rows: Sequence[Row], positions: "_Positions") -> mx.array:
+        """Softmax attention, the query heads of one key head stacked into one matrix product.
+
+        Shapes: x (T, D); returns (T, H * d).
+        """
         config, rotated, layer = self.config, self._heads_rotated, self._layers[index]
         qkv = x @ layer.qkv if layer.qkv_bias is None else mx.addmm(layer.qkv_bias, x, layer.qkv)
         heads = qkv.reshape(x.shape[0], -1, config.head_dim)
@@ -123,26 +122,34 @@ class FusedDecoder:
         if layer.qk_norm is not None:
             qk = self._normed(qk, layer.qk_norm)
         qk = (qk.view(mx.complex64) * positions.rotations).view(mx.float32)
-        outputs, start = [], 0
-        for row in rows:
-            own, cache = slice(start, start + row.length), row.cache[index]
-            keys, values = cache.update(
-                qk[own, config.num_heads :].swapaxes(0, 1)[None], heads[own, rotated:].swapaxes(0, 1)[None]
-            )
-            mask = positions.mask(row.length, keys.shape[2], config.window(index))
-            outputs.append(_attend(qk[own, : config.num_heads], keys, values, mask))
-            start += row.length
-        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
+        queries = qk[:, : config.num_heads].reshape(x.shape[0], config.num_kv_heads, -1, config.head_dim)
+        parts = positions.by_row(queries, qk[:, config.num_heads :, None], heads[:, rotated:, None])
+        seen, scores, masks = [], [], []
+        for row, query, key, value in zip(rows, *parts, strict=True):
+            keys, values = row.cache[index].update(_by_head(key), _by_head(value))
+            seen.append(values)
+            scores.append(_by_head(query) @ keys.swapaxes(2, 3))
+            masks.append(positions.mask(row.length, keys.shape[2], config.window(index)))
+        weights = _softmax_on_host(scores, masks) if _is_large(scores) else list(map(_softmax, scores, masks))
+        outputs = [_by_token(w @ values, row.length) for row, w, values in zip(rows, weights, seen, strict=True)]
+        attended = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
+        return attended.reshape(x.shape[0], -1)
 
 
 class _Positions:
-    """What all layers of one step share: the rotations of its tokens, complex64 (T, 1, d / 2), and its masks."""
+    """What all layers of one step share: how its tokens belong to rows, their rotations and the rows' masks."""
 
-    __slots__ = ("_masks", "rotations")
+    __slots__ = ("_bounds", "_masks", "rotations")
 
-    def __init__(self, rotations: mx.array) -> None:
+    def __init__(self, rotations: mx.array, lengths: Sequence[int]) -> None:
+        """Shapes: rotations complex64 (T, 1, d / 2); the lengths add up to T."""
         self.rotations = rotations
+        self._bounds = list(accumulate(lengths))[:-1]
         self._masks: dict[tuple[int, int, int | None], mx.array] = {}
+
+    def by_row(self, *arrays: mx.array) -> list[list[mx.array]]:
+        """Each array's parts, one a row. Shapes: (T, ...) to (L, ...)."""
+        return [list(mx.split(array, self._bounds)) if self._bounds else [array] for array in arrays]
 
     def mask(self, length: int, visible: int, window: int | None) -> mx.array | None:
         """Additive, float32 (L, S); None where a row's only query sees everything."""
@@ -154,41 +161,43 @@ class _Positions:
         return self._masks[key]
 
 
-def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> mx.array:
-    """Softmax attention, the query heads of one key head stacked into one matrix product.
-
-    Shapes: queries (L, H, d), keys and values (1, K, S, d), mask additive float32 (L, S); returns (L, H * d).
-    """
-    length, heads, dim = queries.shape
-    kv_heads, visible = keys.shape[1], keys.shape[2]
-    group = heads // kv_heads
-    stacked = queries.reshape(length, kv_heads, group, dim).transpose(1, 2, 0, 3)
-    scores = stacked.reshape(1, kv_heads, group * length, dim) @ keys.swapaxes(2, 3)
-    if scores.size >= HOST_ELEMENTS and length > 1:
-        outputs = _softmax_on_host(scores, mask) @ values
-    else:
-        if mask is not None:
-            scores = (scores.reshape(kv_heads, group, length, visible) + mask).reshape(scores.shape)
-        outputs = _softmax(scores) @ values
-    return outputs.reshape(kv_heads, group, length, dim).transpose(2, 0, 1, 3).reshape(length, heads * dim)
+def _by_head(x: mx.array) -> mx.array:
+    """Shapes: (L, K, G, d) to (1, K, G * L, d), the tokens of one head of a group together."""
+    length, heads, group, dim = x.shape
+    return x if length == 1 else x.transpose(1, 2, 0, 3).reshape(1, heads, group * length, dim)
 
 
-def _softmax(scores: mx.array) -> mx.array:
+def _by_token(x: mx.array, length: int) -> mx.array:
+    """The inverse of `_by_head`. Shapes: (1, K, G * L, d) to (L, K, G, d)."""
+    _, heads, stacked, dim = x.shape
+    return x if length == 1 else x.reshape(heads, stacked // length, length, dim).transpose(2, 0, 1, 3)
+
+
+def _is_large(scores: Sequence[mx.array]) -> bool:
+    return sum(array.size for array in scores) >= HOST_ELEMENTS
+
+
+def _softmax(scores: mx.array, mask: mx.array | None) -> mx.array:
+    """Shapes: scores (1, K, G * L, S), mask (L, S) or None."""
+    if mask is not None:
+        scores = (scores.reshape(-1, *mask.shape) + mask).reshape(scores.shape)
     if scores.size < POWER_ELEMENTS:
         return mx.softmax(scores, axis=-1)
     powers = mx.power(E, scores - mx.max(scores, axis=-1, keepdims=True))
     return powers / mx.sum(powers, axis=-1, keepdims=True)
 
 
-def _softmax_on_host(scores: mx.array, mask: mx.array | None) -> mx.array:
-    """Shapes: scores (1, K, G * L, S), mask (L, S) or None."""
-    values = lend(scores)
-    if mask is not None:
-        by_query = values.reshape(-1, *mask.shape)
-        by_query += lend(mask)
-    values -= values.max(axis=-1, keepdims=True)
-    np.exp(values, out=values)
-    values /= values.sum(axis=-1, keepdims=True)
+def _softmax_on_host(scores: list[mx.array], masks: Sequence[mx.array | None]) -> list[mx.array]:
+    """In place, all rows after one wait. Shapes: as for `_softmax`, an entry a row."""
+    mx.eval(scores)
+    for array, mask in zip(scores, masks, strict=True):
+        values = lend(array)
+        if mask is not None:
+            by_query = values.reshape(-1, *mask.shape)
+            by_query += lend(mask)
+        values -= values.max(axis=-1, keepdims=True)
+        np.exp(values, out=values)
+        values /= values.sum(axis=-1, keepdims=True)
     return scores
 
 
