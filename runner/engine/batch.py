@@ -13,24 +13,54 @@ from runner.engine.sequence import Sequence, SequenceStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """The rows of one step: those that decode, one token each, and behind them at most one prefill chunk."""
+class Run:
+    """A row that yields tokens: at least the one behind its newest, one more for each draft that proves right."""
 
-    decode: Rows[Sequence]
+    row: Sequence
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens that are sampled."""
+        return 1 + len(self.drafts)
+
+    def accepted(self, sampled: Rows[int]) -> int:
+        """How many drafts are what was sampled in their place. Shapes: as many tokens as `length`."""
+        count = 0
+        while count < len(self.drafts) and self.drafts[count] == sampled[count]:
+            count += 1
+        return count
+
+
+def settle(row: Sequence, accepted: int) -> None:
+    """Keep that many of the drafted tokens that the row's cache holds, and forget the others."""
+    if row.unverified > accepted:
+        for layer in row.cache:
+            layer.trim(row.unverified - accepted)
+    row.fed += accepted
+    row.unverified = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one step: those that decode, and behind them at most one prefill chunk."""
+
+    decode: Rows[Run]
     tokens: mx.array | None
-    """The decoding rows' newest tokens, perhaps not computed yet. Shape (N,)."""
+    """The decoding rows' newest tokens, perhaps not computed yet, each with its drafts behind it. Shape (T,)."""
     chunk: Chunk | None
 
     @property
     def held(self) -> list[Sequence]:
         """All rows of the step."""
-        return [*self.decode] if self.chunk is None else [*self.decode, self.chunk.row]
+        rows = [run.row for run in self.decode]
+        return rows if self.chunk is None else [*rows, self.chunk.row]
 
     def build(self, model: LanguageModel) -> "Step":
         """Build the step. Little is computed yet, but for a long chunk on a CPU. Thread: the MLX thread."""
         begun_ns = time.perf_counter_ns()
         yields = list(self.decode)
-        rows = [Row(1, row.cache) for row in self.decode]
+        rows = [Row(run.length, run.row.cache) for run in self.decode]
         tokens = self.tokens
         chunk = self.chunk
         ends_prompt = False
@@ -40,11 +70,12 @@ class Batch:
             tokens = prompt if tokens is None else mx.concatenate([tokens, prompt])
             rows.append(Row(chunk.length, row.cache))
             if ends_prompt:
-                yields.append(row)
+                yields.append(Run(row))
         assert tokens is not None
         hidden = model(tokens, rows)
-        for row in self.decode:
-            row.fed += 1
+        for run in self.decode:
+            run.row.fed += 1
+            run.row.unverified = len(run.drafts)
         pending: list[mx.array] = []
         marker: list[mx.array] = []
         if chunk is not None:
@@ -54,8 +85,9 @@ class Batch:
             pending += marker
             if ends_prompt:
                 chunk.row.status = SequenceStatus.DECODE
-            hidden = _yielding(hidden, len(self.decode), ends_prompt=ends_prompt)
-        sampled = sample_rows(model.logits(hidden), [_sampler(row) for row in yields]) if yields else None
+            hidden = _yielding(hidden, sum(run.length for run in self.decode), ends_prompt=ends_prompt)
+        samplers = [_sampler(run.row) for run in yields for _ in range(run.length)]
+        sampled = sample_rows(model.logits(hidden), samplers) if yields else None
         if sampled is not None:
             pending = [*sampled.arrays(), *pending]
         return Step(yields, sampled, marker, chunk, pending, begun_ns)
@@ -65,8 +97,8 @@ class Batch:
 class Step:
     """A step that was built, perhaps set off, and not read yet."""
 
-    rows: list[Sequence]
-    """Those that yield a token, in the order of `sampled`."""
+    runs: list[Run]
+    """The rows that yield tokens, in the order of `sampled`."""
     sampled: Sampled | None
     marker: list[mx.array]
     """What to wait for if nothing was sampled."""
@@ -79,7 +111,13 @@ class Step:
     @property
     def held(self) -> list[Sequence]:
         """All rows of the step."""
-        return self.rows if self.chunk is None else [*self.rows, self.chunk.row]
+        rows = [run.row for run in self.runs]
+        return rows if self.chunk is None else [*rows, self.chunk.row]
+
+    @property
+    def must_be_read_first(self) -> bool:
+        """Whether the next step needs to know what this one says: how many drafts were right, what to draft upon."""
+        return any(run.drafts or run.row.drafts_next for run in self.runs)
 
     def set_off(self) -> None:
         """Have the step computed, unless that was done before. On a CPU this takes most of the step's time."""
@@ -91,7 +129,7 @@ class Step:
 
 
 def _yielding(hidden: mx.array, decoding: int, *, ends_prompt: bool) -> mx.array:
-    """The hidden states that logits are wanted of. Shapes: hidden (T, D), the decoding rows first; returns (N, D)."""
+    """The hidden states that logits are wanted of. Shapes: hidden (T, D), `decoding` of them first; returns (N, D)."""
     if not ends_prompt:
         return hidden[:decoding]
     if not decoding:

@@ -6,9 +6,11 @@ knows typical_p; here it comes after temperature and before top_p, as llama.cpp 
 the model's own distribution, before penalties and temperature, as in both.
 
 Each row draws with its own key, split once per token, over candidates in an order that follows from its logits alone:
-what a row says cannot depend on its company.
+what a row says cannot depend on its company. Draws are taken back where the tokens before them turn out to be others
+than drafted, so a row says the same with drafting as without.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,14 +30,32 @@ class RowSampler:
     """How one row draws. Thread: the MLX thread."""
 
     def __init__(
-        self, params: SamplingParams, *, seed: int, prompt: list[int], context: int, top_logprobs: int | None = None
+        self,
+        params: SamplingParams,
+        *,
+        seed: int,
+        prompt: list[int],
+        context: int,
+        top_logprobs: int | None = None,
+        rewinds: int = 0,
     ) -> None:
-        """`top_logprobs`: how many alternatives to tell of beside the token's own logprob; None: not even that."""
+        """Begin a row.
+
+        Args:
+            params: How to draw.
+            seed: Of the row's key.
+            prompt: What the penalties look back on first.
+            context: How far they look back if nobody said.
+            top_logprobs: How many alternatives to tell of beside the token's own logprob; None: not even that.
+            rewinds: How many draws may be taken back at once.
+        """
         self.params = params
         self.top_logprobs = top_logprobs
         self._key = None if params.temperature <= 0 else mx.random.key(seed & (2**64 - 1))
         self._window = context if params.repeat_last_n < 0 else params.repeat_last_n
         self._history = mx.array(prompt[-self._window :], dtype=mx.int32) if _has_penalties(params) else None
+        # What the draws to come rest on, as it was before each of the last draws.
+        self._before: deque[tuple[mx.array | None, mx.array | None]] = deque(maxlen=rewinds)
 
     @property
     def takes_the_maximum(self) -> bool:
@@ -44,6 +64,7 @@ class RowSampler:
 
     def sample(self, logits: mx.array) -> mx.array:
         """Draw the next token. Shapes: logits (V,); returns int32 (1,)."""
+        self._before.append((self._key, self._history))
         scores = logits if self._history is None else _penalize(logits, self._history, self.params)
         if self._key is None:
             token = mx.argmax(scores, keepdims=True).astype(mx.int32)
@@ -55,6 +76,13 @@ class RowSampler:
             # The token is not known to the host yet, so the next step's penalties are built on the array.
             self._history = mx.concatenate([self._history, token])[-self._window :]
         return token
+
+    def rewind(self, draws: int) -> None:
+        """Take back the last draws: the next ones are those that these would have been after other tokens."""
+        if self.takes_the_maximum:
+            return
+        for _ in range(draws):
+            self._key, self._history = self._before.pop()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +130,10 @@ class Sampled:
 
 
 def sample_rows(logits: mx.array, samplers: Sequence[RowSampler]) -> Sampled:
-    """Draw a token for each row. Shapes: logits (N, V), a sampler a row.
+    """Draw a token from each row of logits. Shapes: logits (N, V), a sampler for each of the N.
 
-    A row whose logits are not finite gets INVALID_TOKEN.
+    A sampler that comes several times in succession draws successive tokens. Where the logits are not finite, the token
+    is INVALID_TOKEN.
     """
     if all(sampler.takes_the_maximum for sampler in samplers):
         tokens = mx.argmax(logits, axis=-1).astype(mx.int32)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from models.cache import LayerCache
 from models.detokenizer import StreamingDetokenizer
+from runner.engine.drafting import RowDrafting
 from runner.engine.sampler import RowSampler
 from runner.engine.stop import StopAutomaton, StopMatcher
 from runner.engine.types import FinishReason, RequestId, SamplingParams, TextChunk, TextDone, TokenLogprob
@@ -71,6 +72,8 @@ class PreparedText:
     stops: StopAutomaton | None
     logprobs: bool
     top_logprobs: int
+    draft: int = 0
+    """Tokens drafted at once, at most."""
 
 
 @dataclass(slots=True)
@@ -93,11 +96,14 @@ class Sequence:
         self.prompt_len = len(prepared.tokens)
         self.cached_len = 0
         self.fed = 0
-        """Tokens whose keys and values the cache holds: it stands for `tokens[:fed]` exactly, also after the end."""
+        """Tokens whose keys and values the cache holds: `tokens[:fed]` exactly, also after the end."""
         self.stored = 0
         """Tokens of the row that the prefix cache has been given or has given."""
         self.cache: list[LayerCache] = []
+        self.unverified = 0
+        """Drafted tokens that the cache holds behind those."""
         self.sampler: RowSampler | None = None
+        self.drafting: RowDrafting | None = None
         self.status = SequenceStatus.WAITING
         self.generated = 0
         self.stop_token = False
@@ -125,10 +131,25 @@ class Sequence:
         return len(self.tokens) >= self.request.limit
 
     @property
+    def room(self) -> int:
+        """Tokens that may follow the next one before the row ends or its context is full."""
+        room = self.request.limit - len(self.tokens) - 1
+        budget = self.request.num_predict
+        return room if budget is None else min(room, budget - self.generated - 1)
+
+    @property
     def may_run_ahead(self) -> bool:
         """Whether a step may be built on a token not yet read: not if it ends the row or fills the context."""
-        budget = self.request.num_predict
-        return len(self.tokens) + 1 < self.request.limit and (budget is None or self.generated + 1 < budget)
+        return self.room > 0
+
+    @property
+    def drafts_next(self) -> bool:
+        """Whether the row wants to draft when its next step is built; its tokens must have been read then."""
+        return self.drafting is not None and self.drafting.is_awake(self.generated)
+
+    def draft(self) -> tuple[int, ...]:
+        """Guesses at what follows the row's newest token."""
+        return tuple(self.drafting.propose(self.tokens, self.room)) if self.drafting and self.drafts_next else ()
 
     def accept(self, token: int, logprob: TokenLogprob | None = None) -> FinishReason | None:
         """Take the row's next token; the reason if the row ends with it. The one place where a sequence ends."""
@@ -174,6 +195,8 @@ class Sequence:
             eval_tokens=self.generated,
             eval_ns=self.last_ns - self.first_ns,
             stop_token=self.stop_token,
+            drafted_tokens=self.drafting.proposed if self.drafting else 0,
+            accepted_tokens=self.drafting.accepted if self.drafting else 0,
         )
 
     def _speak(self, text: str, logprob: TokenLogprob | None) -> None:

@@ -3,7 +3,7 @@
 Owns the rows, the step in flight and the order in which both advance. Decoding is pipelined: the next step is built on
 the tokens of the present one before the host has read them, so the device does not wait for Python. A row that turns
 out to have ended has then been fed its own last token already; what the cache holds of it is true, and only what is
-sampled from it is thrown away.
+sampled from it is thrown away. A step on which drafts are to rest is read before the next one is built.
 """
 
 import gc
@@ -11,13 +11,16 @@ import logging
 import math
 import secrets
 import time
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
 
 import mlx.core as mx
 
 from models import host
 from models.errors import TokenizerError
 from models.llm.base import LanguageModel
-from runner.engine.batch import Batch, Step
+from runner.engine.batch import Batch, Run, Step, settle
+from runner.engine.drafting import Drafter, PromptLookup, RowDrafting, StepCosts
 from runner.engine.prefix_cache import STORE_TOKENS, PrefixCache
 from runner.engine.sampler import INVALID_TOKEN, RowLogprobs, RowSampler
 from runner.engine.scheduler import Scheduler
@@ -54,6 +57,8 @@ class TextEngine:
         prefill_chunk: int,
         max_waiting: int = 256,
         prefix_cache: PrefixCache | None = None,
+        draft: int = 0,
+        make_drafter: Callable[[], Drafter] = PromptLookup,
         overlaps: bool | None = None,
     ) -> None:
         """Serve `model`.
@@ -66,6 +71,8 @@ class TextEngine:
             prefill_chunk: Prompt tokens of one step at most.
             max_waiting: Requests that may queue behind them.
             prefix_cache: What rows leave to those that begin alike; None: nothing is kept.
+            draft: Tokens that a row may draft at once; 0: none.
+            make_drafter: Makes what guesses for one row.
             overlaps: Whether a step is set off before the one ahead of it is read; None: unless MLX computes on the
                 CPU, where `mx.async_eval` returns only when most of the work is done and would hold the tokens back.
         """
@@ -76,6 +83,11 @@ class TextEngine:
         self._scheduler = Scheduler(parallel=parallel, prefill_chunk=prefill_chunk)
         self._prefixes = prefix_cache
         self._to_store: list[Sequence] = []
+        self._draft = draft
+        self._make_drafter = make_drafter
+        self._costs = StepCosts()
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
         self._rows: dict[RequestId, Sequence] = {}
         self._overlaps = mx.default_device() != mx.cpu if overlaps is None else overlaps
         self._step: Step | None = None
@@ -104,6 +116,8 @@ class TextEngine:
             prefix_cache_bytes=0 if self._prefixes is None else self._prefixes.nbytes,
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
+            drafted_tokens=self._drafted_tokens,
+            accepted_tokens=self._accepted_tokens,
         )
 
     def tokenize(self, text: str, *, add_bos: bool) -> list[int]:
@@ -148,6 +162,7 @@ class TextEngine:
             stops=stops,
             logprobs=request.logprobs,
             top_logprobs=request.top_logprobs,
+            draft=self._draft if request.draft is None else max(0, min(request.draft, self._draft)),
         )
 
     def _encode(self, prompt: str, limit: int, *, truncate: bool) -> list[int]:
@@ -245,7 +260,7 @@ class TextEngine:
         """Set a step off, build the next one meanwhile, read the step. Should anything raise, both steps are lost."""
         self._at_risk = step.held
         step.set_off()
-        if self._overlaps or not self._scheduler.has_prompts:
+        if (self._overlaps or not self._scheduler.has_prompts) and not step.must_be_read_first:
             ahead = self._build(after=step)
             if ahead is not None and self._overlaps:
                 ahead.set_off()
@@ -260,18 +275,7 @@ class TextEngine:
     def _build(self, after: Step | None) -> Step | None:
         """The step that follows `after`, on whose tokens it rests, whether or not anyone has read them."""
         assert self._model is not None
-        decode: list[Sequence] = []
-        tokens = None
-        if after is not None and after.sampled is not None:
-            picked = [
-                index
-                for index, row in enumerate(after.rows)
-                if row.status is SequenceStatus.DECODE and (after.was_read or row.may_run_ahead)
-            ]
-            decode = [after.rows[index] for index in picked]
-            tokens = after.sampled.tokens
-            if len(picked) < len(after.rows):
-                tokens = tokens[mx.array(picked)] if picked else None
+        decode, tokens = _following(after)
         chunk = self._scheduler.next_chunk()
         if not decode and chunk is None:
             return None
@@ -310,10 +314,13 @@ class TextEngine:
             prompt=request.tokens,
             context=request.limit,
             top_logprobs=request.top_logprobs if request.logprobs else None,
+            rewinds=request.draft,
         )
+        if request.draft:
+            row.drafting = RowDrafting(self._make_drafter(), request.draft)
 
     def _read(self, step: Step) -> None:
-        """Wait for a step, and hand each row its token."""
+        """Wait for a step, and hand each row its tokens."""
         tokens: list[int] = []
         logprobs: dict[int, RowLogprobs] = {}
         if step.sampled is None:
@@ -322,33 +329,63 @@ class TextEngine:
             tokens, logprobs = step.sampled.read()
         step.was_read = True
         now = time.perf_counter_ns()
+        seconds = (now - max(step.begun_ns, self._last_read_ns)) / 1e9
         if step.chunk is not None:
-            self._scheduler.observe(step.chunk.length, (now - max(step.begun_ns, self._last_read_ns)) / 1e9)
+            self._scheduler.observe(step.chunk.length, seconds)
+        elif self._draft:
+            self._costs.observe(len(tokens), seconds)
         self._last_read_ns = now
-        for index, (row, token) in enumerate(zip(step.rows, tokens, strict=False)):
-            if row.status is SequenceStatus.DECODE:
-                self._advance(row, token, logprobs.get(index), now)
+        drafted = len(tokens) - len(step.runs)
+        price = self._costs.price(len(step.runs), drafted) if drafted > 0 else 0.0
+        begin = 0
+        for run in step.runs:
+            end = begin + run.length
+            if run.row.status is SequenceStatus.DECODE:
+                run.row.first_ns = run.row.first_ns or now
+                run.row.last_ns = now
+                self._advance(run, tokens[begin:end], [logprobs.get(index) for index in range(begin, end)], price)
+            begin = end
 
-    def _advance(self, row: Sequence, token: int, logprob: RowLogprobs | None, now: int) -> None:
-        if token == INVALID_TOKEN:
-            self._fail(row, "the model's logits are not finite numbers")
-            return
-        row.first_ns = row.first_ns or now
-        row.last_ns = now
-        reason = row.accept(token, None if logprob is None else self._told(token, logprob))
+    def _advance(self, run: Run, sampled: Tokens[int], logprobs: Tokens[RowLogprobs | None], price: float) -> None:
+        """Give a row what was sampled, as far as it was sampled behind the right tokens."""
+        row, accepted = run.row, run.accepted(sampled)
+        said = sampled[: accepted + 1]
+        taken, reason = 0, None
+        while reason is None and taken < len(said) and said[taken] != INVALID_TOKEN:
+            logprob = logprobs[taken]
+            reason = row.accept(said[taken], None if logprob is None else self._told(said[taken], logprob))
+            taken += 1
         if (chunk := row.take_chunk()) is not None:
             self._outputs.append(chunk)
+        if reason is None and taken < len(said):
+            self._fail(row, "the model's logits are not finite numbers")
+            return
+        self._settle(run, min(accepted, taken), price)
         if reason is not None:
             self._retire(row)
             self._outputs.append(row.done())
             logger.info("completion done", extra={"fields": {**_figures(row), "reason": reason.value}})
-        elif row.full:
+            return
+        if row.sampler is not None:
+            row.sampler.rewind(run.length - taken)
+        if row.full:
             self._shift(row)
+
+    def _settle(self, run: Run, accepted: int, price: float) -> None:
+        """Keep the drafts that were right, forget the others, and learn from both."""
+        row, proposed = run.row, len(run.drafts)
+        settle(row, accepted)
+        if row.drafting is not None and proposed:
+            row.drafting.observe(proposed, accepted, price=price, generated=row.generated)
+            self._drafted_tokens += proposed
+            self._accepted_tokens += accepted
 
     def _shift(self, row: Sequence) -> None:
         """Keys hold their positions, so what stays is run again: exact for every architecture."""
         before = len(row.tokens)
         row.shift()
+        if row.drafting is not None:
+            row.drafting.restart(self._make_drafter())
         self._fill(row)
         row.status = SequenceStatus.PREFILL
         logger.debug("context shifted", extra={"fields": {"id": row.id, "before": before, "after": len(row.tokens)}})
@@ -370,6 +407,8 @@ class TextEngine:
         """Take a row out; what its cache holds is stored if it is sound, then let go."""
         del self._rows[row.id]
         self._scheduler.remove(row)
+        if sound:
+            settle(row, 0)
         row.status = SequenceStatus.DONE
         row.sampler = None
         if sound and self._prefixes is not None and row.fed > row.stored:
@@ -390,6 +429,21 @@ class TextEngine:
                 logger.info("prefill", extra={"fields": {"id": row.id, "done": row.fed, "total": len(row.tokens)}})
             else:
                 logger.info("decode", extra={"fields": _figures(row)})
+
+
+def _following(step: Step | None) -> tuple[list[Run], mx.array | None]:
+    """The runs that follow a step and their tokens, of which the host knows nothing yet if the step was not read."""
+    if step is None or step.sampled is None:
+        return [], None
+    if step.was_read:
+        runs = [Run(run.row, run.row.draft()) for run in step.runs if run.row.status is SequenceStatus.DECODE]
+        tokens = [token for run in runs for token in (run.row.tokens[-1], *run.drafts)]
+        return runs, mx.array(tokens, dtype=mx.int32) if runs else None
+    rows = [run.row for run in step.runs]
+    picked = [n for n, row in enumerate(rows) if row.status is SequenceStatus.DECODE and row.may_run_ahead]
+    if len(picked) == len(rows):
+        return [Run(row) for row in rows], step.sampled.tokens
+    return [Run(rows[n]) for n in picked], step.sampled.tokens[mx.array(picked)] if picked else None
 
 
 def _check(params: SamplingParams, top_logprobs: int) -> None:
@@ -437,6 +491,7 @@ def _budget(request: TextRequest, limit: int) -> int | None:
 
 
 def _figures(row: Sequence) -> dict[str, object]:
+    drafting = row.drafting
     return {
         "id": row.id,
         "prompt_tokens": row.prompt_len,
@@ -444,4 +499,5 @@ def _figures(row: Sequence) -> dict[str, object]:
         "eval_tokens": row.generated,
         "prompt_ms": round((row.first_ns - row.admitted_ns) / 1e6) if row.first_ns else 0,
         "eval_ms": round((row.last_ns - row.first_ns) / 1e6),
+        **({} if drafting is None else {"drafted": drafting.proposed, "accepted": drafting.accepted}),
     }

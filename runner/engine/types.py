@@ -52,6 +52,8 @@ class TextRequest:
     """When the context is full: drop the older half after num_keep and go on, instead of ending with LENGTH."""
     truncate: bool = False
     """When the prompt is too long: drop its middle after num_keep, instead of PromptTooLong."""
+    draft: int | None = None
+    """Tokens drafted at once, at most; 0 is off. None: what the process allows. More is capped to that."""
 
 
 Request: TypeAlias = TextRequest  # | ImageRequest, with the image engine
@@ -97,6 +99,10 @@ class TextDone:
     """From the first to the last generated token."""
     stop_token: bool = False
     """A stop token ended the row: Ollama's classic runner counts it in eval_count, its MLX runner does not."""
+    drafted_tokens: int = 0
+    """Guessed ahead of the model."""
+    accepted_tokens: int = 0
+    """Of these, what the model said as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,10 @@ class EngineStatus:
     """Rows in the batch."""
     waiting: int = 0
     """Requests in the queue."""
+    drafted_tokens: int = 0
+    """Guessed ahead of the model since the load."""
+    accepted_tokens: int = 0
+    """Of these, what the model said as well."""
 
 
 class Engine(Protocol):

@@ -1,6 +1,6 @@
 import mlx.core as mx
 
-from runner.engine.batch import Batch
+from runner.engine.batch import Batch, Run
 from runner.engine.sampler import RowSampler
 from runner.engine.scheduler import Chunk
 from runner.engine.sequence import PreparedText, Sequence, SequenceStatus
@@ -26,7 +26,7 @@ def test_a_chunk_that_does_not_complete_the_prompt_yields_nothing():
     model = FakeModel("yes")
     one = row(model, 1, scripted(0, "abcd"))
     step = Batch([], None, Chunk(one, 3)).build(model)
-    assert (step.rows, step.sampled, one.fed, one.status) == ([], None, 3, SequenceStatus.PREFILL)
+    assert ([run.row for run in step.runs], step.sampled, one.fed, one.status) == ([], None, 3, SequenceStatus.PREFILL)
     assert step.held == [one]
     assert len(step.marker) == 1
 
@@ -36,17 +36,17 @@ def test_the_last_chunk_yields_the_first_token():
     one = row(model, 1, scripted(0, "abcd"))
     step = Batch([], None, Chunk(one, 5)).build(model)
     assert step.sampled.read()[0] == [ord("y")]
-    assert (step.rows, one.fed, one.status) == ([one], 5, SequenceStatus.DECODE)
+    assert ([run.row for run in step.runs], one.fed, one.status) == ([one], 5, SequenceStatus.DECODE)
 
 
 def test_decoding_rows_and_a_chunk_share_a_step():
     model = FakeModel("yes", "no")
     first, second = row(model, 1, scripted(0)), row(model, 2, scripted(1, "ab"))
     step = Batch([], None, Chunk(first, 1)).build(model)
-    step = Batch([first], step.sampled.tokens, Chunk(second, 2)).build(model)
-    assert (step.rows, step.sampled.read()[0]) == ([first], [ord("e")])
-    step = Batch([first], step.sampled.tokens, Chunk(second, 1)).build(model)
-    assert (step.rows, step.sampled.read()[0]) == ([first, second], [ord("s"), ord("n")])
+    step = Batch([Run(first)], step.sampled.tokens, Chunk(second, 2)).build(model)
+    assert ([run.row for run in step.runs], step.sampled.read()[0]) == ([first], [ord("e")])
+    step = Batch([Run(first)], step.sampled.tokens, Chunk(second, 1)).build(model)
+    assert ([run.row for run in step.runs], step.sampled.read()[0]) == ([first, second], [ord("s"), ord("n")])
     assert (first.fed, second.fed, model.steps) == (3, 3, 3)
 
 
