@@ -2,9 +2,10 @@
 
 Parents from v0.18 on read Go field names (`PromptEvalCount`), v0.17's reads snake_case (`prompt_eval_count`). Go
 matches names in any case but not across underscores, so the last line carries both spellings and each parent finds its
-own.
+own. From v0.34 on the prompt's cached tokens are read as well.
 
-Source: x/mlxrunner/client.go and server.go at v0.17.0, v0.18.0, v0.22.0, v0.32.5 and v0.33.0-rc2.
+Source: x/mlxrunner/client.go and server.go at v0.17.0, v0.18.0, v0.22.0, v0.32.5, v0.33.0-rc2 and v0.34.0, mlxrunner/
+at v0.34.4.
 """
 
 from typing import Annotated
@@ -50,6 +51,7 @@ class DoneLine(ContentLine):
     """The last line. Durations in ns."""
 
     prompt_eval_count: Int = Field(default=0, alias="PromptEvalCount")
+    prompt_eval_cached_count: Int = Field(default=0, alias="PromptEvalCachedCount")
     prompt_eval_duration: Int = Field(default=0, alias="PromptEvalDuration")
     eval_count: Int = Field(default=0, alias="EvalCount")
     eval_duration: Int = Field(default=0, alias="EvalDuration")

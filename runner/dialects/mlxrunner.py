@@ -125,6 +125,7 @@ class MLXEncoder:
             done=True,
             done_reason=reason,
             prompt_eval_count=done.prompt_tokens,
+            prompt_eval_cached_count=done.cached_tokens,
             prompt_eval_duration=done.prompt_ns,
             eval_count=done.eval_tokens,
             eval_duration=done.eval_ns,

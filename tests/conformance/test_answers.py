@@ -65,7 +65,7 @@ def test_an_answer_is_the_one_that_go_decodes(name):
     assert answers()[name] == (ANSWERS / f"{name}.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("parent", ["mlx.v0.17", "mlx.v0.33", "imagegen.v0.17", "classic.v0.24"])
+@pytest.mark.parametrize("parent", ["mlx.v0.17", "mlx.v0.33", "mlx.v0.34", "imagegen.v0.17", "classic.v0.24"])
 def test_every_parent_understands_text_and_counts(parent):
     lines = [json.loads(line) for line in (ANSWERS / f"{parent}.jsonl").read_text(encoding="utf-8").splitlines()]
     folded = [{key.replace("_", "").lower(): value for key, value in line.items()} for line in lines]
