@@ -58,7 +58,10 @@ _FORMATS = (
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
     ChatFormat(
-        "Llama 2", ("[INST]", "<<SYS>>"), _INST.replace('"%s"', r'"<<SYS>>\n%s\n<</SYS>>\n\n"'), ("[INST]", "[/INST]")
+        "Llama 2",
+        ("[INST]", "<<SYS>>"),
+        _INST.replace('"%s"', r'"<<SYS>>\n%s\n<</SYS>>\n\n"').replace("}}</s>", "}} </s>"),
+        ("[INST]", "[/INST]"),
     ),
     ChatFormat("Mistral", ("[INST]",), _INST.replace('"%s"', r'"%s\n\n"'), ("[INST]", "[/INST]")),
     ChatFormat(
@@ -78,7 +81,7 @@ _FORMATS = (
     ),
     ChatFormat(
         "Phi 3",
-        ("<|user|>", "<|end|>"),
+        ("<|end|>", "<|assistant|>"),
         """\
 {{- range .Messages -}}
 <|{{ .Role }}|>

@@ -12,6 +12,7 @@ from models.store.planned import GGUF_MODEL, PlannedLayer, PlannedModel, chat_la
 
 # Source: the enum llama_ftype of llama.cpp; gaps are values that are no longer written.
 _FILE_TYPES: Mapping[int, str] = {
+    0: "F32",
     1: "F16",
     2: "Q4_0",
     3: "Q4_1",

@@ -151,13 +151,11 @@ def _expert_blobs(
         experts = projections[projection]
         first = next(iter(experts.values()))
         ordered = [experts[index] for index in sorted(experts)]
-        if sorted(experts) != list(range(len(experts))) or len(counts) != 1:
-            raise CheckpointError(
-                "some of its experts are missing", file=first.file.label, tensor=f"{group}.{projection}"
-            )
-        if any((each.stored.dtype, each.stored.shape) != (first.stored.dtype, first.stored.shape) for each in ordered):
-            raise CheckpointError("its experts differ in shape", file=first.file.label, tensor=f"{group}.{projection}")
         name = f"{group}.{projection}.weight"
+        if sorted(experts) != list(range(len(experts))) or len(counts) != 1:
+            raise CheckpointError("some of its experts are missing", file=first.file.label, tensor=name)
+        if any((each.stored.dtype, each.stored.shape) != (first.stored.dtype, first.stored.shape) for each in ordered):
+            raise CheckpointError("its experts differ in shape", file=first.file.label, tensor=name)
         shape = (len(ordered), *first.stored.shape)
         quant_type = _quant_type(name, first, shape, rule)
         tensors.append(PlannedTensor(name, first.stored.dtype, shape, tuple(ordered), quant_type))

@@ -1,0 +1,412 @@
+"""A model that was created is the model it was created from."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from models.checkpoint import open_checkpoint
+from models.errors import CheckpointError, QuantizationError, StoreError
+from models.llm import Row, load_language_model
+from models.quantization import Packed, spec_of_quant_type
+from models.sources.base import Checkpoint, Tensor
+from models.store import QUANT_TYPES, CreateRequest, create_model
+
+from .conftest import blob_of, config_of, files_of, layer_of, manifest_of, write_folder
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+def create(source: Path, store: Path, name: str = "m", **options) -> list[str]:
+    """The notes."""
+    notes: list[str] = []
+    create_model(CreateRequest(name, source, store, **options), note=notes.append)
+    return notes
+
+
+def logits(reference: Path | str, store: Path) -> mx.array:
+    model = load_language_model(open_checkpoint(str(reference), store), policy="float32")
+    tokens = mx.arange(12, dtype=mx.int32) % model.vocab_size
+    return model.logits(model(tokens, [Row(12, model.new_cache())]))
+
+
+def values(checkpoint: Checkpoint, component: str = "") -> dict[str, Tensor]:
+    return {tensor.name: tensor.value for tensor in checkpoint.tensors(component)}
+
+
+def same(left: mx.array, right: mx.array) -> bool:
+    return left.dtype == right.dtype and left.shape == right.shape and bool(mx.array_equal(left, right))
+
+
+def same_packed(left: Packed, right: Packed) -> bool:
+    pairs = [(left.weight, right.weight), (left.scales, right.scales), (left.biases, right.biases)]
+    return left.spec == right.spec and all(
+        a is None and b is None if a is None or b is None else same(a, b) for a, b in pairs
+    )
+
+
+@pytest.mark.parametrize("fixture", ["llama_gqa", "llama_tied", "llama_untied_sharded", "qwen2", "qwen3", "smollm2"])
+def test_an_unquantised_model_has_the_same_logits_bit_by_bit(parity, store, fixture):
+    create(parity / fixture, store)
+    assert same(logits("m", store), logits(parity / fixture, store))
+
+
+@pytest.mark.parametrize("fixture", ["llama_gqa.gguf", "llama_gqa-Q8_0.gguf", "qwen2.gguf"])
+def test_a_gguf_file_is_stored_as_it_is(parity, store, fixture):
+    create(parity / fixture, store)
+    assert layer_of(store, "m", "model") == (parity / fixture).read_bytes()
+    assert same(logits("m", store), logits(parity / fixture, store))
+
+
+@pytest.mark.parametrize("fixture", ["qwen3", "llama_gqa"])
+def test_the_layers_are_those_that_ollama_itself_writes(parity, store, fixture):
+    create(parity / fixture, store)
+    recorded = json.loads((RECORDED / f"{fixture}.manifest.json").read_text())
+    ours = manifest_of(store, "m")
+    assert ours["config"] == recorded["config"]
+    assert ours["layers"][: len(recorded["layers"])] == recorded["layers"]
+
+
+def test_the_manifest_is_ollamas_to_the_byte(parity, store):
+    create(parity / "qwen3", store)
+    ours = store / "manifests/registry.ollama.ai/library/m/latest"
+    assert ours.read_bytes() == (RECORDED / "qwen3.manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("quantize", QUANT_TYPES)
+def test_a_quantised_model_holds_what_mlx_makes_of_its_weights(parity, tmp_path, store, quantize):
+    # Wide enough for every group size, and with a head.
+    widths = {"model.layers.0.self_attn.q_proj": 64, "model.layers.0.self_attn.v_proj": 64, "lm_head": 128}
+    random = np.random.default_rng(3)
+    tensors = {
+        f"{name}.weight": mx.array(random.normal(size=(32, width)), mx.bfloat16) for name, width in widths.items()
+    }
+    tensors |= {
+        "model.embed_tokens.weight": mx.array(random.normal(size=(32, 64)), mx.bfloat16),
+        "model.norm.weight": mx.ones(64, mx.bfloat16),
+        "model.layers.0.mlp.up_proj.weight": mx.array(random.normal(size=(32, 48)), mx.float32),
+    }
+    create(write_folder(tmp_path / "source", tensors), store, quantize=quantize)
+    stored = values(open_checkpoint("m", store))
+    eight = {"int4": "int8", "nvfp4": "mxfp8", "mxfp4": "mxfp8"}.get(quantize, quantize)
+    expected = {
+        "model.layers.0.self_attn.q_proj.weight": quantize,
+        "model.layers.0.self_attn.v_proj.weight": eight,
+        "lm_head.weight": eight,
+    } | ({"model.layers.0.mlp.up_proj.weight": quantize} if quantize == "nvfp4" else {})
+    assert {name for name, value in stored.items() if isinstance(value, Packed)} == set(expected)
+    for name, value in stored.items():
+        if isinstance(value, Packed):
+            spec = spec_of_quant_type(expected[name], None)
+            made = mx.quantize(tensors[name], spec.group_size, spec.bits, spec.mode)
+            assert same_packed(value, Packed(made[0], made[1], made[2] if len(made) > 2 else None, spec))
+        else:
+            assert same(value, tensors[name])
+    assert config_of(store, "m")["file_type"] == quantize
+
+
+@pytest.mark.parametrize(("quantize", "tolerance"), [("int8", 0.02), ("mxfp8", 0.5), ("nvfp4", 1.0)])
+def test_a_quantised_model_answers_nearly_as_before(parity, store, quantize, tolerance):
+    create(parity / "qwen3", store, quantize=quantize)
+    before, after = logits(parity / "qwen3", store), logits("m", store)
+    difference = float(mx.sqrt(mx.mean((after - before) ** 2)) / mx.sqrt(mx.mean(before**2)))
+    assert 0 < difference < tolerance
+
+
+@pytest.mark.parametrize("spec", [(64, 4, "affine"), (32, 8, "affine"), (64, 6, "affine"), (16, 4, "nvfp4")])
+def test_a_model_that_mlx_quantised_is_kept_as_it_is(tmp_path, store, spec):
+    group_size, bits, mode = spec
+    dense = mx.array(np.random.default_rng(1).normal(size=(16, 128)), mx.float16)
+    weight, scales, *biases = mx.quantize(dense, group_size, bits, mode)
+    tensors = {"model.q.weight": weight, "model.q.scales": scales, "model.norm.weight": mx.ones(4)}
+    tensors |= {"model.q.biases": biases[0]} if biases else {}
+    settings = {"group_size": group_size, "bits": bits, "mode": mode}
+    source = write_folder(tmp_path / "source", tensors, {"quantization": settings})
+    create(source, store)
+    before, after = values(open_checkpoint(str(source), store)), values(open_checkpoint("m", store))
+    assert same_packed(after["model.q.weight"], before["model.q.weight"])
+    assert same(after["model.norm.weight"], before["model.norm.weight"])
+    assert [each["name"] for each in manifest_of(store, "m")["layers"]][:2] == ["model.norm.weight", "model.q.weight"]
+
+
+def test_layers_quantised_unlike_the_rest_keep_their_own_kind(tmp_path, store):
+    dense = mx.array(np.random.default_rng(1).normal(size=(16, 128)), mx.float16)
+    tensors = {}
+    for name, bits in (("a", 4), ("b", 8)):
+        weight, scales, biases = mx.quantize(dense, 64, bits)
+        tensors |= {f"{name}.weight": weight, f"{name}.scales": scales, f"{name}.biases": biases}
+    settings = {"group_size": 64, "bits": 4, "b": {"group_size": 64, "bits": 8}}
+    create(write_folder(tmp_path / "source", tensors, {"quantization": settings}), store)
+    specs = {info.name: info.spec.bits for info in open_checkpoint("m", store).infos() if info.spec}
+    assert specs == {"a.weight": 4, "b.weight": 8}
+    assert config_of(store, "m")["file_type"] == ""
+
+
+def test_what_is_quantised_already_is_not_quantised_again(tmp_path, store):
+    weight, scales, biases = mx.quantize(mx.ones((16, 128)), 64, 4)
+    tensors = {"q.weight": weight, "q.scales": scales, "q.biases": biases}
+    source = write_folder(tmp_path / "source", tensors, {"quantization": {"group_size": 64, "bits": 4}})
+    with pytest.raises(QuantizationError, match="quantised already"):
+        create(source, store, quantize="int4")
+    assert not store.exists()
+
+
+def test_the_experts_of_a_layer_are_stacked_into_one_blob(tmp_path, store):
+    random = np.random.default_rng(5)
+    group = "model.layers.1.mlp.experts"
+    experts = {
+        f"{group}.{index}.{projection}.weight": mx.array(random.normal(size=(16, 64)), mx.bfloat16)
+        for index in range(11)
+        for projection in ("up_proj", "down_proj")
+    }
+    source = write_folder(tmp_path / "source", experts)
+    create(source, store, "dense")
+    stored = values(open_checkpoint("dense", store))
+    assert same(
+        stored[f"{group}.up_proj.weight"], mx.stack([experts[f"{group}.{n}.up_proj.weight"] for n in range(11)])
+    )
+    assert manifest_of(store, "dense")["layers"][0]["name"] == group
+    create(source, store, "packed", quantize="int4")
+    packed = values(open_checkpoint("packed", store))
+    assert {name: value.spec.bits for name, value in packed.items()} == {
+        f"{group}.down_proj.weight": 8,
+        f"{group}.up_proj.weight": 4,
+    }
+
+
+def test_missing_experts_are_named(tmp_path, store):
+    group = "model.layers.1.mlp.experts"
+    source = write_folder(tmp_path / "s", {f"{group}.{n}.up_proj.weight": mx.ones((4, 4)) for n in (0, 2)})
+    with pytest.raises(CheckpointError, match=r"experts\.up_proj\.weight: some of its experts are missing"):
+        create(source, store)
+
+
+def test_the_same_tensor_is_stored_once_for_all_models(parity, store):
+    create(parity / "llama_gqa", store, "one")
+    before = set(files_of(store))
+    create(parity / "llama_gqa", store, "two")
+    (new,) = set(files_of(store)) - before
+    assert new.endswith("two/latest")
+
+
+def test_a_blob_that_is_there_is_not_written_again_and_a_damaged_one_is(parity, store):
+    create(parity / "llama_gqa", store)
+    whole = files_of(store)
+    blobs = sorted((store / "blobs").iterdir())
+    inodes = {path: path.stat().st_ino for path in blobs}
+    damaged = blobs[3]
+    damaged.write_bytes(bytes(byte ^ 255 for byte in damaged.read_bytes()))
+    create(parity / "llama_gqa", store)
+    assert files_of(store) == whole
+    kept = [path for path in blobs if path.stat().st_ino == inodes[path]]
+    assert set(blobs) - set(kept) <= {damaged}
+    assert len(kept) >= len(blobs) - 1
+
+
+def test_creating_a_name_anew_takes_away_what_only_the_old_model_had(parity, store):
+    create(parity / "llama_gqa", store)
+    create(parity / "qwen3", store, "other")
+    create(parity / "qwen3", store)
+    fresh = store.with_name("fresh")
+    create(parity / "qwen3", fresh)
+    create(parity / "qwen3", fresh, "other")
+    assert files_of(store) == files_of(fresh)
+
+
+def test_nothing_is_taken_away_while_a_manifest_cannot_be_read(parity, store):
+    create(parity / "llama_gqa", store)
+    before = set((store / "blobs").iterdir())
+    other = store / "manifests/registry.ollama.ai/library/other/latest"
+    other.parent.mkdir()
+    other.write_text("{")
+    create(parity / "qwen3", store)
+    assert before <= set((store / "blobs").iterdir())
+
+
+def test_another_format_is_replaced_only_by_force(parity, store):
+    create(parity / "llama_gqa.gguf", store)
+    before = files_of(store)
+    with pytest.raises(StoreError, match=r"m:latest is .* a model of another format \(GGUF\); --force"):
+        create(parity / "llama_gqa", store)
+    assert files_of(store) == before
+    create(parity / "llama_gqa", store, force=True)
+    assert config_of(store, "m")["model_format"] == "safetensors"
+
+
+def test_a_damaged_manifest_is_replaced_only_by_force(parity, store):
+    create(parity / "qwen3", store)
+    manifest = store / "manifests/registry.ollama.ai/library/m/latest"
+    manifest.write_text("[")
+    with pytest.raises(StoreError, match="whose description is damaged; --force"):
+        create(parity / "qwen3", store)
+    create(parity / "qwen3", store, force=True)
+    assert manifest_of(store, "m")["schemaVersion"] == 2
+
+
+def test_a_name_that_is_there_in_another_case_is_that_model(parity, store):
+    create(parity / "qwen3", store, "Qwen")
+    create(parity / "qwen3", store, "qWEN")
+    assert [path.name for path in (store / "manifests/registry.ollama.ai/library").iterdir()] == ["Qwen"]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../m", "m:", "a/b/c/d", "m:../../x", "x" * 81, "m:t/../../../y"])
+def test_what_is_no_name_is_refused_before_anything_is_read(tmp_path, store, name):
+    with pytest.raises(StoreError, match="is no model name"):
+        create(tmp_path / "nothing", store, name)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("name", ["m", "m:tag", "me/m", "example.com/me/m:1b", "localhost:5000/me/m"])
+def test_every_form_of_a_name_opens_what_was_created_under_it(parity, store, name):
+    create(parity / "qwen3", store, name)
+    assert open_checkpoint(name, store).config["model_type"] == "qwen3"
+
+
+def test_a_truncated_source_leaves_nothing(parity, tmp_path, store):
+    source = tmp_path / "source"
+    shutil.copytree(parity / "llama_gqa", source)
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="truncated"):
+        create(source, store)
+    gguf = tmp_path / "m.gguf"
+    gguf.write_bytes((parity / "llama_gqa.gguf").read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="truncated"):
+        create(gguf, store)
+    assert not store.exists()
+
+
+def test_a_source_that_shrinks_while_it_is_read_leaves_nothing(parity, tmp_path, store):
+    source = tmp_path / "source"
+    shutil.copytree(parity / "llama_gqa", source)
+    weights = source / "model.safetensors"
+    whole = weights.read_bytes()
+
+    def cut(fraction: float) -> None:
+        weights.write_bytes(whole[: len(whole) // 2])
+
+    with pytest.raises(CheckpointError, match="cut short"):
+        create_model(CreateRequest("m", source, store), progress=cut)
+    assert not store.exists()
+
+
+def test_a_failed_create_leaves_the_other_models_as_they_were(parity, tmp_path, store):
+    create(parity / "qwen3", store, "other")
+    before = files_of(store)
+    source = write_folder(tmp_path / "source", {f"t{n}": mx.full(16, n) for n in range(9)})
+
+    def fail(fraction: float) -> None:
+        if fraction > 0.5:
+            raise CheckpointError("enough", file="here")
+
+    with pytest.raises(CheckpointError, match="enough"):
+        create_model(CreateRequest("m", source, store), progress=fail)
+    assert files_of(store) == before
+    assert not (store / "manifests/registry.ollama.ai/library/m").exists()
+
+
+@pytest.mark.parametrize("missing", ["nothing", "model.safetensors"])
+def test_a_source_that_is_none_is_refused(tmp_path, store, missing):
+    path = tmp_path / missing
+    if path.suffix:
+        mx.save_safetensors(str(path), {"a": mx.ones(1)})
+    with pytest.raises(CheckpointError, match=r"no such file or folder|name the folder it is in"):
+        create(path, store)
+    with pytest.raises(CheckpointError, match=r"neither a config\.json nor a model_index\.json"):
+        create(tmp_path, store)
+
+
+def test_weights_quantised_in_a_foreign_way_are_refused(tmp_path, store):
+    config = {"quantization_config": {"quant_method": "gptq"}}
+    with pytest.raises(QuantizationError, match="gptq"):
+        create(write_folder(tmp_path / "gptq", {"a.weight": mx.zeros((4, 4))}, config), store)
+    source = write_folder(tmp_path / "fp8", {"a.weight": mx.zeros((4, 4))})
+    entry = {"dtype": "F8_E4M3", "shape": [4, 4], "data_offsets": [0, 16]}
+    header = json.dumps({"a.weight": entry}).encode()
+    (source / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(QuantizationError, match="F8_E4M3"):
+        create(source, store)
+
+
+def test_architectures_with_rules_of_their_own_are_not_quantised_by_others(tmp_path, store):
+    config = {"architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4"}
+    source = write_folder(tmp_path / "source", {"a.weight": mx.ones((64, 64))}, config)
+    with pytest.raises(QuantizationError, match="Gemma4ForCausalLM is quantised by rules of its own"):
+        create(source, store, quantize="int4")
+    (note,) = create(source, store)
+    assert "this runner cannot load it" in note
+
+
+def test_a_gguf_file_is_not_quantised(parity, store):
+    with pytest.raises(QuantizationError, match="stored as it is"):
+        create(parity / "llama_gqa.gguf", store, quantize="int8")
+
+
+def test_too_little_space_is_said_before_anything_is_written(parity, store, monkeypatch):
+    usage = shutil.disk_usage(parity)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=150_000))
+    with pytest.raises(StoreError, match=r"not enough space in .*: the model needs 0\.00 GB more"):
+        create(parity / "llama_gqa", store)
+    assert not store.exists()
+
+
+def test_a_store_that_is_no_folder_is_reported(parity, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="the store cannot be written: Not a directory"):
+        create(parity / "qwen3", tmp_path / "file" / "store")
+
+
+def test_a_store_that_may_not_be_written_names_the_remedy(parity, store):
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    store.mkdir(mode=0o555)
+    with pytest.raises(StoreError, match="Permission denied; run this as the user who owns the store"):
+        create(parity / "qwen3", store)
+
+
+def test_blobs_and_manifest_have_ollamas_modes(parity, store):
+    create(parity / "qwen3", store)
+    assert {path.stat().st_mode & 0o777 for path in store.rglob("*") if path.is_file()} == {0o644}
+
+
+def test_progress_rises_to_one(parity, store):
+    seen: list[float] = []
+    create_model(CreateRequest("m", parity / "qwen3", store), progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    again: list[float] = []
+    create_model(CreateRequest("m", parity / "qwen3", store), progress=again.append)
+    assert again[-1] == 1.0
+
+
+def test_a_template_is_a_layer_and_the_given_one_wins(parity, store):
+    notes = create(parity / "llama_gqa", store, "found")
+    assert notes == ["chat format: ChatML"]
+    assert b"<|im_start|>{{ .Role }}" in layer_of(store, "found", "template")
+    assert json.loads(layer_of(store, "found", "params")) == {"stop": ["<|im_start|>", "<|im_end|>"]}
+    assert create(parity / "llama_gqa", store, "given", template="Q: {{ .Prompt }}") == []
+    assert layer_of(store, "given", "template") == b"Q: {{ .Prompt }}"
+    assert "params" not in {each["mediaType"].split(".")[-1] for each in manifest_of(store, "given")["layers"]}
+
+
+def test_a_template_file_beside_the_weights_reaches_the_readers_of_the_store(parity, tmp_path, store):
+    source = tmp_path / "source"
+    shutil.copytree(parity / "llama_gqa", source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    template = settings.pop("chat_template")
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "chat_template.jinja").write_text(template)
+    assert create(source, store) == ["chat format: ChatML"]
+    assert json.loads(open_checkpoint("m", store).read("chat_template.json") or b"") == {"chat_template": template}
+
+
+def test_a_gguf_file_is_described_by_its_metadata(parity, store):
+    assert create(parity / "llama_gqa-Q8_0.gguf", store) == ["chat format: ChatML"]
+    # The very bytes that Ollama v0.34.4 writes.
+    assert blob_of(store, manifest_of(store, "m")["config"]) == (
+        b'{"model_format":"gguf","model_family":"llama","model_families":["llama"],"model_type":"38K","file_type":"Q8_0"}\n'
+    )
