@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 FIXTURES_VENV := .venv-fixtures
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types bench fixtures clean ollama ollama-serve test-ollama
+.PHONY: help run test check lint types bench bench-serve fixtures clean ollama ollama-serve test-ollama
 
 help:  ## Show the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Error: Python >= 3.11 is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12")'
@@ -46,6 +46,9 @@ check: lint types  ## What CI runs: lint, import contracts, types, tests with co
 bench: $(VENV)/.installed-dev  ## Measure beside others, into bench-results/: make bench BENCH="--rounds 5"
 	$(BIN)/python -m tests.bench $(BENCH)
 
+bench-serve: $(VENV)/.installed-dev  ## The same for many requests at once: make bench-serve BENCH="--quick"
+	$(BIN)/python -m tests.bench.serving $(BENCH)
+
 $(FIXTURES_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(FIXTURES_VENV)
 	$(FIXTURES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . torch transformers
@@ -54,21 +57,34 @@ $(FIXTURES_VENV)/.installed: pyproject.toml
 fixtures: $(FIXTURES_VENV)/.installed  ## Make the tiny checkpoints and their reference outputs anew
 	@set -e; for script in tests/parity/make_*.py; do echo "$$script"; $(FIXTURES_VENV)/bin/python "$$script"; done
 
-# The last Ollama with image models, and the newest; a version's .mod file (go.mod for the newest) pins it.
-OLLAMA_OLD := v0.32.5
-OLLAMA_NEW := v0.34.4
-OLLAMA_VERSION ?= $(OLLAMA_NEW)
+# The last Ollama with image models, the newest (in go.mod, the others in VERSION.mod) and the last with the classic dialect.
+OLLAMA_IMAGES := v0.32.5
+OLLAMA_NEWEST := v0.34.4
+OLLAMA_CLASSIC := v0.24.0
+OLLAMA_VERSION ?= $(OLLAMA_NEWEST)
 OLLAMA := tests/ollama
 OLLAMA_STORE ?= $(OLLAMA)/bin/models
 OLLAMA_HOST ?= 127.0.0.1:11435
+OLLAMA_SOURCES := $(wildcard $(OLLAMA)/*.go $(OLLAMA)/*.mod $(OLLAMA)/*/*.go $(OLLAMA)/*/*/*.go)
+OLLAMA_SOURCES := $(filter-out %/types.go,$(OLLAMA_SOURCES))
+GO_BUILD = go build $(MODFILE) -trimpath -buildvcs=false -ldflags '-s -w -X github.com/ollama/ollama/version.Version=$(*:v%=%)'
+OLLAMA_TESTS := $(addprefix $(OLLAMA)/bin/,decode-$(OLLAMA_IMAGES) decode-$(OLLAMA_NEWEST) classic-$(OLLAMA_CLASSIC))
 
-ollama: $(OLLAMA)/bin/ollama-$(OLLAMA_OLD) $(OLLAMA)/bin/ollama-$(OLLAMA_NEW)  ## Build Ollama with this runner in it (needs Go and a C compiler)
+ollama: $(OLLAMA)/bin/ollama-$(OLLAMA_IMAGES) $(OLLAMA)/bin/ollama-$(OLLAMA_NEWEST)  ## Build Ollama with this runner in it (needs Go and a C compiler)
 
-$(OLLAMA)/bin/ollama-$(OLLAMA_OLD): MODFILE := -modfile=$(OLLAMA_OLD).mod
-$(OLLAMA)/bin/ollama-%: $(wildcard $(OLLAMA)/*.go $(OLLAMA)/*.mod)
+$(OLLAMA)/bin/ollama-$(OLLAMA_IMAGES) $(OLLAMA)/bin/decode-$(OLLAMA_IMAGES): MODFILE := -modfile=$(OLLAMA_IMAGES).mod -tags before_v0_34_2
+$(OLLAMA)/bin/ollama-%: $(OLLAMA_SOURCES)
 	@command -v go >/dev/null || { echo 'Error: Go is needed to build Ollama; see https://go.dev/dl' >&2; exit 1; }
-	cd $(OLLAMA) && CGO_ENABLED=1 go build $(MODFILE) -trimpath -buildvcs=false \
-		-ldflags '-s -w -X github.com/ollama/ollama/version.Version=$(*:v%=%)' -o bin/$(@F) .
+	cd $(OLLAMA) && CGO_ENABLED=1 $(GO_BUILD) -o bin/$(@F) .
+
+$(OLLAMA)/bin/decode-%: $(OLLAMA_SOURCES)
+	cd $(OLLAMA) && CGO_ENABLED=1 $(GO_BUILD) -o bin/$(@F) ./decode
+
+$(OLLAMA)/bin/classic-%: MODFILE = -modfile=$*.mod
+$(OLLAMA)/bin/classic-%: $(OLLAMA_SOURCES)
+	cd $(OLLAMA) && go mod download $(MODFILE) github.com/ollama/ollama
+	cd $(OLLAMA) && go run ./classic/extract "$$(go list $(MODFILE) -m -f '{{.Dir}}' github.com/ollama/ollama)/llm" >classic/types.go
+	cd $(OLLAMA) && CGO_ENABLED=0 $(GO_BUILD) -tags classic -o bin/$(@F) ./classic
 
 ollama-serve: $(OLLAMA)/bin/ollama-$(OLLAMA_VERSION) $(VENV)/.installed  ## Serve Ollama on loopback, with a store of its own: OLLAMA_VERSION=v0.32.5 for the older
 	OLLAMA_HOST=$(OLLAMA_HOST) OLLAMA_MODELS=$(abspath $(OLLAMA_STORE)) OLLAMA_MLX_RUNNER=$(abspath $(BIN)/ollama-mlx-runner) $< serve
@@ -78,11 +94,12 @@ $(VENV)/.installed-ollama: pyproject.toml $(VENV)/.installed-dev
 	@touch $@
 
 test-ollama: $(VENV)/.installed-ollama  ## Run the tests with real Ollama servers; skipped where there is no Go
-	@if command -v go >/dev/null; then $(MAKE) --no-print-directory ollama; fi
+	@if command -v go >/dev/null; then $(MAKE) --no-print-directory ollama $(OLLAMA_TESTS); fi
 	$(BIN)/pytest -m ollama tests/ollama
 
 clean:  ## Remove everything that the other targets made here
 	rm -rf $(VENV) $(FIXTURES_VENV) bench-results build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf $(OLLAMA)/bin $(OLLAMA)/classic/types.go
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find runner models protocol tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

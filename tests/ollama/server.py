@@ -11,13 +11,9 @@ from pathlib import Path
 import ollama
 import psutil
 
-HERE = Path(__file__).parent
-VERSIONS = {"images": "v0.32.5", "newest": "v0.34.4"}
+from tests.ollama.programs import BIN
+
 RUNNER = Path(sys.executable).with_name("ollama-mlx-runner")
-
-
-def binary(version):
-    return HERE / "bin" / f"ollama-{version}"
 
 
 class Server:
@@ -40,7 +36,7 @@ class Server:
 
     def __enter__(self):
         self.process = subprocess.Popen(
-            [binary(self.version), "serve"],
+            [BIN / f"ollama-{self.version}", "serve"],
             env=self._environ,
             cwd=self._environ["HOME"],
             stdin=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import signal
+import subprocess
 from contextlib import aclosing, closing
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 ollama = pytest.importorskip("ollama", reason="needs Ollama's Python client; `make test-ollama` installs it")
 httpx = pytest.importorskip("httpx", reason="comes with Ollama's Python client")
 
-from tests.ollama.server import VERSIONS, Server, binary  # noqa: E402
+from tests.ollama.programs import BIN, VERSIONS, skip_without  # noqa: E402
+from tests.ollama.server import Server  # noqa: E402
 from tests.ollama.store import Store  # noqa: E402
 
 pytestmark = [pytest.mark.ollama, pytest.mark.timeout(180)]
@@ -24,10 +26,7 @@ QUESTION = "What is the capital of France?"
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def version(request):
-    if not shutil.which("go"):
-        pytest.skip("Go is not installed, so there is no Ollama to test with")
-    if not binary(VERSIONS[request.param]).exists():
-        pytest.skip("`make ollama` has not been run")
+    skip_without(f"ollama-{VERSIONS[request.param]}")
     return VERSIONS[request.param]
 
 
@@ -249,6 +248,15 @@ def test_a_client_that_goes_away_ends_its_request(start):
         endless(server).close()
         server.wait_for("completion cancelled", seen)
         assert server.client.generate("roomy", "the fox", options=GREEDY).eval_count == 12
+
+
+def test_ollamas_own_types_read_the_answers_as_recorded(version):
+    skip_without(f"decode-{version}")
+    answers = Path(__file__).parents[1] / "conformance" / "answers"
+    recorded = {VERSIONS["images"]: "mlx.v0.33.jsonl", VERSIONS["newest"]: "mlx.v0.34.jsonl"}[version]
+    with (answers / "mlx.jsonl").open("rb") as lines:
+        decoded = subprocess.run([BIN / f"decode-{version}"], stdin=lines, capture_output=True, check=True)
+    assert decoded.stdout == (answers / recorded).read_bytes()
 
 
 def test_the_openai_endpoint_answers(server):

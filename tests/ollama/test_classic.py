@@ -1,0 +1,67 @@
+"""Ollama v0.24's own types against the classic dialect: `bin/classic` goes through its requests, this judges."""
+
+import asyncio
+import json
+from asyncio.subprocess import PIPE
+
+import pytest
+
+from runner.config import DialectName
+from tests.ollama.programs import BIN, skip_without
+
+pytestmark = [pytest.mark.ollama, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+async def steps(spawn_runner, tiny_llama):
+    """What the types made of each answer, by step."""
+    skip_without("classic-v0.24.0")
+    async with spawn_runner(tiny_llama, DialectName.CLASSIC) as child:
+        process = await asyncio.create_subprocess_exec(
+            BIN / "classic-v0.24.0", f"http://127.0.0.1:{child.port}", stdout=PIPE, stderr=PIPE
+        )
+        out, err = await process.communicate()
+    assert not err
+    assert process.returncode == 0
+    return {step["step"]: (step["status"], step["answer"]) for step in map(json.loads, out.splitlines())}
+
+
+def text_of(answers):
+    return "".join(answer["content"] for answer in answers)
+
+
+async def test_a_classic_parent_is_served_from_launch_to_close(steps):
+    assert steps["launched"] == (200, {"status": 2, "progress": 0})
+    assert steps["info"] == (200, [])
+    assert steps["completion before load"][0] == 503
+    fit = steps["load fit"][1]
+    assert fit["Success"]
+    assert len(fit["Memory"]["CPU"]["Weights"]) == 3
+    assert sum(fit["Memory"]["CPU"]["Cache"]) > 0
+    assert steps["load alloc"] == steps["load commit"] == steps["load fit"]
+    assert steps["ready"] == (200, {"status": 0, "progress": 1})
+    assert steps["load again"] == (500, "model already loaded")
+    assert steps["load close"][0] == 200
+    assert steps["launched again"] == (200, {"status": 2, "progress": 0})
+
+
+async def test_a_classic_parents_completions_are_answered_or_refused(steps):
+    status, answers = steps["completion"]
+    assert status == 200
+    assert [answer["done"] for answer in answers] == [False] * (len(answers) - 1) + [True]
+    assert answers[-1]["done_reason"] == 1
+    assert (answers[-1]["prompt_eval_count"], answers[-1]["eval_count"]) == (4, 6)
+    assert answers[-1]["prompt_eval_duration"] > 0
+    _, drawn = steps["completion with logprobs"]
+    entries = [entry for answer in drawn for entry in answer.get("logprobs", ())]
+    assert [len(entry["top_logprobs"]) for entry in entries] == [2] * 6
+    assert steps["prompt too long"] == (
+        400,
+        "input length (602 tokens) exceeds the model's maximum context length (128 tokens)",
+    )
+    assert steps["prompt truncated"][1][-1]["prompt_eval_count"] < 128
+    assert text_of(steps["no format"][1])
+    for step in ("grammar", "format", "image", "embedding"):
+        status, reason = steps[step]
+        assert status == 501
+        assert "support" in reason
