@@ -72,13 +72,10 @@ def _size(nbytes: int) -> str:
 @contextlib.contextmanager
 def _bar(label: str) -> Iterator[ProgressBar]:
     bar = ProgressBar(label)
-    whole = False
-    try:
+    with contextlib.ExitStack() as unless_whole:
+        unless_whole.callback(bar.abandon)
         yield bar
-        whole = True
-    finally:
-        if not whole:
-            bar.abandon()
+        unless_whole.pop_all()
 
 
 @contextlib.contextmanager
@@ -95,6 +92,9 @@ def _interruptible() -> Iterator[None]:
     before = {number: signal.signal(number, interrupt) for number in caught}
     try:
         yield
+    except KeyboardInterrupt:
+        _say("interrupted; nothing of it stays")
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -68,22 +68,21 @@ class StoreWriter:
         self._blobs = store / "blobs"
         self._note = note
         self._lock: int | None = None
+        self._alone = False
         self._made_folders: list[Path] = []
         self._made_blobs: list[Path] = []
         self._sizes: Counter[int] = Counter()
 
     def begin(self) -> None:
         """Create the folders, wait for other writers, and remove what killed ones left half written."""
-        alone = self._take_lock()
-        for path in self._blobs.iterdir():
-            if not path.name.startswith(_TEMPORARY):
-                self._sizes[path.stat().st_size] += 1
-            elif alone:
-                path.unlink(missing_ok=True)
+        self._alone = self._take_lock()
+        self._sweep()
+        self._sizes.update(path.stat().st_size for path in self._blobs.iterdir())
 
     def end(self) -> None:
         """Remove what is ours and named by no manifest, then let the next writer in."""
         try:
+            self._sweep()
             if self._made_blobs:
                 self._remove(path.name for path in self._made_blobs if path.name not in named_blobs(self._store)[0])
             for folder in reversed(self._made_folders):
@@ -236,6 +235,11 @@ class StoreWriter:
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o755)
                 self._made_folders.append(path)
+
+    def _sweep(self) -> None:
+        """Remove what is half written: by a writer that was killed, or by us if a signal came between two lines."""
+        if self._alone:
+            self._remove(path.name for path in self._blobs.glob(f"{_TEMPORARY}*"))
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:

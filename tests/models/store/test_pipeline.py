@@ -138,6 +138,18 @@ def test_linear_layers_are_quantised_and_the_vae_is_not(pipeline, store, quantiz
     assert config_of(store, "m")["file_type"] == quantize
 
 
+def test_a_plain_tensor_is_called_as_in_its_component_and_a_quantised_one_as_in_the_whole(pipeline, store):
+    create(pipeline, store, quantize="int8")
+
+    def keys(layer: str) -> set[str]:
+        blob = layer_of(store, "m", layer)
+        return set(json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])) - {"__metadata__"}
+
+    assert keys("transformer/blocks.0.to_q.bias") == {"blocks.0.to_q.bias"}
+    name = "transformer/blocks.0.to_q.weight"
+    assert keys(name) == {name, f"{name}.scale", f"{name}.bias"}
+
+
 def test_what_has_no_place_is_named(pipeline, store):
     write_folder(pipeline / "text_encoder_2", {"a": mx.ones(1)})
     assert create(pipeline, store) == ["left out, as Ollama has no place for it: text_encoder_2/"]
