@@ -18,6 +18,7 @@ CLASSIC_PORT = 8080
 LOOPBACK = "127.0.0.1"
 # As in models.quantization, which imports MLX; this module is imported before that is allowed.
 WeightPolicy: TypeAlias = Literal["auto", "float32", "keep"]
+MAX_DRAFT = 64
 WEIGHT_POLICIES: tuple[str, ...] = get_args(WeightPolicy)
 # As in models.store.policy, for the same reason.
 QUANT_TYPES = ("int4", "int8", "nvfp4", "mxfp4", "mxfp8")
@@ -55,6 +56,8 @@ class RunnerConfig:
     """Prompt tokens of one step."""
     cache_bytes: int | None = None
     """What the prefix cache may hold; None is a quarter of the memory that the model leaves free, 0 is nothing."""
+    draft: int = 0
+    """Tokens a row may draft at once from its own text; 0 is off."""
     check_memory: bool = True
     verify_digests: bool = False
 
@@ -136,6 +139,7 @@ TUNING_FLAGS = (
         "N",
         "bytes of keys and values kept for later prompts (default a quarter of what is free; 0: none)",
     ),
+    Flag("draft", "N", "guess up to N tokens ahead where a text repeats itself; its words stay the same (default 0)"),
     Flag("check-memory", "", "refuse a model that is predicted not to fit (default true)"),
     Flag("verify-digests", "", "check the SHA-256 of blobs of the Ollama store while loading (default false)"),
     Flag("store", "DIR", "the Ollama store (default $OLLAMA_MODELS, then ~/.ollama/models)"),
@@ -263,6 +267,7 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         parallel=settings.integer("parallel", least=1, most=1024) or 4,
         prefill_chunk=settings.integer("prefill-chunk", least=1) or 128,
         cache_bytes=settings.integer("cache-bytes", least=0),
+        draft=settings.integer("draft", least=0, most=MAX_DRAFT) or 0,
         check_memory=settings.boolean("check-memory", default=True),
         verify_digests=settings.boolean("verify-digests", default=False),
     )

@@ -42,7 +42,6 @@ HINTS: Final = {
     "num_gpu": "layers on the GPU; MLX runs a whole model on one device",
     "main_gpu": "which GPU; MLX runs a whole model on one device",
     "use_mmap": "how weights are read",
-    "draft_num_predict": "tokens drafted ahead, 4 unless told; drafting changes the speed, never the distribution",
     "FlashAttention": "the attention kernel; MLX has one, fused",
     "NumThreads": "as num_thread",
     "BatchSize": "as num_batch; counted in the memory table",
@@ -232,6 +231,8 @@ def text_request(
         top_logprobs=top,
         shift=shift,
         truncate=truncate,
+        # Parents send 0 for a model that has no draft model, and leave out what is 0: absent is no refusal.
+        draft=max(options.draft_num_predict, 0) if "draft_num_predict" in options.model_fields_set else None,
     )
 
 

@@ -4,10 +4,11 @@ Owns the guesses and the decision whether they pay; refuses to know arrays and t
 fast a row speaks, never what it says: the engine keeps a drafted token if it is the one that was sampled in its place.
 """
 
+from collections import deque
 from collections.abc import Sequence
+from statistics import median
 from typing import Protocol
 
-MAX_DRAFT = 64
 PRICE = 0.25
 """What verifying a drafted token costs until it is measured, in tokens generated one by one: SmolLM2-135M on a CPU
 takes 1.8 times as long for five tokens as for one."""
@@ -88,24 +89,35 @@ def _common(tokens: Sequence[int], place: int, most: int) -> int:
 class StepCosts:
     """How long steps of so many tokens take, measured while they run; those with a piece of a prompt left out."""
 
-    _SHARE = 0.2
-    """Weight of the newest measurement."""
-    _OUTLIER = 4.0
+    _ENOUGH = 3
+    _KEPT = 5
+    _FRESH_STEPS = 64
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
+        self._seconds: dict[int, deque[float]] = {}
+        self._measured: dict[int, int] = {}
+        """At which step a size was measured last."""
+        self._steps = 0
 
     def observe(self, tokens: int, seconds: float) -> None:
         """A step of that many tokens took that long."""
-        mean = self._seconds.get(tokens, seconds)
-        self._seconds[tokens] = mean + self._SHARE * (min(seconds, self._OUTLIER * mean) - mean)
+        self._steps += 1
+        self._measured[tokens] = self._steps
+        self._seconds.setdefault(tokens, deque(maxlen=self._KEPT)).append(seconds)
+
+    def needs_measuring(self, tokens: int) -> bool:
+        """Whether it is not known how long a step of that many tokens takes at present: it grows with the contexts."""
+        known = len(self._seconds.get(tokens, ())) >= self._ENOUGH
+        return not known or self._steps - self._measured[tokens] > self._FRESH_STEPS
 
     def price(self, rows: int, drafted: int) -> float:
         """What each of `drafted` tokens adds to a step of `rows` rows, in tokens generated without drafting."""
         plain, verifying = self._seconds.get(rows), self._seconds.get(rows + drafted)
-        if not plain or verifying is None:
+        if plain is None or verifying is None:
             return PRICE
-        return max(verifying - plain, 0.0) / drafted * rows / plain
+        # The median is not disturbed by a step in which the machine did something else.
+        alone, together = median(plain), median(verifying)
+        return max(together - alone, 0.0) / drafted * rows / alone if alone > 0 else PRICE
 
 
 class RowDrafting:

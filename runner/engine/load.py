@@ -129,7 +129,8 @@ class ModelLoader:
 
     def _blueprint(self, reference: str, options: LoadOptions) -> Blueprint:
         checkpoint = open_checkpoint(reference, self._config.store, verify_digests=self._config.verify_digests)
-        planner = _Planner(checkpoint, find_architecture(checkpoint.config).config(checkpoint.config))
+        config = find_architecture(checkpoint.config).config(checkpoint.config)
+        planner = _Planner(checkpoint, config, self._config.draft)
         asked = min((n for n in (options.context_per_row, self._config.context) if n is not None), default=None)
         chunk = min(self._config.prefill_chunk, options.batch_tokens or self._config.prefill_chunk)
         return planner.blueprint(self._config.weights, asked, options.parallel, chunk)
@@ -138,9 +139,10 @@ class ModelLoader:
 class _Planner:
     """The figures of one checkpoint on this device."""
 
-    def __init__(self, checkpoint: Checkpoint, config: LanguageConfig) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: LanguageConfig, draft: int) -> None:
         self._checkpoint = checkpoint
         self._config = config
+        self._draft = draft
         self._infos = tuple(checkpoint.infos())
         self._device = backend.device()
         room = cgroup_headroom()
@@ -197,7 +199,7 @@ class _Planner:
         step = chunk * (8 * hidden + 3 * _integer(config, "intermediate_size", 4 * hidden))
         keys = min(self._config.context_length, PLANNED_TOKENS)
         step += 2 * chunk * keys * _integer(config, "num_attention_heads", 32)
-        step += 4 * parallel * self._config.vocab_size
+        step += 4 * parallel * (1 + self._draft) * self._config.vocab_size
         largest = max((info.nbytes + self._held_nbytes(info, policy) for info in self._infos), default=0)
         return max(FLOAT32_BYTES * step, largest)
 
@@ -231,6 +233,7 @@ def _build(blueprint: Blueprint, config: RunnerConfig, progress: Progress) -> En
         parallel=blueprint.parallel,
         prefill_chunk=blueprint.chunk,
         prefix_cache=_prefix_cache(blueprint.memory, config),
+        draft=config.draft,
     )
 
 

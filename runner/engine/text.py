@@ -275,13 +275,29 @@ class TextEngine:
     def _build(self, after: Step | None) -> Step | None:
         """The step that follows `after`, on whose tokens it rests, whether or not anyone has read them."""
         assert self._model is not None
-        decode, tokens = _following(after)
+        decode, tokens = self._decoding(after)
         chunk = self._scheduler.next_chunk()
         if not decode and chunk is None:
             return None
         batch = Batch(decode, tokens, chunk)
         self._at_risk = [*self._at_risk, *batch.held]
         return batch.build(self._model)
+
+    def _decoding(self, after: Step | None) -> tuple[list[Run], mx.array | None]:
+        """The runs behind a step, and their tokens: the host knows nothing of them yet if the step was not read."""
+        if after is None or after.sampled is None:
+            return [], None
+        rows = [run.row for run in after.runs]
+        if after.was_read:
+            rows = [row for row in rows if row.status is SequenceStatus.DECODE]
+            drafts = self._scheduler.has_prompts or not self._costs.needs_measuring(len(rows))
+            runs = [Run(row, row.draft() if drafts else ()) for row in rows]
+            tokens = [token for run in runs for token in (run.row.tokens[-1], *run.drafts)]
+            return runs, mx.array(tokens, dtype=mx.int32) if runs else None
+        picked = [n for n, row in enumerate(rows) if row.status is SequenceStatus.DECODE and row.may_run_ahead]
+        if len(picked) == len(rows):
+            return [Run(row) for row in rows], after.sampled.tokens
+        return [Run(rows[n]) for n in picked], after.sampled.tokens[mx.array(picked)] if picked else None
 
     def _fill(self, row: Sequence) -> None:
         """Give a row a cache, and in it what is stored of its tokens."""
@@ -429,21 +445,6 @@ class TextEngine:
                 logger.info("prefill", extra={"fields": {"id": row.id, "done": row.fed, "total": len(row.tokens)}})
             else:
                 logger.info("decode", extra={"fields": _figures(row)})
-
-
-def _following(step: Step | None) -> tuple[list[Run], mx.array | None]:
-    """The runs that follow a step and their tokens, of which the host knows nothing yet if the step was not read."""
-    if step is None or step.sampled is None:
-        return [], None
-    if step.was_read:
-        runs = [Run(run.row, run.row.draft()) for run in step.runs if run.row.status is SequenceStatus.DECODE]
-        tokens = [token for run in runs for token in (run.row.tokens[-1], *run.drafts)]
-        return runs, mx.array(tokens, dtype=mx.int32) if runs else None
-    rows = [run.row for run in step.runs]
-    picked = [n for n, row in enumerate(rows) if row.status is SequenceStatus.DECODE and row.may_run_ahead]
-    if len(picked) == len(rows):
-        return [Run(row) for row in rows], step.sampled.tokens
-    return [Run(rows[n]) for n in picked], step.sampled.tokens[mx.array(picked)] if picked else None
 
 
 def _check(params: SamplingParams, top_logprobs: int) -> None:

@@ -99,6 +99,7 @@ def test_what_is_wrong_is_named_with_what_to_write_instead(argv, message):
         ("CONTEXT", "4096", "context", 4096),
         ("PARALLEL", "2", "parallel", 2),
         ("PREFILL_CHUNK", "64", "prefill_chunk", 64),
+        ("DRAFT", "8", "draft", 8),
         ("CHECK_MEMORY", "0", "check_memory", False),
         ("VERIFY_DIGESTS", "true", "verify_digests", True),
         ("STORE", "/store", "store", Path("/store")),
@@ -162,7 +163,17 @@ def test_what_try_passes_on_is_understood_by_the_runner():
 def test_help_names_every_setting_of_the_runner_and_its_variable():
     command = parse(["runner", "--help"], HOME)
     assert isinstance(command, HelpCommand)
-    for name in ("store", "host", "weights", "threads", "context", "parallel", "prefill-chunk", "check-memory"):
+    for name in (
+        "store",
+        "host",
+        "weights",
+        "threads",
+        "context",
+        "parallel",
+        "prefill-chunk",
+        "draft",
+        "check-memory",
+    ):
         assert f"--{name}" in command.text
         assert "OLLAMA_MLX_RUNNER_" + name.upper().replace("-", "_") in command.text
 

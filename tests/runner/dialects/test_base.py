@@ -22,7 +22,7 @@ def split(text, logprobs=(), limit=64):
 def test_every_option_is_obeyed_or_a_documented_hint():
     obeyed = {
         "num_keep", "seed", "num_predict", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n", "temperature",
-        "repeat_penalty", "presence_penalty", "frequency_penalty", "stop", "num_ctx",
+        "repeat_penalty", "presence_penalty", "frequency_penalty", "stop", "num_ctx", "draft_num_predict",
     }  # fmt: skip
     obeyed_or_refused = {"Operation", "LoraPath", "Parallel", "KvSize", "KvCacheType", "ProjectorPath"}
     fields = [field.alias or name for model in (Options, LoadRequest) for name, field in model.model_fields.items()]
@@ -66,6 +66,14 @@ def test_given_options_are_obeyed():
 @pytest.mark.parametrize("num_predict", [0, -1, -2, -7])
 def test_num_predict_without_a_limit(num_predict):
     assert text_request("p", Options(num_predict=num_predict)).num_predict is None
+
+
+@pytest.mark.parametrize(
+    ("options", "draft"), [({}, None), ({"draft_num_predict": 3}, 3), ({"draft_num_predict": 0}, 0)]
+)
+def test_drafting_is_refused_only_by_a_zero_that_was_written(options, draft):
+    assert text_request("p", Options.from_value(options)).draft == draft
+    assert text_request("p", None).draft is None
 
 
 def test_a_negative_seed_is_random_and_the_requests_own_seed_goes_first():

@@ -174,7 +174,7 @@ def test_a_wrong_body_is_a_bad_request(body):
 
 
 async def test_every_hint_is_accepted():
-    hints = {"num_batch": 1, "num_thread": 9, "num_gpu": 0, "main_gpu": 3, "use_mmap": False, "draft_num_predict": 4}
+    hints = {"num_batch": 1, "num_thread": 9, "num_gpu": 0, "main_gpu": 3, "use_mmap": False}
     async with serve(MLX) as served:
         assert (await served.post("/v1/completions", json={"Prompt": "p", "Options": hints}))[0] == 200
 

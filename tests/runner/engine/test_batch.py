@@ -1,6 +1,6 @@
 import mlx.core as mx
 
-from runner.engine.batch import Batch, Run
+from runner.engine.batch import Batch, Run, settle
 from runner.engine.sampler import RowSampler
 from runner.engine.scheduler import Chunk
 from runner.engine.sequence import PreparedText, Sequence, SequenceStatus
@@ -68,3 +68,37 @@ def test_a_step_is_set_off_once_however_often_it_is_asked_to():
     assert step.is_set_off
     assert step.pending == []
     assert step.sampled.read()[0] == [ord("y")]
+
+
+def test_drafts_share_a_step_with_other_rows_and_each_place_gets_its_own_token():
+    model = FakeModel("yes", "no")
+    first, second, third = row(model, 1, scripted(0)), row(model, 2, scripted(1)), row(model, 3, "abc")
+    for each in (first, second):
+        Batch([], None, Chunk(each, 1)).build(model)
+    runs = [Run(first, tuple(b"ex")), Run(second)]
+    step = Batch(runs, mx.array(list(b"yexn"), dtype=mx.int32), Chunk(third, 2)).build(model)
+    sampled = step.sampled.read()[0]
+    assert bytes([sampled[0], sampled[3]]) == b"eo"
+    assert sampled[1] == ord("s")
+    assert runs[0].accepted(sampled[:3]) == 1
+    assert (first.fed, first.unverified, second.fed, second.unverified, third.fed) == (2, 2, 2, 0, 2)
+    assert step.must_be_read_first
+    settle(first, 1)
+    assert (first.fed, first.unverified) == (3, 0)
+    assert first.cache[0].tokens.tolist() == [*scripted(0).encode(), *b"ye"]
+
+
+def test_a_step_without_drafts_may_be_followed_before_it_is_read():
+    model = FakeModel("yes")
+    one = row(model, 1, scripted(0))
+    assert not Batch([], None, Chunk(one, 1)).build(model).must_be_read_first
+
+
+def test_nothing_is_accepted_behind_the_first_wrong_draft():
+    run = Run(row(FakeModel(), 1, "x"), (5, 6, 7))
+    assert [run.accepted(sampled) for sampled in ([5, 6, 7, 8], [5, 0, 7, 8], [0, 6, 7, 8], [5, 6, 0, 7])] == [
+        3,
+        1,
+        0,
+        2,
+    ]

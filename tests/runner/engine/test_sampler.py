@@ -229,3 +229,43 @@ def test_the_greatest_may_all_lie_in_one_block_or_be_alike():
     ids, scores = _greatest(mx.zeros((10_000,)), 40)
     assert len(set(ids.tolist())) == 40
     assert scores.tolist() == [0.0] * 40
+
+
+# --- taking back
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(top_k=0, top_p=0),
+        SamplingParams(temperature=0, frequency_penalty=3.0),
+        SamplingParams(temperature=2.0, repeat_penalty=1.5, presence_penalty=1.0, repeat_last_n=3),
+        GREEDY,
+    ],
+    ids=str,
+)
+def test_draws_that_were_taken_back_are_drawn_again(params: SamplingParams):
+    row = mx.array(LOGITS)
+    plain, rewound = sampler(params, seed=3), sampler(params, seed=3, rewinds=4)
+    expected = [plain.sample(row).item() for _ in range(12)]
+    drawn = [rewound.sample(row).item() for _ in range(5)]
+    rewound.rewind(0)
+    for back in (4, 1, 2):
+        rewound.rewind(back)
+        del drawn[len(drawn) - back :]
+        drawn += sample_rows(mx.stack([row] * 4), [rewound] * 4).read()[0]
+    assert drawn == expected[: len(drawn)]
+    assert len(drawn) == 10
+
+
+def test_a_run_is_penalized_for_its_own_tokens_and_taken_back_for_other_ones():
+    """Behind a wrong draft everything is forgotten, what it was penalized for included."""
+    params = SamplingParams(temperature=0, presence_penalty=100.0, repeat_last_n=-1)
+    right, wrong = sampler(params, rewinds=2), sampler(params, rewinds=2)
+    lure = mx.array(np.eye(8, dtype=np.float32)[5] * 50)
+    wrong_tokens = sample_rows(mx.stack([mx.array(LOGITS), lure, lure]), [wrong] * 3).read()[0]
+    wrong.rewind(2)
+    first = right.sample(mx.array(LOGITS)).item()
+    assert wrong_tokens[0] == first
+    assert wrong_tokens[1] == 5
+    assert [wrong.sample(lure).item(), right.sample(lure).item()] == [5, 5]

@@ -1,0 +1,509 @@
+"""Drafting changes how many steps an answer takes, nothing else: it is compared with an engine that does not draft."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from models.cache import LayerCache
+from models.checkpoint import open_checkpoint
+from models.llm import load_language_model
+from models.llm.base import LanguageModel, Row
+from runner.engine import text as text_module
+from runner.engine.drafting import Drafter
+from runner.engine.prefix_cache import PrefixCache
+from runner.engine.sequence import Sequence as TextRow
+from runner.engine.text import TextEngine
+from runner.engine.types import Failed, FinishReason, Output, SamplingParams, TextDone, TextRequest
+from tests.fakes import POISON, ByteTokenizer, FakeModel, scripted
+from tests.runner.engine.serving import Answer, answer, make_engine, run
+
+GREEDY = SamplingParams(temperature=0)
+DRAFT = 5
+KINDS = [
+    GREEDY,
+    SamplingParams(seed=1),
+    SamplingParams(seed=2, top_k=0, top_p=0.5),
+    SamplingParams(seed=3, top_k=0, top_p=0, min_p=0.2, temperature=2.0),
+    SamplingParams(seed=4, typical_p=0.5, repeat_penalty=1.3),
+    SamplingParams(seed=5, presence_penalty=1.0, frequency_penalty=0.5, repeat_last_n=-1),
+    SamplingParams(seed=6, repeat_penalty=1.8, repeat_last_n=4, temperature=1.5),
+    SamplingParams(temperature=0, repeat_penalty=1.5, repeat_last_n=8),
+    SamplingParams(temperature=0, frequency_penalty=2.0),
+]
+
+
+class Oracle:
+    """Knows what rows will say, and lies at some places."""
+
+    def __init__(self, said: Sequence[Sequence[int]], lies: Callable[[int], bool]) -> None:
+        self._follows = {
+            tuple(tokens[place - 6 : place]): (tokens, place) for tokens in said for place in range(6, len(tokens))
+        }
+        self._lies = lies
+
+    def propose(self, tokens: Sequence[int], limit: int) -> list[int]:
+        stream, place = self._follows.get(tuple(tokens[-6:]), ((), 0))
+        known = enumerate(stream[place : place + limit], place)
+        return [token ^ 1 if self._lies(place) else token for place, token in known]
+
+    def observe(self, proposed: int, accepted: int) -> None:
+        assert 0 <= accepted <= proposed <= DRAFT
+
+
+LIES: dict[str, Callable[[int], bool]] = {
+    "never": lambda place: False,
+    "now and then": lambda place: place % 4 == 3,
+    "always": lambda place: True,
+}
+
+
+@pytest.fixture(params=[False, True], ids=["as on a CPU", "as on a GPU"])
+def overlaps(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def drafts_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step takes as long as any other, so that drafting always pays."""
+    ticks = iter(range(0, 10**18, 1000))
+    now = [0]
+
+    def clock() -> int:
+        now[0] = next(ticks)
+        return now[0]
+
+    monkeypatch.setattr(text_module.time, "perf_counter_ns", clock)
+
+
+def watch(row: TextRow, said: list[int]) -> None:
+    """Note each token that a row accepts, and that its cache holds what the row believes it holds."""
+    accept = row.accept
+
+    def noting(token, logprob):
+        said.append(token)
+        return accept(token, logprob)
+
+    row.accept = noting
+
+
+def streams(engine: TextEngine, *requests: TextRequest) -> list[list[int]]:
+    """What each row holds and says in the end, prompts included."""
+    said: list[list[int]] = []
+    for number, request in enumerate(requests):
+        engine.add(number, engine.prepare(request))
+        row = engine._rows[number]
+        said.append(list(row.tokens))
+        watch(row, said[-1])
+    to_the_end(engine)
+    return said
+
+
+def to_the_end(engine: TextEngine) -> None:
+    while not engine.idle:
+        engine.step()
+        engine.proceed()
+
+
+def drafting_engine(model: FakeModel, **options) -> TextEngine:
+    """An engine that drafts from the first step on, for it believes to know what a step costs."""
+    return measured(make_engine(model, **({"draft": DRAFT} | options)))
+
+
+def measured(engine: TextEngine) -> TextEngine:
+    for rows in range(1, 5):
+        for _ in range(3):
+            engine._costs.observe(rows, 1e-6)
+    return engine
+
+
+def oracle(engine: TextEngine, requests: Sequence[TextRequest], lies: str) -> Callable[[], Drafter]:
+    said = streams(engine, *requests)
+    return lambda: Oracle(said, LIES[lies])
+
+
+def same(drafted: Sequence[Answer], plain: Sequence[Answer]) -> None:
+    """All that a client sees is the same."""
+    for one, other in zip(drafted, plain, strict=True):
+        assert one.text == other.text
+        assert one.logprobs == other.logprobs
+        assert replace(one.done, **NO_COUNTS) == replace(other.done, **NO_COUNTS)
+
+
+NO_COUNTS = {"id": 0, "prompt_ns": 0, "eval_ns": 0, "drafted_tokens": 0, "accepted_tokens": 0, "cached_tokens": 0}
+
+
+# --- the same answer, whatever was guessed
+
+
+@pytest.mark.parametrize("lies", LIES)
+@pytest.mark.parametrize("params", KINDS, ids=str)
+def test_a_row_says_with_every_way_of_sampling_what_it_says_without_drafts(params, lies: str, overlaps: bool):
+    request = TextRequest("once upon a time ", params, num_predict=40, logprobs=True, top_logprobs=2)
+    model = FakeModel()
+    plain = run(make_engine(FakeModel()), request)
+    drafter = oracle(make_engine(FakeModel()), [request], lies)
+    drafted = run(drafting_engine(model, make_drafter=drafter, overlaps=overlaps), request)
+    same(drafted, plain)
+    done = drafted[0].done
+    assert done.drafted_tokens > 0
+    if lies == "never":
+        assert done.accepted_tokens == done.drafted_tokens > done.eval_tokens * 0.7
+        assert model.steps < done.eval_tokens * 0.5
+    if lies == "always":
+        assert done.accepted_tokens == 0
+
+
+@pytest.mark.parametrize("lies", LIES)
+def test_rows_that_join_leave_and_draft_change_nothing_for_each_other(lies: str, overlaps: bool):
+    requests = [
+        TextRequest(f"row {n} " * (3 * n % 5 + 1), params, num_predict=20 + 7 * n % 20, logprobs=n % 2 == 0)
+        for n, params in enumerate(KINDS)
+    ]
+    # Some of the rows do not draft, so they run ahead whenever they are alone.
+    requests = [replace(request, draft=0 if n % 3 == 2 else None) for n, request in enumerate(requests)]
+    plain = [answer(FakeModel(), request) for request in requests]
+    drafter = oracle(make_engine(FakeModel()), requests, lies)
+    engine = drafting_engine(FakeModel(), make_drafter=drafter, parallel=3, prefill_chunk=5, overlaps=overlaps)
+    outputs: dict[int, list[Output]] = {n: [] for n in range(len(requests))}
+    for step in range(400):
+        if step % 3 == 0 and step // 3 < len(requests):
+            engine.add(step // 3, engine.prepare(requests[step // 3]))
+        if step == 11:
+            engine.add(99, engine.prepare(TextRequest("a passer-by " * 5, num_predict=50)))
+        if step == 20:
+            engine.cancel(99)
+        for output in engine.step():
+            if output.id != 99:
+                outputs[output.id].append(output)
+        engine.proceed()
+    same([Answer(outputs[n]) for n in outputs], plain)
+
+
+@pytest.mark.parametrize("script", ["Grüße, Grüße, Grüße 世界世界世界世界 🎉🎉🎉🎉!", "abcabcabcabcabc" * 3])
+def test_text_that_repeats_itself_takes_fewer_steps(script: str, overlaps: bool):
+    model = FakeModel(script)
+    (got,) = run(drafting_engine(model, overlaps=overlaps), TextRequest(scripted(0), GREEDY, logprobs=True))
+    same([got], [answer(FakeModel(script), TextRequest(scripted(0), GREEDY, logprobs=True))])
+    assert all("\ufffd" not in piece for piece in got.pieces)
+    assert model.steps < len(script.encode()) * 0.7
+    assert model.steps + got.done.accepted_tokens == got.done.eval_tokens + 1
+
+
+# --- ends
+
+
+@pytest.mark.parametrize("stop", ["</s>", "s>", "o</s>t", "e"])
+@pytest.mark.parametrize("draft", [1, 4])
+def test_a_stop_string_ends_the_answer_wherever_it_falls_in_a_run(stop: str, draft: int, overlaps: bool):
+    requests = [
+        TextRequest(scripted(0, "x" * n), GREEDY, stop=(stop,), logprobs=True, num_predict=12) for n in range(6)
+    ]
+    script = "one two</s>three"
+    plain = [answer(FakeModel(script), request) for request in requests]
+    drafter = oracle(make_engine(FakeModel(script)), [replace(each, stop=()) for each in requests], "never")
+    drafted = run(drafting_engine(FakeModel(script), draft=draft, make_drafter=drafter, overlaps=overlaps), *requests)
+    same(drafted, plain)
+    assert drafted[0].done.reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 7, 8, 14])
+def test_nothing_is_drafted_beyond_num_predict(count: int, overlaps: bool):
+    request = TextRequest("0123456789", GREEDY, num_predict=count)
+    drafter = oracle(make_engine(FakeModel()), [replace(request, num_predict=40)], "never")
+    model = FakeModel()
+    engine = drafting_engine(model, make_drafter=drafter, overlaps=overlaps)
+    fed = fed_at_most(model)
+    same(run(engine, request), [answer(FakeModel(), request)])
+    assert fed() <= 10 + count - 1
+    assert model.steps <= 1 + -(-(count - 1) // (DRAFT + 1))
+
+
+def fed_at_most(model: FakeModel) -> Callable[[], int]:
+    """The most tokens that any cache was given from now on."""
+    most = [0]
+
+    def note(number: int, rows: Sequence[Row]) -> None:
+        most[0] = max(most[0], *(row.cache[0].offset + row.length for row in rows))
+
+    model.before_step = note
+    return lambda: most[0]
+
+
+@pytest.mark.parametrize("num_ctx", [12, 13, 17, 18, 22])
+def test_nothing_is_drafted_beyond_the_context(num_ctx: int, overlaps: bool):
+    request = TextRequest("0123456789", GREEDY, num_ctx=num_ctx)
+    drafter = oracle(make_engine(FakeModel()), [replace(request, num_ctx=64)], "never")
+    model = FakeModel()
+    engine = drafting_engine(model, make_drafter=drafter, overlaps=overlaps)
+    fed = fed_at_most(model)
+    same(run(engine, request), [answer(FakeModel(), request)])
+    assert fed() < num_ctx
+
+
+@pytest.mark.parametrize("lies", LIES)
+def test_a_context_shifts_as_without_drafts(lies: str, overlaps: bool):
+    requests = [
+        TextRequest("keep this: " * n, params, num_predict=70, num_ctx=16 + 12 * n, shift=True)
+        for n, params in enumerate(KINDS[:4], 1)
+    ]
+    drafter = oracle(make_engine(FakeModel()), requests, lies)
+    drafted = run(drafting_engine(FakeModel(), make_drafter=drafter, overlaps=overlaps), *requests)
+    same(drafted, [answer(FakeModel(), request) for request in requests])
+    by_lookup = run(drafting_engine(FakeModel(), overlaps=overlaps), *requests)
+    same(by_lookup, drafted)
+
+
+def test_lookup_goes_on_after_a_shift_with_what_is_left(overlaps: bool):
+    request = TextRequest(scripted(0), GREEDY, num_predict=150, num_ctx=40, num_keep=1, shift=True)
+    model = FakeModel("abcdefg " * 40)
+    (got,) = run(drafting_engine(model, overlaps=overlaps), request)
+    same([got], [answer(FakeModel("abcdefg " * 40), request)])
+    assert got.done.accepted_tokens > 75
+
+
+def test_logits_that_are_no_numbers_fail_the_row_behind_right_drafts(overlaps: bool):
+    script = b"all is well " + bytes([POISON]) + b"lost"
+    request = TextRequest(scripted(0, "123456"), GREEDY)
+    plain = answer(FakeModel(script), request)
+    drafter = oracle(make_engine(FakeModel(script)), [request], "never")
+    drafted = run(drafting_engine(FakeModel(script), make_drafter=drafter, overlaps=overlaps), request)[0]
+    assert isinstance(drafted.end, Failed)
+    assert (drafted.text, str(drafted.error)) == (plain.text, str(plain.error))
+
+
+class Poisoner:
+    def propose(self, tokens: Sequence[int], limit: int) -> list[int]:
+        return [POISON] * limit
+
+    def observe(self, proposed: int, accepted: int) -> None:
+        assert accepted == 0
+
+
+@pytest.mark.parametrize("params", KINDS[:5], ids=str)
+def test_logits_behind_a_wrong_draft_harm_nobody(params: SamplingParams, overlaps: bool):
+    request = TextRequest("x", params, num_predict=30)
+    drafted = run(drafting_engine(FakeModel(), make_drafter=Poisoner, overlaps=overlaps), request)[0]
+    same([drafted], [answer(FakeModel(), request)])
+
+
+# --- what a cache holds
+
+
+class Checked(PrefixCache):
+    """Looks into every row that is stored."""
+
+    stored = 0
+
+    def store(self, cache: Sequence[LayerCache], tokens: Sequence[int]) -> None:
+        assert cache[0].tokens[: len(tokens)].tolist() == list(tokens)
+        Checked.stored += 1
+        super().store(cache, tokens)
+
+
+@pytest.mark.parametrize("lies", LIES)
+@pytest.mark.parametrize("phase", [4, 6, 9])
+def test_a_cancelled_row_leaves_only_what_it_said(lies: str, phase: int, overlaps: bool):
+    request = TextRequest("0123456789" * 3, SamplingParams(seed=5), num_predict=60)
+    drafter = oracle(make_engine(FakeModel()), [request], lies)
+    cache = Checked(1 << 20)
+    engine = drafting_engine(FakeModel(), make_drafter=drafter, prefix_cache=cache, overlaps=overlaps)
+    before = Checked.stored
+    for number in (1, 2):
+        engine.add(number, engine.prepare(replace(request, prompt=str(number) + request.prompt)))
+    for step in range(phase + 8):
+        if step == phase:
+            row = engine._rows[1]
+            engine.cancel(1)
+            assert row.cache[0].tokens.tolist() == row.tokens[: row.fed]
+        engine.step()
+        engine.proceed()
+    assert Checked.stored > before
+    engine.cancel(2)
+    same(run(engine, request), [answer(FakeModel(), request)])
+
+
+def test_a_second_turn_is_served_from_what_drafts_have_left(overlaps: bool):
+    engine = drafting_engine(FakeModel("tick tock " * 8), prefix_cache=Checked(1 << 20), overlaps=overlaps)
+    request = TextRequest(scripted(0, "go on: "), GREEDY, num_predict=50)
+    (first,) = run(engine, request)
+    assert first.done.accepted_tokens > 20
+    (second,) = run(engine, replace(request, prompt=request.prompt + first.text + "?"))
+    assert second.done.cached_tokens >= len(request.prompt) + 49
+
+
+@pytest.mark.parametrize(
+    ("request_", "unfed"),
+    [
+        (TextRequest(scripted(0), GREEDY), 1),
+        (TextRequest(scripted(0), GREEDY, stop=("ab ab ab ab a",)), 0),
+        (TextRequest(scripted(0), GREEDY, num_predict=16), 1),
+    ],
+    ids=["stop token", "stop string", "length"],
+)
+def test_what_a_cache_holds_is_known_exactly_at_the_end(request_: TextRequest, unfed: int):
+    caches = []
+    model = FakeModel("ab ab ab ab ab ab", before_step=lambda _, rows: caches.extend(row.cache[0] for row in rows))
+    engine = drafting_engine(model)
+    engine.add(1, engine.prepare(request_))
+    row = engine._rows[1]
+    while not engine.idle:
+        engine.step()
+    assert caches[0].tokens.tolist() == row.tokens[: row.fed]
+    assert row.unfed == unfed
+
+
+def test_a_step_that_raises_fails_its_rows_only():
+    def fail(number: int, rows: Sequence[Row]) -> None:
+        if number == 6:
+            raise ValueError("a bad step")
+
+    engine = drafting_engine(FakeModel("ab" * 30, before_step=fail), prefix_cache=Checked(1 << 20))
+    engine.add(1, engine.prepare(TextRequest(scripted(0), GREEDY)))
+    with pytest.raises(ValueError, match="a bad step"):
+        to_the_end(engine)
+    assert isinstance(engine.abandon(ValueError("a bad step"))[-1], Failed)
+    assert run(engine, TextRequest(scripted(0), GREEDY))[0].text == "ab" * 30
+
+
+# --- on, off, and whether it pays
+
+
+def test_drafting_is_off_unless_the_process_allows_it():
+    (got,) = run(make_engine(FakeModel("ab" * 20)), TextRequest(scripted(0), GREEDY, draft=4))
+    assert (got.done.drafted_tokens, got.done.eval_tokens) == (0, 40)
+
+
+@pytest.mark.parametrize(("asked", "most"), [(None, 5), (0, 0), (2, 2), (9, 5), (-1, 0)])
+def test_a_request_may_lower_what_is_drafted(asked: int | None, most: int):
+    lengths: list[int] = []
+    model = FakeModel("ab" * 30, before_step=lambda _, rows: lengths.append(rows[0].length - 1))
+    run(drafting_engine(model), TextRequest(scripted(0), GREEDY, draft=asked))
+    assert max(lengths) == most
+
+
+def slow_by_tokens(monkeypatch: pytest.MonkeyPatch, model: FakeModel, each_ns: int) -> None:
+    """A step takes a millisecond, and every token beyond the first some more."""
+    now = [0]
+
+    def work(number: int, rows: Sequence[Row]) -> None:
+        now[0] += 1_000_000 + each_ns * (sum(row.length for row in rows) - 1)
+
+    model.before_step = work
+    monkeypatch.setattr(text_module.time, "perf_counter_ns", lambda: now[0])
+
+
+@pytest.mark.parametrize(("each_ns", "pays"), [(50_000, True), (900_000, False)])
+def test_whether_drafting_pays_is_measured(each_ns: int, pays: bool, monkeypatch: pytest.MonkeyPatch, overlaps: bool):
+    request = TextRequest("once upon a time ", GREEDY, num_predict=150)
+    plain = answer(FakeModel(), request)
+    drafter = oracle(make_engine(FakeModel()), [request], "now and then")
+    model = FakeModel()
+    slow_by_tokens(monkeypatch, model, each_ns)
+    got = answer(model, request, draft=DRAFT, make_drafter=drafter, overlaps=overlaps)
+    same([got], [plain])
+    if pays:
+        assert got.done.accepted_tokens > 0.4 * got.done.eval_tokens
+    else:
+        assert 0 < got.done.drafted_tokens < 0.5 * got.done.eval_tokens
+
+
+def test_a_row_that_has_stopped_drafting_runs_ahead_again(monkeypatch: pytest.MonkeyPatch):
+    request = TextRequest("once upon a time ", GREEDY, num_predict=60)
+    drafter = oracle(make_engine(FakeModel()), [request], "always")
+    engine = drafting_engine(FakeModel(), make_drafter=drafter, overlaps=True)
+    engine.add(1, engine.prepare(request))
+    row = engine._rows[1]
+    ahead = []
+    while not engine.idle:
+        engine.step()
+        ahead.append(row.fed + row.unverified > len(row.tokens) - 1 and not row.unverified)
+    assert ahead.count(True) > 15
+
+
+def test_acceptance_is_told_in_the_counts_the_log_and_the_status(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "runner.engine")
+    engine = drafting_engine(FakeModel("ab" * 20))
+    answers = run(engine, TextRequest(scripted(0), GREEDY), TextRequest(scripted(0, "x"), GREEDY))
+    lines = [record.fields for record in caplog.records if record.message == "completion done"]
+    counts = [(each.done.drafted_tokens, each.done.accepted_tokens) for each in answers]
+    assert [(line["drafted"], line["accepted"]) for line in lines] == counts
+    assert all(drafted >= accepted > 20 for drafted, accepted in counts)
+    status = engine.status()
+    assert (status.drafted_tokens, status.accepted_tokens) == tuple(map(sum, zip(*counts, strict=True)))
+
+
+def test_after_the_last_row_nothing_is_held(overlaps: bool):
+    model = FakeModel("ab" * 20)
+    engine = drafting_engine(model, overlaps=overlaps)
+    run(engine, TextRequest(scripted(0), GREEDY), TextRequest("abc", GREEDY, num_predict=3))
+    assert engine._step is None
+    assert model.living_caches() == 0
+
+
+# --- real architectures
+
+
+@pytest.fixture(scope="module", params=["llama_gqa", "mistral_window", "qwen3_layer_types"])
+def model(request: pytest.FixtureRequest, parity: Path) -> LanguageModel:
+    return load_language_model(open_checkpoint(str(parity / request.param), store=parity))
+
+
+@pytest.mark.parametrize("lies", LIES)
+def test_real_models_say_the_same_with_drafts(model: LanguageModel, lies: str, overlaps: bool):
+    requests = [
+        TextRequest(prompt, params, num_predict=50, num_ctx=72 if n % 2 else None, shift=True, logprobs=True)
+        for n, (prompt, params) in enumerate(
+            zip(["a tale", "some more " * 3, "zyx", "!" * 40] * 2, KINDS, strict=False)
+        )
+    ]
+
+    def engine(**options) -> TextEngine:
+        settings = {"context_length": 256, "parallel": 3, "prefill_chunk": 8, "prefix_cache": PrefixCache(1 << 24)}
+        return TextEngine(model, ByteTokenizer(), **(settings | options))
+
+    plain = run(engine(), *requests)
+    said = streams(engine(), *requests)
+    serving = measured(engine(draft=DRAFT, make_drafter=lambda: Oracle(said, LIES[lies]), overlaps=overlaps))
+    for _ in range(2):
+        drafted = run(serving, *requests)
+        assert [each.text for each in drafted] == [each.text for each in plain]
+        for one, other in zip(drafted, plain, strict=True):
+            assert one.done.eval_tokens == other.done.eval_tokens
+            assert [each.token for each in one.logprobs] == [each.token for each in other.logprobs]
+            assert [each.logprob for each in one.logprobs] == pytest.approx(
+                [each.logprob for each in other.logprobs], abs=1e-4
+            )
+    assert sum(each.done.drafted_tokens for each in drafted) > 100
+    if lies != "always":
+        assert sum(each.done.accepted_tokens for each in drafted) > 50
+
+
+def test_rejected_tokens_leave_a_real_cache_as_if_they_had_never_been(model: LanguageModel):
+    engine = TextEngine(
+        model, ByteTokenizer(), context_length=256, parallel=1, prefill_chunk=8, draft=DRAFT,
+        make_drafter=Poisoner, prefix_cache=PrefixCache(1 << 24),
+    )  # fmt: skip
+    measured(engine).add(1, engine.prepare(TextRequest("the quick brown fox " * 2, GREEDY, num_predict=40)))
+    row = engine._rows[1]
+    while row.generated < 20 or not row.unverified:
+        engine.step()
+        engine.proceed()
+    engine.cancel(1)
+    fresh = model.new_cache()
+    model(mx.array(row.tokens[: row.fed], dtype=mx.int32), [Row(row.fed, fresh)])
+    for held, known in zip(row.cache, fresh, strict=True):
+        assert held.offset == known.offset == row.fed
+        assert held.first <= max(row.fed + 1 - (held.window or row.fed + 1), 0)
+        ours, theirs = held.segment(held.first, row.fed), known.segment(held.first, row.fed)
+        assert mx.allclose(ours.keys, theirs.keys, atol=1e-4).item()
+        assert mx.allclose(ours.values, theirs.values, atol=1e-4).item()
+
+
+def test_the_counts_of_an_answer_without_drafts_are_zero():
+    done = answer(FakeModel("four"), TextRequest(scripted(0))).end
+    assert isinstance(done, TextDone)
+    assert (done.drafted_tokens, done.accepted_tokens) == (0, 0)
