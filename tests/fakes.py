@@ -63,12 +63,12 @@ class FakeCache:
 
     def segment(self, begin: int, end: int) -> Segment:
         tokens = self.tokens[begin:end].reshape(1, 1, -1, 1)
-        return Segment(tokens, tokens).part(0, end - begin)
+        return Segment((tokens, tokens)).part(0, end - begin)
 
     def restore(self, segments: Sequence[Segment]) -> None:
         assert self.offset == 0, "only an empty cache is restored"
         for segment in segments:
-            self.append(segment.keys.reshape(-1))
+            self.append(segment.arrays[0].reshape(-1))
 
     def trim(self, tokens: int) -> None:
         self.offset -= tokens

@@ -9,24 +9,27 @@ import mlx.core as mx
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What a layer remembers of some consecutive tokens, taken out of a row. Shapes: both (1, H_kv, L, D)."""
+    """What a layer remembers of some consecutive tokens, taken out of a row.
 
-    keys: mx.array
-    values: mx.array
+    Its arrays are what the cache that gave it holds, in the cache's own order and form (plain or packed), all with
+    the tokens along one axis. Shapes: each (1, H_kv, L, any).
+    """
+
+    arrays: tuple[mx.array, ...]
 
     @property
     def length(self) -> int:
         """Its tokens."""
-        return int(self.keys.shape[2])
+        return int(self.arrays[0].shape[2])
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return int(self.keys.nbytes + self.values.nbytes)
+        return sum(array.nbytes for array in self.arrays)
 
     def part(self, begin: int, end: int) -> "Segment":
         """A copy of the tokens [begin, end) of this segment."""
-        return Segment(mx.contiguous(self.keys[:, :, begin:end]), mx.contiguous(self.values[:, :, begin:end]))
+        return Segment(tuple(mx.contiguous(array[:, :, begin:end]) for array in self.arrays))
 
 
 class LayerCache(Protocol):

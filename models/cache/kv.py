@@ -23,45 +23,36 @@ class KVCache:
     once a block of it has gathered, so that the cost of moving is paid once a block.
     """
 
-    __slots__ = ("_begin", "_end", "_keys", "_values", "offset", "window")
+    __slots__ = ("_begin", "_buffers", "_end", "offset", "window")
 
     def __init__(self, window: int | None = None) -> None:
         self.window = window
         self.offset = 0
-        self._keys: mx.array | None = None
-        self._values: mx.array | None = None
+        self._buffers: list[mx.array] = []
         self._begin = 0
         self._end = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes held now, the unused rest of the last block included."""
-        return sum(array.nbytes for array in self.arrays())
+        return sum(array.nbytes for array in self._buffers)
 
     def arrays(self) -> list[mx.array]:
         """The buffers, to be evaluated together with a step."""
-        return [] if self._keys is None or self._values is None else [self._keys, self._values]
+        return list(self._buffers)
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append L tokens and return what their queries may look at, oldest first.
 
         Shapes: keys and values (1, H_kv, L, D); returns two arrays (1, H_kv, S, D), S >= L.
         """
-        length = keys.shape[2]
-        if self.window is not None:
-            self._begin = max(self._begin, self._end - self.window + 1)
-        all_keys, all_values = self._reserve(keys, values)
-        begin, end = self._begin, self._end + length
-        all_keys[:, :, self._end : end] = keys
-        all_values[:, :, self._end : end] = values
-        self._end = end
-        self.offset += length
-        return all_keys[:, :, begin:end], all_values[:, :, begin:end]
+        all_keys, all_values = self._append((keys, values))
+        return all_keys, all_values
 
     def snapshot(self) -> Self:
         """An independent copy of the present state; the buffers are shared until one of the two is written."""
         other = copy.copy(self)
-        other._keys, other._values = copy.copy(self._keys), copy.copy(self._values)
+        other._buffers = [copy.copy(buffer) for buffer in self._buffers]
         return other
 
     @property
@@ -71,34 +62,43 @@ class KVCache:
 
     def segment(self, begin: int, end: int) -> Segment:
         """A copy of the tokens at positions [begin, end); `first <= begin`, `end <= offset`."""
-        keys, values = self.arrays()
         shift = self._end - self.offset
-        return Segment(keys, values).part(begin + shift, end + shift)
+        return Segment(tuple(self._buffers)).part(begin + shift, end + shift)
 
     def restore(self, segments: Sequence[Segment]) -> None:
         """Fill an empty cache with the row's first tokens, stored earlier."""
-        keys = mx.concatenate([segment.keys for segment in segments], axis=2)
-        values = mx.concatenate([segment.values for segment in segments], axis=2)
-        self.update(keys, values)
+        columns = zip(*(segment.arrays for segment in segments), strict=True)
+        self._append([mx.concatenate(list(column), axis=2) for column in columns])
 
     def trim(self, tokens: int) -> None:
         """Forget the newest tokens again; not more than the last `update` appended, less one."""
         self._end -= tokens
         self.offset -= tokens
 
-    def _reserve(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Make room for the tokens of `keys` behind the live ones; the buffers, ready to be written."""
-        length = keys.shape[2]
-        if self._keys is not None and self._values is not None and self._end + length <= self._keys.shape[2]:
-            return self._keys, self._values
+    def _append(self, new: Sequence[mx.array]) -> list[mx.array]:
+        """Write L tokens behind the live ones; what their queries may look at. Shapes: (1, H_kv, L or S, any)."""
+        length = new[0].shape[2]
+        if self.window is not None:
+            self._begin = max(self._begin, self._end - self.window + 1)
+        self._reserve(new, length)
+        old_end, begin, end = self._end, self._begin, self._end + length
+        for buffer, array in zip(self._buffers, new, strict=True):
+            buffer[:, :, old_end:end] = array
+        self._end = end
+        self.offset += length
+        return [buffer[:, :, begin:end] for buffer in self._buffers]
+
+    def _reserve(self, like: Sequence[mx.array], length: int) -> None:
+        """Make room for `length` tokens behind the live ones."""
+        if self._buffers and self._end + length <= self._buffers[0].shape[2]:
+            return
         begin, end = self._begin, self._end
         capacity = _blocks(end - begin + length) * BLOCK_TOKENS
         if self.window is not None and begin > 0:
             capacity = max(capacity, (_blocks(self.window) + 1) * BLOCK_TOKENS)
-        self._keys = _moved(self._keys, keys, begin, end, capacity)
-        self._values = _moved(self._values, values, begin, end, capacity)
+        olds: Sequence[mx.array | None] = self._buffers or [None] * len(like)
+        self._buffers = [_moved(old, new, begin, end, capacity) for old, new in zip(olds, like, strict=True)]
         self._begin, self._end = 0, end - begin
-        return self._keys, self._values
 
 
 def cache_nbytes(tokens: int, *, window: int | None, kv_heads: int, head_dim: int, itemsize: int) -> int:

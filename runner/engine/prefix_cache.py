@@ -35,7 +35,7 @@ class RowSegment:
 
     def evaluate(self) -> None:
         """Compute the copies, so that they no longer hold what they were copied from."""
-        mx.async_eval([array for segment in self.layers for array in (segment.keys, segment.values)])
+        mx.async_eval([array for segment in self.layers for array in segment.arrays])
 
 
 class PrefixCache:
