@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 
 from models import backend
-from tests.bench.preparation import PROMPT, WARMUP
+from tests.bench.preparation import PROMPT, SERVING_TEXTS, WARMUP
 
 
 def export_folder(source: Path, target: Path) -> None:
@@ -79,9 +80,27 @@ def export_prompts(source: Path, target: Path, lengths: list[int]) -> None:
     target.write_text(json.dumps(prompts))
 
 
+def export_serving_prompts(source: Path, target: Path, seeds: int, lengths: list[int]) -> None:
+    """For each length, `seeds` texts of that many tokens that differ from the first token on."""
+    from models.checkpoint import open_checkpoint
+    from models.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(open_checkpoint(str(source), Path()))
+    sentences = PROMPT.read_text().replace("\n", " ").split(". ")
+
+    def text(seed: int, length: int) -> str:
+        order, parts = random.Random(seed * 1_000_003 + length), [f"{chr(65 + seed % 26)}{seed}, {length}: "]
+        while len(ids := tokenizer.encode("".join(parts), add_bos=tokenizer.adds_bos)) < length:
+            parts += [f"{sentence}. " for sentence in order.sample(sentences, len(sentences))]
+        return b"".join(map(tokenizer.piece, ids[:length])).decode()
+
+    made = {length: [text(seed, length) for seed in range(seeds)] for length in lengths}
+    target.write_text(json.dumps(made))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("folder", "gguf", "prompts"))
+    parser.add_argument("what", choices=("folder", "gguf", "prompts", "serving"))
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("lengths", type=int, nargs="*")
@@ -94,6 +113,8 @@ def main() -> None:
             export_gguf(asked.source, asked.target)
         case "prompts":
             export_prompts(asked.source, asked.target, asked.lengths)
+        case "serving":
+            export_serving_prompts(asked.source, asked.target, SERVING_TEXTS, asked.lengths)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from runner import default_model
 
 REPOSITORY = Path(__file__).parents[2]
 PROMPT = Path(__file__).with_name("prompt.txt")
+SERVING_TEXTS = 64
+"""Prompts of each length for `make bench-serve`."""
 WARMUP = "Once upon a time there was a small village between two hills, and in the village there lived"
 MLX_LM = "mlx-lm[cpu]==0.32.2" if sys.platform == "linux" else "mlx-lm==0.32.2"
 LLAMA_CPP = "llama-cpp-python==0.3.36"
@@ -64,11 +66,11 @@ def prepare(cache: Path, lengths: tuple[int, ...], say: Callable[[str], None]) -
         prompts=place / "prompts.json",
     )
     prepared = replace(prepared, no_llama_cpp=_install(prepared, say))
-    _once(prepared.gguf_float32, say, "writing the float32 GGUF", _export("gguf", prepared))
-    _once(prepared.folder, say, "writing the float32 folder", _export("folder", prepared))
+    once(prepared.gguf_float32, say, "writing the float32 GGUF", _export("gguf", prepared))
+    once(prepared.folder, say, "writing the float32 folder", _export("folder", prepared))
     for folder, dtype in ((prepared.folder_4bit, "bfloat16"), (prepared.folder_4bit_float32, "float32")):
-        _once(folder, say, f"quantising the 4-bit folder, the rest {dtype}", _quantization(dtype, prepared))
-    _run([*_exporter("prompts", prepared), str(prepared.prompts), *map(str, lengths)])
+        once(folder, say, f"quantising the 4-bit folder, the rest {dtype}", _quantization(dtype, prepared))
+    run([*exporter("prompts", prepared), str(prepared.prompts), *map(str, lengths)])
     return prepared
 
 
@@ -77,45 +79,45 @@ def _install(prepared: Prepared, say: Callable[[str], None]) -> str | None:
     venv = prepared.bench_python.parents[1]
     if not prepared.bench_python.exists():
         say(f"making {venv}")
-        _run([sys.executable, "-m", "venv", str(venv)])
+        run([sys.executable, "-m", "venv", str(venv)])
     # The same MLX as the project's, so that what differs is mlx_lm.
     requirements = [MLX_LM, f"mlx=={importlib.metadata.version('mlx')}", "matplotlib"]
-    _install_once(prepared, requirements, say)
+    install_once(prepared, requirements, say)
     # From its sources, so that llama.cpp uses all that this processor can; the wheels of others do not.
     try:
-        _install_once(prepared, [LLAMA_CPP], say)
+        install_once(prepared, [LLAMA_CPP], say)
     except PreparationError as error:
         say(f"not installed: {error}")
         return str(error)
     return None
 
 
-def _install_once(prepared: Prepared, requirements: list[str], say: Callable[[str], None]) -> None:
+def install_once(prepared: Prepared, requirements: list[str], say: Callable[[str], None]) -> None:
     stamp = prepared.bench_python.parents[1] / f".installed-{'-'.join(requirements).replace('/', '')}"
     if stamp.exists():
         return
     say(f"installing {' '.join(requirements)} (once; minutes if it has to be built)")
     pip = [str(prepared.bench_python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([*pip, *requirements], CMAKE_ARGS="-DGGML_NATIVE=ON -DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF")
+    run([*pip, *requirements], CMAKE_ARGS="-DGGML_NATIVE=ON -DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF")
     stamp.touch()
 
 
-def _exporter(what: str, prepared: Prepared) -> list[str]:
+def exporter(what: str, prepared: Prepared) -> list[str]:
     # A process of its own: the bench itself stays without MLX and small while the contestants run.
     return [str(prepared.project_python), "-m", "tests.bench.export", what, str(prepared.gguf)]
 
 
 def _export(what: str, prepared: Prepared) -> Callable[[Path], None]:
-    return lambda target: _run([*_exporter(what, prepared), str(target)])
+    return lambda target: run([*exporter(what, prepared), str(target)])
 
 
 def _quantization(dtype: str, prepared: Prepared) -> Callable[[Path], None]:
     words = [str(prepared.bench_python), "-m", "mlx_lm", "convert", "--hf-path", str(prepared.folder), "--quantize"]
     words += ["--q-bits", "4", "--q-group-size", "64", "--dtype", dtype, "--mlx-path"]
-    return lambda target: _run([*words, str(target)])
+    return lambda target: run([*words, str(target)])
 
 
-def _once(target: Path, say: Callable[[str], None], doing: str, make: Callable[[Path], None]) -> None:
+def once(target: Path, say: Callable[[str], None], doing: str, make: Callable[[Path], None]) -> None:
     """Make `target` beside its place and move it there: it is whole or absent."""
     if target.exists():
         return
@@ -126,7 +128,7 @@ def _once(target: Path, say: Callable[[str], None], doing: str, make: Callable[[
     partial.replace(target)
 
 
-def _run(words: list[str], **environment: str) -> None:
+def run(words: list[str], **environment: str) -> None:
     try:
         done = subprocess.run(
             words,

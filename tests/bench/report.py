@@ -169,7 +169,7 @@ def to_markdown(outcomes: Mapping[str, Outcome], facts: Mapping[str, object]) ->
     lines = ["# Side by side: SmolLM2-135M-Instruct on this CPU", ""]
     lines += [f"- {key}: {value}" for key, value in facts.items()]
     lines += ["", "Medians, and least to most, over the rounds.", ""]
-    lines += _table(
+    lines += table(
         ["", "prompt + decoded", *TITLES.values()],
         [
             [
@@ -191,7 +191,7 @@ def to_markdown(outcomes: Mapping[str, Outcome], facts: Mapping[str, object]) ->
         "The runner's figure over the other's: the median, and least to most, of the rounds' ratios.",
         "",
     ]
-    lines += _table(
+    lines += table(
         ["figure", "runner over", "ratio", "goal", ""],
         [_verdict_row(judge(goal, outcomes)) for goal in GOALS],
     )
@@ -222,7 +222,7 @@ def _verdict_row(verdict: Verdict) -> list[str]:
     ]
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
