@@ -9,7 +9,6 @@ sampled from it is thrown away. A step on which drafts are to rest is read befor
 import gc
 import logging
 import math
-import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
@@ -17,30 +16,27 @@ from collections.abc import Sequence as Tokens
 import mlx.core as mx
 
 from models import host
-from models.errors import TokenizerError
 from models.llm.base import LanguageModel
 from runner.engine.batch import Batch, Run, Step, settle
 from runner.engine.drafting import Drafter, PromptLookup, RowDrafting, StepCosts
 from runner.engine.prefix_cache import STORE_TOKENS, PrefixCache
+from runner.engine.preparation import encode, prepare_text
 from runner.engine.sampler import INVALID_TOKEN, RowLogprobs, RowSampler
 from runner.engine.scheduler import Scheduler
 from runner.engine.sequence import PreparedText, Sequence, SequenceStatus, Vocabulary
-from runner.engine.stop import build_stops
 from runner.engine.types import (
     EngineState,
     EngineStatus,
     Failed,
     Output,
     RequestId,
-    SamplingParams,
     TextRequest,
     TokenLogprob,
 )
-from runner.errors import BadRequest, GenerationError, PromptTooLong
+from runner.errors import GenerationError
 
 logger = logging.getLogger("runner.engine")
 
-MAX_TOP_LOGPROBS = 20
 REPORT_NS = 5_000_000_000
 
 
@@ -126,10 +122,7 @@ class TextEngine:
         Raises:
             BadRequest: the text is not Unicode.
         """
-        try:
-            return self._tokenizer.encode(text, add_bos=add_bos and self._tokenizer.adds_bos)
-        except TokenizerError as error:
-            raise BadRequest(str(error)) from None
+        return encode(self._tokenizer, text, add_bos=add_bos)
 
     def prepare(self, request: TextRequest) -> PreparedText:
         """Check and tokenise. Thread: any.
@@ -138,45 +131,7 @@ class TextEngine:
             BadRequest: the request cannot be served.
             PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
         """
-        params = request.sampling
-        _check(params, request.top_logprobs)
-        stops = build_stops(request.stop)
-        limit = self._context_length
-        if request.num_ctx is not None and 0 < request.num_ctx < limit:
-            limit = request.num_ctx
-        tokens = self._encode(request.prompt, limit, truncate=request.truncate)
-        if not tokens:
-            raise BadRequest("the prompt is empty")
-        keep = len(tokens) if request.num_keep < 0 else request.num_keep
-        if len(tokens) >= limit:
-            tokens = _truncate(tokens, limit, keep=keep, allowed=request.truncate)
-        return PreparedText(
-            tokens=tokens,
-            params=params,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
-            limit=limit,
-            # A shift drops something and yet leaves the newest token.
-            keep=min(keep, limit - 2),
-            num_predict=_budget(request, limit),
-            shift=request.shift,
-            stops=stops,
-            logprobs=request.logprobs,
-            top_logprobs=request.top_logprobs,
-            draft=self._draft if request.draft is None else max(0, min(request.draft, self._draft)),
-        )
-
-    def _encode(self, prompt: str, limit: int, *, truncate: bool) -> list[int]:
-        """The prompt's tokens; of a hopelessly long one, which would take gigabytes to encode, those of its ends."""
-        fewest = self._tokenizer.fewest_tokens(prompt)
-        if fewest >= limit and not truncate:
-            raise BadRequest(
-                f"input length (at least {fewest} tokens) exceeds the model's maximum context length ({limit} tokens)"
-            )
-        if fewest < 4 * limit:
-            return self.tokenize(prompt, add_bos=True)
-        # Each end has more tokens than truncation may leave of it.
-        end = len(prompt) * 2 * limit // fewest
-        return self.tokenize(prompt[:end], add_bos=True) + self.tokenize(prompt[-end:], add_bos=False)
+        return prepare_text(request, self._tokenizer, context_length=self._context_length, draft=self._draft)
 
     def add(self, request_id: RequestId, prepared: object) -> None:
         """Queue what `prepare` returned."""
@@ -241,6 +196,8 @@ class TextEngine:
         self._at_risk = []
         self._outputs = []
         self._to_store = []
+        if self._prefixes is not None:
+            self._prefixes.close()
         self._prefixes = None
         self._model = None
         mx.synchronize()
@@ -260,15 +217,15 @@ class TextEngine:
         """Set a step off, build the next one meanwhile, read the step. Should anything raise, both steps are lost."""
         self._at_risk = step.held
         step.set_off()
-        if (self._overlaps or not self._scheduler.has_prompts) and not step.must_be_read_first:
-            ahead = self._build(after=step)
-            if ahead is not None and self._overlaps:
-                ahead.set_off()
+        # On a CPU a chunk of a prompt is computed while it is built; the tokens must not wait for that.
+        runs_ahead = (self._overlaps or not self._scheduler.has_prompts) and not step.must_be_read_first
+        if not runs_ahead:
             self._read(step)
-        else:
-            # On a CPU a chunk of a prompt is computed while it is built; the tokens must not wait for that.
+        ahead = self._build(after=step)
+        if ahead is not None and self._overlaps:
+            ahead.set_off()
+        if runs_ahead:
             self._read(step)
-            ahead = self._build(after=step)
         self._step = ahead
         self._at_risk = []
 
@@ -445,50 +402,6 @@ class TextEngine:
                 logger.info("prefill", extra={"fields": {"id": row.id, "done": row.fed, "total": len(row.tokens)}})
             else:
                 logger.info("decode", extra={"fields": _figures(row)})
-
-
-def _check(params: SamplingParams, top_logprobs: int) -> None:
-    """Refuse what cannot be honoured. Raises BadRequest."""
-    numbers = {
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-        "min_p": params.min_p,
-        "typical_p": params.typical_p,
-        "repeat_penalty": params.repeat_penalty,
-        "presence_penalty": params.presence_penalty,
-        "frequency_penalty": params.frequency_penalty,
-    }
-    for name, number in numbers.items():
-        if not math.isfinite(number):
-            raise BadRequest(f"{name} must be a finite number")
-    if params.repeat_penalty < 0:
-        raise BadRequest("repeat_penalty must not be negative")
-    if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
-        raise BadRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}")
-
-
-def _truncate(tokens: list[int], limit: int, *, keep: int, allowed: bool) -> list[int]:
-    """Drop the middle, so that the prompt and one token fit. Raises PromptTooLong."""
-    room = limit - 1
-    if not allowed or room < 1:
-        raise PromptTooLong(len(tokens), limit)
-    # As Ollama does, at least one token of the tail stays.
-    keep = min(keep, room - 1)
-    logger.warning(
-        "prompt truncated", extra={"fields": {"limit": limit, "prompt": len(tokens), "keep": keep, "new": room}}
-    )
-    return tokens[:keep] + tokens[len(tokens) - (room - keep) :]
-
-
-def _budget(request: TextRequest, limit: int) -> int | None:
-    """Tokens to generate at most; None is until the context is full.
-
-    A context that shifts is never full; the end is then at ten times the context, as in Ollama.
-    """
-    wanted = request.num_predict if request.num_predict is not None and request.num_predict > 0 else None
-    if not request.shift:
-        return wanted
-    return min(wanted or 10 * limit, 10 * limit)
 
 
 def _figures(row: Sequence) -> dict[str, object]:

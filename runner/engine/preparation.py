@@ -1,0 +1,129 @@
+"""From a text request to one that the engine can run: checked, tokenised, cut to what fits.
+
+Needs no device, so it is done outside the MLX thread. Thread: any.
+"""
+
+import logging
+import math
+import secrets
+
+from models.errors import TokenizerError
+from runner.engine.sequence import PreparedText, Vocabulary
+from runner.engine.stop import build_stops
+from runner.engine.types import SamplingParams, TextRequest
+from runner.errors import BadRequest, PromptTooLong
+
+logger = logging.getLogger("runner.engine")
+
+MAX_TOP_LOGPROBS = 20
+
+
+def encode(tokenizer: Vocabulary, text: str, *, add_bos: bool) -> list[int]:
+    """Token ids of `text`; BOS only if the model has its prompts begin with it.
+
+    Raises:
+        BadRequest: the text is not Unicode.
+    """
+    try:
+        return tokenizer.encode(text, add_bos=add_bos and tokenizer.adds_bos)
+    except TokenizerError as error:
+        raise BadRequest(str(error)) from None
+
+
+def prepare_text(request: TextRequest, tokenizer: Vocabulary, *, context_length: int, draft: int) -> PreparedText:
+    """Check and tokenise.
+
+    Args:
+        request: As it came.
+        tokenizer: Of the model.
+        context_length: Tokens a row may hold; the request may ask for fewer.
+        draft: Tokens a row may draft at once; the request may ask for fewer.
+
+    Raises:
+        BadRequest: the request cannot be served.
+        PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
+    """
+    params = request.sampling
+    _check(params, request.top_logprobs)
+    stops = build_stops(request.stop)
+    limit = context_length
+    if request.num_ctx is not None and 0 < request.num_ctx < limit:
+        limit = request.num_ctx
+    tokens = _encode_prompt(tokenizer, request.prompt, limit, truncate=request.truncate)
+    if not tokens:
+        raise BadRequest("the prompt is empty")
+    keep = len(tokens) if request.num_keep < 0 else request.num_keep
+    if len(tokens) >= limit:
+        tokens = _truncate(tokens, limit, keep=keep, allowed=request.truncate)
+    return PreparedText(
+        tokens=tokens,
+        params=params,
+        seed=secrets.randbits(63) if params.seed is None else params.seed,
+        limit=limit,
+        # A shift drops something and yet leaves the newest token.
+        keep=min(keep, limit - 2),
+        num_predict=_budget(request, limit),
+        shift=request.shift,
+        stops=stops,
+        logprobs=request.logprobs,
+        top_logprobs=request.top_logprobs,
+        draft=draft if request.draft is None else max(0, min(request.draft, draft)),
+    )
+
+
+def _encode_prompt(tokenizer: Vocabulary, prompt: str, limit: int, *, truncate: bool) -> list[int]:
+    """The prompt's tokens; of a hopelessly long one, which would take gigabytes to encode, those of its ends."""
+    fewest = tokenizer.fewest_tokens(prompt)
+    if fewest >= limit and not truncate:
+        raise BadRequest(
+            f"input length (at least {fewest} tokens) exceeds the model's maximum context length ({limit} tokens)"
+        )
+    if fewest < 4 * limit:
+        return encode(tokenizer, prompt, add_bos=True)
+    # Each end has more tokens than truncation may leave of it.
+    end = len(prompt) * 2 * limit // fewest
+    return encode(tokenizer, prompt[:end], add_bos=True) + encode(tokenizer, prompt[-end:], add_bos=False)
+
+
+def _check(params: SamplingParams, top_logprobs: int) -> None:
+    """Refuse what cannot be honoured. Raises BadRequest."""
+    numbers = {
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "min_p": params.min_p,
+        "typical_p": params.typical_p,
+        "repeat_penalty": params.repeat_penalty,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+    }
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise BadRequest(f"{name} must be a finite number")
+    if params.repeat_penalty < 0:
+        raise BadRequest("repeat_penalty must not be negative")
+    if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
+        raise BadRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}")
+
+
+def _truncate(tokens: list[int], limit: int, *, keep: int, allowed: bool) -> list[int]:
+    """Drop the middle, so that the prompt and one token fit. Raises PromptTooLong."""
+    room = limit - 1
+    if not allowed or room < 1:
+        raise PromptTooLong(len(tokens), limit)
+    # As Ollama does, at least one token of the tail stays.
+    keep = min(keep, room - 1)
+    logger.warning(
+        "prompt truncated", extra={"fields": {"limit": limit, "prompt": len(tokens), "keep": keep, "new": room}}
+    )
+    return tokens[:keep] + tokens[len(tokens) - (room - keep) :]
+
+
+def _budget(request: TextRequest, limit: int) -> int | None:
+    """Tokens to generate at most; None is until the context is full.
+
+    A context that shifts is never full; the end is then at ten times the context, as in Ollama.
+    """
+    wanted = request.num_predict if request.num_predict is not None and request.num_predict > 0 else None
+    if not request.shift:
+        return wanted
+    return min(wanted or 10 * limit, 10 * limit)
