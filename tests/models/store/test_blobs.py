@@ -1,5 +1,7 @@
 """The store as a place to write: what a manifest does not name does not stay."""
 
+import errno
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -98,3 +100,23 @@ def test_a_store_may_be_a_link(store, tmp_path: Path):
     with store_writer(store) as writer:
         writer.publish(NAME, writer.add(content("x"), "type"), [])
     assert len(files_of(tmp_path / "real")) == 2
+
+
+def test_a_blob_of_equal_size_and_other_content_is_written(store):
+    with store_writer(store) as writer:
+        writer.publish(NAME, writer.add(content("12345"), "type"), [writer.add(content("abcde"), "type")])
+    assert {b"12345", b"abcde"} < set(files_of(store).values())
+
+
+def test_a_file_system_without_locks_lets_several_write(store, monkeypatch):
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with store_writer(store) as first, store_writer(store) as second:
+        half = store / "blobs" / "sha256-create-00"
+        half.write_text("somebody else may be writing this")
+        layer = first.add(content("hello"), "type")
+        second.publish(NAME, second.add(content("hello"), "type"), [layer])
+    assert half.exists()
+    assert b"hello" in files_of(store).values()

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -182,6 +183,26 @@ def test_missing_experts_are_named(tmp_path, store):
     group = "model.layers.1.mlp.experts"
     source = write_folder(tmp_path / "s", {f"{group}.{n}.up_proj.weight": mx.ones((4, 4)) for n in (0, 2)})
     with pytest.raises(CheckpointError, match=r"experts\.up_proj\.weight: some of its experts are missing"):
+        create(source, store)
+
+
+def test_experts_of_different_shapes_are_refused(tmp_path, store):
+    group = "model.layers.1.mlp.experts"
+    source = write_folder(tmp_path / "s", {f"{group}.{n}.up_proj.weight": mx.ones((4 + n, 4)) for n in range(2)})
+    with pytest.raises(CheckpointError, match="its experts differ in shape"):
+        create(source, store)
+
+
+def test_what_could_not_be_read_back_is_not_stored(tmp_path, store):
+    weight, scales, biases = mx.quantize(mx.ones((16, 128)), 64, 2)
+    tensors = {"q.weight": weight, "q.scales": scales, "q.biases": biases}
+    source = write_folder(tmp_path / "two-bits", tensors, {"quantization": {"group_size": 64, "bits": 2}})
+    with pytest.raises(QuantizationError, match="2 bits in groups of 64, which the Ollama store cannot tell"):
+        create(source, store)
+    header = json.dumps({"a": {"dtype": "F64", "shape": [2], "data_offsets": [0, 16]}}).encode()
+    source = write_folder(tmp_path / "double", {"a": mx.ones(1)})
+    (source / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(CheckpointError, match="its type F64 is not supported"):
         create(source, store)
 
 
@@ -406,6 +427,37 @@ def test_a_template_file_beside_the_weights_reaches_the_readers_of_the_store(par
     (source / "chat_template.jinja").write_text(template)
     assert create(source, store) == ["chat format: ChatML"]
     assert json.loads(open_checkpoint("m", store).read("chat_template.json") or b"") == {"chat_template": template}
+
+
+def test_a_chat_format_nobody_knows_is_said(parity, tmp_path, store):
+    source = tmp_path / "source"
+    shutil.copytree(parity / "llama_gqa", source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    templates = [{"name": "tools", "template": "<|im_start|>"}, {"name": "default", "template": "### Human:"}]
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": templates}))
+    (note,) = create(source, store)
+    assert "give Ollama a template with --template" in note
+    assert "template" not in {each["mediaType"].split(".")[-1] for each in manifest_of(store, "m")["layers"]}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [("general.type", "adapter", "a part of one: adapter"), ("split.count", 3, "one of 3 parts of a model")],
+)
+def test_a_gguf_file_that_is_no_whole_model_is_refused(tmp_path, store, key, value, words):
+    writer = gguf.GGUFWriter(str(tmp_path / "part.gguf"), "llama")
+    if isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_uint16(key, value)
+    writer.add_tensor("output_norm.weight", np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=words):
+        create(tmp_path / "part.gguf", store)
+    assert not store.exists()
 
 
 def test_a_gguf_file_is_described_by_its_metadata(parity, store):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.checkpoint import open_checkpoint
-from models.errors import CheckpointError
+from models.errors import CheckpointError, StoreError
 from models.quantization import Packed
 from models.store import CreateRequest, create_model
 
@@ -148,6 +148,15 @@ def test_a_plain_tensor_is_called_as_in_its_component_and_a_quantised_one_as_in_
     assert keys("transformer/blocks.0.to_q.bias") == {"blocks.0.to_q.bias"}
     name = "transformer/blocks.0.to_q.weight"
     assert keys(name) == {name, f"{name}.scale", f"{name}.bias"}
+
+
+def test_a_pipeline_is_another_format_than_a_language_model(pipeline, store, parity):
+    create(pipeline, store)
+    with pytest.raises(
+        StoreError, match=r"another format \(image pipeline\); --force replaces"
+    ):
+        create(parity / "qwen3", store)
+    create(pipeline, store)
 
 
 def test_what_has_no_place_is_named(pipeline, store):
