@@ -5,7 +5,12 @@ import shutil
 
 import pytest
 
-from tests.ollama.store import Store
+from tests.ollama.store import CHATML, Store
+
+THINKING = (
+    "{{ range .Messages }}{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}{{ end }}"
+    f"{CHATML}{{{{ if .Think }}}}<think>{{{{ end }}}}"
+)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -17,13 +22,14 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory, parity, default_model):
-    """tiny (context 128), fish (with parameters of its own), roomy (ten million tokens), smol (a real model)."""
+    """tiny (context 128), fish (with parameters), roomy (ten million tokens), smol (a real model), thinker."""
     folder = tmp_path_factory.mktemp("ollama")
     store = Store(folder / "models")
     store.add("tiny", parity / "llama_gqa")
     store.add("fish", parity / "qwen3", system="You are a fish.", parameters={"temperature": 0, "num_predict": 5})
     store.add("roomy", roomy(parity, folder))
     store.add("smol", default_model)
+    store.add("thinker", parity / "llama_gqa", template=THINKING, capabilities=("completion", "thinking"))
     store.add_image("picture")
     yield store
     shutil.rmtree(folder)

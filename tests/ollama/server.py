@@ -23,7 +23,7 @@ class Server:
         self.version = version
         self.lines = []
         self._grown = threading.Condition()
-        self._environ = {
+        self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")},
             "OLLAMA_HOST": "127.0.0.1:0",
             "OLLAMA_MODELS": str(store.folder),
@@ -37,8 +37,8 @@ class Server:
     def __enter__(self):
         self.process = subprocess.Popen(
             [BIN / f"ollama-{self.version}", "serve"],
-            env=self._environ,
-            cwd=self._environ["HOME"],
+            env=self.environ,
+            cwd=self.environ["HOME"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

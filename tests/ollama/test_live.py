@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import signal
 import subprocess
+import sys
 from contextlib import aclosing, closing
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ ollama = pytest.importorskip("ollama", reason="needs Ollama's Python client; `ma
 httpx = pytest.importorskip("httpx", reason="comes with Ollama's Python client")
 
 from tests.ollama.programs import BIN, VERSIONS, skip_without  # noqa: E402
-from tests.ollama.server import Server  # noqa: E402
+from tests.ollama.server import RUNNER, Server  # noqa: E402
 from tests.ollama.store import Store  # noqa: E402
 
 pytestmark = [pytest.mark.ollama, pytest.mark.timeout(180)]
@@ -266,6 +267,25 @@ def test_the_openai_endpoint_answers(server):
     assert answer["usage"]["completion_tokens"] <= 12
 
 
+def test_the_newest_parent_tells_how_much_of_a_prompt_was_cached(server):
+    if server.version != VERSIONS["newest"]:
+        pytest.skip("older parents do not ask")
+    body = {"model": "roomy", "prompt": "there is no one here " * 90, "stream": False, "options": GREEDY}
+    answers = [httpx.post(f"http://{server.address}/api/generate", json=body, timeout=60).json() for _ in range(2)]
+    cached = [answer["prompt_eval_cached_count"] for answer in answers]
+    assert 0 <= cached[0] < cached[1] < answers[1]["prompt_eval_count"]
+    assert answers[0]["response"] == answers[1]["response"]
+
+
+def test_a_thinking_models_text_reaches_the_parents_parser(client):
+    answer = client.chat("thinker", [{"role": "user", "content": "the fox"}], think=True, options=GREEDY)
+    assert answer.message.thinking
+    assert not answer.message.content
+    answer = client.chat("thinker", [{"role": "user", "content": "the fox"}], think=False, options=GREEDY)
+    assert answer.message.content
+    assert not answer.message.thinking
+
+
 def test_a_child_killed_in_mid_stream_is_an_error_and_the_next_request_has_a_new_one(start):
     with start() as server, closing(endless(server)) as stream:
         first = server.child()
@@ -274,6 +294,17 @@ def test_a_child_killed_in_mid_stream_is_an_error_and_the_next_request_has_a_new
             list(stream)
         assert server.client.generate("roomy", "the fox", options=GREEDY).eval_count == 12
         assert server.child() != first
+
+
+async def test_a_child_killed_while_it_loads_is_an_error_and_the_next_request_has_a_new_one(start):
+    with start() as server:
+        async with ollama.AsyncClient(host=server.address, timeout=60) as client:
+            request = asyncio.create_task(client.generate("fish", "the fox"))
+            await asyncio.to_thread(server.wait_for, "device prepared")
+            server.child().kill()
+            with pytest.raises(ollama.ResponseError, match=r"exited unexpectedly: signal: killed"):
+                await request
+            assert (await client.generate("fish", "the fox")).eval_count == 5
 
 
 @pytest.fixture
@@ -310,6 +341,64 @@ def test_too_little_memory_is_refused_in_the_runners_words(start):
     refused = pytest.raises(ollama.ResponseError, match="Error: insufficient memory")
     with start(OLLAMA_MLX_RUNNER_CONTEXT=10_000_000, OLLAMA_MLX_RUNNER_PARALLEL=1024) as server, refused:
         server.client.generate("roomy", "fox", options=GREEDY)
+
+
+def test_a_model_that_does_not_fit_leaves_the_others_alone(start, store):
+    with start(OLLAMA_MLX_RUNNER_CONTEXT=10_000_000, OLLAMA_MLX_RUNNER_PARALLEL=1024) as server:
+        server.client.generate("tiny", "fox", options=GREEDY)
+        with pytest.raises(ollama.ResponseError, match="Error: insufficient memory"):
+            server.client.generate("roomy", "fox", options=GREEDY)
+        assert [model.model for model in server.client.ps().models] == ["tiny:latest"]
+
+
+def run_ollama(server, *words):
+    """Ollama's command line as a person uses it."""
+    return subprocess.run(
+        [BIN / f"ollama-{server.version}", *words],
+        env={**server.environ, "OLLAMA_HOST": server.address},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_command_line_runs_shows_and_stops_a_model(start):
+    with start() as server:
+        answer = run_ollama(server, "run", "fish", "the fox", "--verbose")
+        assert answer.returncode == 0
+        assert answer.stdout.strip()
+        assert "eval rate" in answer.stderr
+        assert "fish:latest" in run_ollama(server, "ps").stdout
+        assert run_ollama(server, "stop", "fish").returncode == 0
+        assert "completion" in run_ollama(server, "show", "fish").stdout
+
+
+def test_the_command_line_shows_the_runners_words(start, broken_store):
+    broken_store.blob("tiny", "model.layers.0.mlp.up_proj.weight").unlink()
+    with start(broken_store, OLLAMA_NOPRUNE=1) as server:
+        answer = run_ollama(server, "run", "tiny", "the fox")
+        assert answer.returncode == 1
+        assert "the blob is missing" in answer.stderr
+        assert "up_proj" in answer.stderr
+
+
+OCCUPIER = """#!{python}
+import socket, subprocess, sys
+with socket.socket() as taken:
+    taken.bind(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+    taken.listen()
+    sys.exit(subprocess.call([{runner!r}, *sys.argv[1:]]))
+"""
+
+
+def test_a_port_that_was_taken_meanwhile_is_named(start, tmp_path):
+    occupier = tmp_path / "occupier"
+    occupier.write_text(OCCUPIER.format(python=sys.executable, runner=str(RUNNER)))
+    occupier.chmod(0o755)
+    refused = pytest.raises(ollama.ResponseError, match=r"Error: port \d+ on 127.0.0.1 is taken")
+    with start(runner=occupier) as server, refused:
+        server.client.generate("tiny", "fox", options=GREEDY)
 
 
 def test_an_image_model_is_refused_in_clear_words(start, version):
