@@ -22,6 +22,11 @@ def wait(arrays: list[mx.array]) -> None:
     mx.eval(arrays)
 
 
+def to_bytes(array: mx.array) -> bytes:
+    """Wait for a contiguous array of any type and copy its bytes, in the machine's order."""
+    return bytes(memoryview(array.view(mx.uint8)))  # type: ignore[arg-type]  # the buffer protocol, undeclared
+
+
 def lend(array: mx.array) -> npt.NDArray[np.float32]:
     """Wait for a float32 array and lend its memory to numpy, which may write it. CPU only.
 

@@ -19,6 +19,8 @@ LOOPBACK = "127.0.0.1"
 # As in models.quantization, which imports MLX; this module is imported before that is allowed.
 WeightPolicy: TypeAlias = Literal["auto", "float32", "keep"]
 MAX_DRAFT = 64
+MAX_BYTES = 2**60
+CACHE_DIR_BYTES = 4 << 30
 WEIGHT_POLICIES: tuple[str, ...] = get_args(WeightPolicy)
 # As in models.store.policy, for the same reason.
 QUANT_TYPES = ("int4", "int8", "nvfp4", "mxfp4", "mxfp8")
@@ -56,6 +58,10 @@ class RunnerConfig:
     """Prompt tokens of one step."""
     cache_bytes: int | None = None
     """What the prefix cache may hold; None is a quarter of the memory that the model leaves free, 0 is nothing."""
+    cache_dir: Path | None = None
+    """Where the prefix cache is kept for the next process; None keeps it in memory alone."""
+    cache_dir_bytes: int = CACHE_DIR_BYTES
+    """What the files there may take."""
     draft: int = 0
     """Tokens a row may draft at once from its own text; 0 is off."""
     check_memory: bool = True
@@ -139,6 +145,8 @@ TUNING_FLAGS = (
         "N",
         "bytes of keys and values kept for later prompts (default a quarter of what is free; 0: none)",
     ),
+    Flag("cache-dir", "DIR", "keep them there as well, so that they outlast the process (default: in memory alone)"),
+    Flag("cache-dir-bytes", "N", "bytes that the files there may take, the longest unused going first (default 4 GiB)"),
     Flag("draft", "N", "guess up to N tokens ahead where a text repeats itself; its words stay the same (default 0)"),
     Flag("check-memory", "", "refuse a model that is predicted not to fit (default true)"),
     Flag("verify-digests", "", "check the SHA-256 of blobs of the Ollama store while loading (default false)"),
@@ -254,6 +262,7 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
     port = settings.integer("port", least=0, most=65535)
     if port is None:
         port = CLASSIC_PORT if dialect is DialectName.CLASSIC else 0
+    cache_dir_bytes = settings.integer("cache-dir-bytes", least=0, most=MAX_BYTES)
     return RunnerConfig(
         dialect=dialect,
         model=settings.text("model"),
@@ -266,7 +275,9 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         context=settings.integer("context", least=1),
         parallel=settings.integer("parallel", least=1, most=1024) or 4,
         prefill_chunk=settings.integer("prefill-chunk", least=1) or 128,
-        cache_bytes=settings.integer("cache-bytes", least=0),
+        cache_bytes=settings.integer("cache-bytes", least=0, most=MAX_BYTES),
+        cache_dir=_folder(settings.text("cache-dir"), environ),
+        cache_dir_bytes=CACHE_DIR_BYTES if cache_dir_bytes is None else cache_dir_bytes,
         draft=settings.integer("draft", least=0, most=MAX_DRAFT) or 0,
         check_memory=settings.boolean("check-memory", default=True),
         verify_digests=settings.boolean("verify-digests", default=False),
@@ -346,6 +357,13 @@ def debug_level(environ: Mapping[str, str]) -> int:
 def _home(environ: Mapping[str, str]) -> Path:
     home = environ.get("HOME")
     return Path(home) if home else Path.home()
+
+
+def _folder(text: str | None, environ: Mapping[str, str]) -> Path | None:
+    """A folder that an environment variable may name, where no shell has read the `~`."""
+    if text is None:
+        return None
+    return _home(environ) / text.removeprefix("~/") if text.startswith("~/") else Path(text)
 
 
 def store_folder(flag: str | None, environ: Mapping[str, str]) -> Path:

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 
 from models import backend
 from models.checkpoint import JSON, Checkpoint, TensorInfo, open_checkpoint
+from models.fingerprint import fingerprint
 from models.llm import find_architecture, load_language_model
 from models.llm.base import LanguageConfig
 from models.quantization import WeightPolicy
 from models.tokenizer import load_tokenizer
 from runner.config import RunnerConfig
+from runner.engine.disk_cache import FORMAT, DiskCache
 from runner.engine.loop import BuildEngine, Progress
 from runner.engine.memory_limits import cgroup_headroom
 from runner.engine.prefix_cache import PrefixCache
@@ -232,17 +234,34 @@ def _build(blueprint: Blueprint, config: RunnerConfig, progress: Progress) -> En
         context_length=blueprint.context,
         parallel=blueprint.parallel,
         prefill_chunk=blueprint.chunk,
-        prefix_cache=_prefix_cache(blueprint.memory, config),
+        prefix_cache=_prefix_cache(blueprint, config, type(model).__name__),
         draft=config.draft,
     )
 
 
-def _prefix_cache(memory: MemoryPlan, config: RunnerConfig) -> PrefixCache | None:
+def _prefix_cache(blueprint: Blueprint, config: RunnerConfig, form: str) -> PrefixCache | None:
     limit = config.cache_bytes
     if limit is None:
-        limit = max(0, memory.available - memory.total) // PREFIX_CACHE_SHARE
+        limit = max(0, blueprint.memory.available - blueprint.memory.total) // PREFIX_CACHE_SHARE
     logger.info("prefix cache", extra={"fields": {"limit_mib": limit >> 20}})
-    return PrefixCache(limit) if limit else None
+    if not limit:
+        return None
+    return PrefixCache(limit, _disk_cache(blueprint, config, form))
+
+
+def _disk_cache(blueprint: Blueprint, config: RunnerConfig, form: str) -> DiskCache | None:
+    """The files of this model in this form; None if nobody asked for them, or they cannot be kept."""
+    if config.cache_dir is None:
+        return None
+    model = fingerprint(blueprint.checkpoint, FORMAT, form, blueprint.policy, blueprint.memory.device.backend)
+    try:
+        disk = DiskCache(config.cache_dir, model[:32], limit_bytes=config.cache_dir_bytes)
+    except OSError as error:
+        # Whoever waits for an answer does not care.
+        logger.warning("the prefix cache is not kept on disk", extra={"fields": {"reason": str(error)}})
+        return None
+    logger.info("prefix cache on disk", extra={"fields": {"folder": str(config.cache_dir / model[:32])}})
+    return disk
 
 
 def _log(blueprint: Blueprint) -> None:

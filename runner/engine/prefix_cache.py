@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from models.cache import LayerCache, Segment
+from runner.engine.disk_cache import DiskCache
 from runner.engine.radix_tree import RadixTree
 
 STORE_TOKENS = 256
@@ -39,10 +40,14 @@ class RowSegment:
 
 
 class PrefixCache:
-    """Keeps at most `limit_bytes` of keys and values, shared between prompts that begin alike."""
+    """Keeps at most `limit_bytes` of keys and values, shared between prompts that begin alike.
 
-    def __init__(self, limit_bytes: int) -> None:
+    With a `disk`, what is stored is written there too, and what is not held is looked for there.
+    """
+
+    def __init__(self, limit_bytes: int, disk: DiskCache | None = None) -> None:
         self._limit_bytes = limit_bytes
+        self._disk = disk
         self._tree: RadixTree[RowSegment] = RadixTree(limit_bytes)
 
     @property
@@ -56,6 +61,8 @@ class PrefixCache:
         At least one token is left to run, for its logits are wanted. If nothing is new the last chunk is run again as
         it was the first time: a request that is repeated then gets the same logits to the last bit.
         """
+        if self._disk is not None:
+            self._read_in(self._disk, tokens[:-1])
         stored = self._tree.depth(tokens)
         reusable = stored if stored < len(tokens) - 1 else (len(tokens) - 1) // chunk * chunk
         length, segments = self._tree.match(tokens[:reusable])
@@ -69,13 +76,39 @@ class PrefixCache:
 
         A row of which an inner part is neither stored nor held (it slid out of a window) is left out.
         """
+        if self._disk is not None:
+            self._disk.write(tokens, lambda begin, end: _copy(cache, begin, end))
         begin = self._tree.depth(tokens)
-        if begin >= len(tokens) or any(layer.first > begin for layer in cache):
-            return
-        segment = RowSegment(tuple(layer.segment(begin, len(tokens)) for layer in cache))
-        segment.evaluate()
-        self._tree.insert(tokens, begin, segment)
+        layers = _copy(cache, begin, len(tokens))
+        if begin < len(tokens) and layers is not None:
+            segment = RowSegment(layers)
+            segment.evaluate()
+            self._tree.insert(tokens, begin, segment)
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Let go of everything; what is on disk stays."""
         self._tree = RadixTree(self._limit_bytes)
+
+    def close(self) -> None:
+        """Let go of everything, and have written what can be in little time."""
+        self.clear()
+        if self._disk is not None:
+            self._disk.close()
+
+    def _read_in(self, disk: DiskCache, tokens: Sequence[int]) -> None:
+        """Bring back from the disk what the tree does not hold of `tokens`, as far as the limit allows."""
+        begin = self._tree.depth(tokens)
+        for end, layers in disk.read(tokens, begin):
+            block = RowSegment(layers)
+            surplus = layers[0].length - (end - begin)
+            self._tree.insert(tokens[:end], begin, block.part(surplus, layers[0].length) if surplus else block)
+            begin = end
+            if self._tree.depth(tokens[:end]) < end:
+                return
+
+
+def _copy(cache: Sequence[LayerCache], begin: int, end: int) -> tuple[Segment, ...] | None:
+    """The tokens [begin, end) of a row, a segment a layer, not computed yet; None where they slid out of a window."""
+    if any(layer.first > begin for layer in cache):
+        return None
+    return tuple(layer.segment(begin, end) for layer in cache)

@@ -77,6 +77,8 @@ class RadixTree(Generic[Value]):
         at.children[leaf.tokens[0]] = leaf
         self.nbytes += value.nbytes
         self.shrink(self._limit_bytes, keep=self._clock)
+        # A row that outgrows the limit by itself keeps its beginning.
+        self.shrink(self._limit_bytes)
 
     def shrink(self, limit_bytes: int, *, keep: int | None = None) -> None:
         """Evict until no more than `limit_bytes` are held, sparing what was of use at the time `keep`."""

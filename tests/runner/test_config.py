@@ -202,3 +202,12 @@ def test_the_version_can_be_asked_for():
 def test_the_cache_folder_follows_the_users_wishes(environ, folder):
     assert cache_folder(environ) == Path(folder)
     assert parse(["fetch-default-model"], environ) == FetchConfig(Path(folder))
+
+
+def test_the_folder_of_the_prefix_cache_is_off_unless_named():
+    assert from_args([], HOME).cache_dir is None
+    assert from_args([], HOME).cache_dir_bytes == 4 << 30
+    config = from_args(["--cache-dir", "/var/x", "--cache-dir-bytes", str(1 << 40)], HOME)
+    assert (config.cache_dir, config.cache_dir_bytes) == (Path("/var/x"), 1 << 40)
+    config = from_args([], {**HOME, "OLLAMA_MLX_RUNNER_CACHE_DIR": "~/kept"})
+    assert config.cache_dir == Path("/home/somebody/kept")

@@ -90,8 +90,16 @@ def test_what_was_just_stored_is_not_evicted_for_itself():
     store(tree, "abcdefgh")
     assert found(tree, "abcdefgh") == "abcdefgh"
     store(tree, "abcdefgh12")
-    assert tree.nbytes <= 10
-    assert found(tree, "abcdefgh12").startswith("abcdefgh")
+    assert tree.nbytes <= 8
+    assert found(tree, "abcdefgh12") == "abcdefgh"
+
+
+def test_a_row_that_grows_beyond_the_limit_keeps_its_beginning():
+    tree = RadixTree[Letters](8)
+    for length in range(3, 30, 3):
+        store(tree, "abcdefghijklmnopqrstuvwxyz0123"[:length])
+        assert tree.nbytes <= 8
+    assert found(tree, "abcdefghijkl") == "abcdef"
 
 
 def test_random_texts_are_found_as_far_as_any_stored_one_agrees():

@@ -1,0 +1,382 @@
+"""DiskCache: what the prefix cache holds, kept in files for the next process that serves the same model.
+
+Rows are cut into blocks of BLOCK_TOKENS. A block's file is named by a digest of all tokens up to its end, so that one
+look says whether it is there, whoever wrote it; a file never changes, and several processes may share the folder. It is
+a safetensors file of the tokens and each layer's arrays, with a checksum. `DIR/<model>/<block>.safetensors`.
+
+Owns the folder, the format and the thread that writes, and refuses to know what the arrays mean. Arrays are read and
+copied in the MLX thread; the writer sees bytes only. Whatever goes wrong with a file costs the saving, never a request.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import psutil
+
+from models import host
+from models.cache import Segment
+from models.errors import CheckpointError
+from models.sources.safetensors_file import SafetensorsFile, StoredTensor, open_safetensors
+
+FORMAT = "ollama-mlx-runner prefix 1"
+"""To be counted up with every change of the files or of what the models write into their caches."""
+BLOCK_TOKENS = 64
+MAX_PENDING_BYTES = 256 << 20
+"""What may wait for the disk; beyond it blocks are left out."""
+DRAIN_S = 0.3
+"""What writing may still take when the engine is closed: after a grace of 3 s the process has 0.7 s to leave."""
+KEPT_SHARE = 0.9
+"""Of the limit, after files had to go: so that not every new file has all of them looked through."""
+STALE_S = 600.0
+"""A file in the making is older than this only if its writer has died."""
+WRITE_BYTES = 1 << 20
+"""Between pieces of this size the writer looks whether it should stop."""
+
+_TOKENS = "tokens"
+_NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
+_PART = re.compile(r"\.[0-9a-f]{32}\.(\d+)\.part")
+_DTYPES: Mapping[str, mx.Dtype] = {
+    "F32": mx.float32,
+    "F16": mx.float16,
+    "BF16": mx.bfloat16,
+    "U32": mx.uint32,
+    "I32": mx.int32,
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The place of one block: which tokens of a row, and the file's name."""
+
+    begin: int
+    tokens: bytes
+    """int32, little-endian."""
+    name: str
+
+    @property
+    def end(self) -> int:
+        """The first token behind it."""
+        return self.begin + BLOCK_TOKENS
+
+
+def blocks(tokens: Sequence[int]) -> Iterator[Block]:
+    """The whole blocks of a row, from its beginning."""
+    raw = np.asarray(tokens, dtype="<i4").tobytes()
+    digest = b""
+    for begin in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+        own = raw[4 * begin : 4 * (begin + BLOCK_TOKENS)]
+        digest = hashlib.blake2b(digest + own, digest_size=16).digest()
+        yield Block(begin, own, f"{digest.hex()}.safetensors")
+
+
+class _StoppedError(Exception):
+    """The process ends; the file in the making is given up."""
+
+
+class _ForeignError(Exception):
+    """A sound file that is not what this cache would have written under its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """One array of a file."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What the writer does next: write a file if there are arrays, then note that these files were of use."""
+
+    name: str
+    arrays: tuple[_Stored, ...]
+    used: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(len(array.data) for array in self.arrays)
+
+
+class DiskCache:
+    """Blocks of keys and values in a folder. Thread: the MLX thread, but for the writer's own."""
+
+    def __init__(self, folder: Path, model: str, *, limit_bytes: int) -> None:
+        """Open the folder, and clear what dead writers left.
+
+        Args:
+            folder: The folder, perhaps shared with other models and processes; made if need be.
+            model: What tells this model's numbers from another's; a name for a folder.
+            limit_bytes: What the files of all models may take together, in bytes.
+
+        Raises:
+            OSError: the folder cannot be made or written.
+        """
+        self._root = folder
+        self._folder = folder / model
+        # Prompts can be read out of keys: nobody else's business.
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied", str(self._folder))
+        self._limit_bytes = limit_bytes
+        self._warned = False
+        self._jobs: deque[_Job] = deque()
+        self._pending: set[str] = set()
+        self._pending_bytes = 0
+        self._changed = threading.Condition()
+        self._draining = False
+        self._stop = threading.Event()
+        self._used_bytes = 0
+        self._writer = threading.Thread(target=self._write_all, name="prefix writer", daemon=True)
+        self._writer.start()
+
+    def read(self, tokens: Sequence[int], begin: int) -> Iterator[tuple[int, tuple[Segment, ...]]]:
+        """The blocks that follow each other from the token `begin` on: each one's end, and a segment a layer.
+
+        The first may begin before `begin`. Ends at the first block that is not there or not sound.
+        """
+        if len(tokens) // BLOCK_TOKENS * BLOCK_TOKENS <= begin:
+            return
+        used: list[str] = []
+        try:
+            for block in blocks(tokens):
+                if block.end > begin:
+                    layers = self._load(block)
+                    if layers is None:
+                        return
+                    yield block.end, layers
+                used.append(block.name)
+        finally:
+            if used:
+                self._put(_Job("", (), tuple(used)))
+
+    def write(self, tokens: Sequence[int], copy: Callable[[int, int], Sequence[Segment] | None]) -> None:
+        """Have a row's whole blocks written as far as they are not there.
+
+        Args:
+            tokens: The row's.
+            copy: Gives the layers of the tokens [begin, end); None if the row does not hold them any more.
+        """
+        chain: list[str] = []
+        for block in blocks(tokens):
+            chain.append(block.name)
+            if block.name in self._pending or (self._folder / block.name).exists():
+                continue
+            if self._pending_bytes >= MAX_PENDING_BYTES:
+                return
+            layers = copy(block.begin, block.end)
+            if layers is None:
+                return
+            # A block is of use only with those before it, so it is not to outlive them.
+            self._put(_Job(block.name, _copied(block.tokens, layers), tuple(chain)))
+
+    def close(self) -> None:
+        """Write what waits, for DRAIN_S at most; leave no file in the making. Idempotent."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+        self._writer.join(DRAIN_S)
+        self._stop.set()
+        self._writer.join()
+        if lost := len(self._jobs):
+            logger.info("prefix cache not written in full", extra={"fields": {"blocks": lost}})
+
+    def _load(self, block: Block) -> tuple[Segment, ...] | None:
+        path = self._folder / block.name
+        try:
+            return _decoded(open_safetensors(path, str(path)), block.tokens)
+        except CheckpointError as error:
+            match error.__cause__:
+                case FileNotFoundError():
+                    pass
+                case OSError():
+                    self._warn("a file of the prefix cache cannot be read", error.reason, path)
+                case _:
+                    self._warn("a damaged file of the prefix cache was removed", error.reason, path)
+                    with suppress(OSError):
+                        path.unlink()
+        except _ForeignError as error:
+            self._warn("a file in the prefix cache's folder is not the cache's own", str(error), path)
+        return None
+
+    def _warn(self, message: str, reason: str, path: Path) -> None:
+        """Once in a process: what befalls one file befalls many."""
+        level = logging.DEBUG if self._warned else logging.WARNING
+        self._warned = True
+        logger.log(level, message, extra={"fields": {"reason": reason, "file": str(path)}})
+
+    def _put(self, job: _Job) -> None:
+        with self._changed:
+            if job.arrays:
+                self._pending.add(job.name)
+                self._pending_bytes += job.nbytes
+            self._jobs.append(job)
+            self._changed.notify_all()
+
+    # The writer's thread from here on.
+
+    def _write_all(self) -> None:
+        """Until the cache is closed and nothing waits, or too much of it."""
+        with suppress(_StoppedError):
+            self._sweep()
+            while (job := self._next()) is not None:
+                self._do(job)
+                with self._changed:
+                    self._jobs.popleft()
+                    self._pending.discard(job.name)
+                    self._pending_bytes -= job.nbytes
+
+    def _next(self) -> _Job | None:
+        with self._changed:
+            while not self._jobs and not self._draining:
+                self._changed.wait()
+            return self._jobs[0] if self._jobs else None
+
+    def _do(self, job: _Job) -> None:
+        try:
+            if job.arrays:
+                self._write(job)
+                self._used_bytes += job.nbytes
+                if self._used_bytes > self._limit_bytes:
+                    self._sweep()
+            self._note_use(job.used)
+        except OSError as error:
+            self._warn("the prefix cache cannot be written", str(error), self._folder / job.name)
+
+    def _write(self, job: _Job) -> None:
+        """All or nothing: a file has its name only when it is complete. No fsync: a torn file is known by its sum."""
+        part = self._folder / f".{job.name.removesuffix('.safetensors')}.{os.getpid()}.part"
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                for piece in (_header(job.arrays), *(array.data for array in job.arrays)):
+                    for begin in range(0, len(piece), WRITE_BYTES):
+                        if self._stop.is_set():
+                            raise _StoppedError
+                        _write_fully(file, piece[begin : begin + WRITE_BYTES])
+            part.replace(self._folder / job.name)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _note_use(self, names: Iterable[str]) -> None:
+        """Files are as old as their last use, and a row's later blocks a little older than those they rest on."""
+        now = time.time_ns()
+        for index, name in enumerate(names):
+            if self._stop.is_set():
+                raise _StoppedError
+            with suppress(FileNotFoundError):
+                os.utime(self._folder / name, ns=(now - index, now - index))
+
+    def _sweep(self) -> None:
+        """Count what there is, remove the longest unused as far as the limit asks, and what dead writers left."""
+        files: list[tuple[int, int, Path]] = []
+        for path in self._root.glob("*/*"):
+            try:
+                stat = path.stat()
+                if (part := _PART.fullmatch(path.name)) is not None:
+                    if _is_stale(int(part[1]), stat.st_mtime_ns):
+                        path.unlink()
+                elif _NAME.fullmatch(path.name):
+                    files.append((stat.st_mtime_ns, stat.st_size, path))
+            except OSError:
+                # Another process was faster.
+                continue
+        self._used_bytes = sum(size for _, size, _ in files)
+        if self._used_bytes > self._limit_bytes:
+            self._remove_oldest(files)
+
+    def _remove_oldest(self, files: list[tuple[int, int, Path]]) -> None:
+        for _, size, path in sorted(files):
+            if self._used_bytes <= self._limit_bytes * KEPT_SHARE:
+                return
+            with suppress(OSError):
+                path.unlink()
+                self._used_bytes -= size
+
+
+def _write_fully(file: io.RawIOBase, piece: bytes) -> None:
+    rest = memoryview(piece)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
+
+
+def _is_stale(writer: int, written_ns: int) -> bool:
+    """Whether nobody will complete a file; a process of another container looks dead, and does without that file."""
+    return not psutil.pid_exists(writer) or time.time_ns() - written_ns > STALE_S * 1e9
+
+
+def _copied(tokens: bytes, layers: Sequence[Segment]) -> tuple[_Stored, ...]:
+    """A block's arrays as bytes. Waits for them."""
+    host.wait([array for layer in layers for array in layer.arrays])
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    stored = [_Stored(_TOKENS, "I32", (BLOCK_TOKENS,), tokens)]
+    for number, layer in enumerate(layers):
+        stored += [
+            _Stored(f"{number}.{index}", names[array.dtype], tuple(array.shape), host.to_bytes(array))
+            for index, array in enumerate(layer.arrays)
+        ]
+    return tuple(stored)
+
+
+def _header(arrays: Sequence[_Stored]) -> bytes:
+    """What a safetensors file begins with. Source: safetensors 0.5, README, "Format"."""
+    entries: dict[str, object] = {}
+    end, checksum = 0, 0
+    for array in arrays:
+        begin, end = end, end + len(array.data)
+        entries[array.key] = {"dtype": array.dtype, "shape": array.shape, "data_offsets": (begin, end)}
+        checksum = zlib.crc32(array.data, checksum)
+    text = json.dumps({"__metadata__": {"format": FORMAT, "crc32": f"{checksum:08x}"}, **entries}).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _decoded(file: SafetensorsFile, tokens: bytes) -> tuple[Segment, ...]:
+    """A file's segments, one a layer.
+
+    Raises:
+        CheckpointError: it is damaged.
+        _ForeignError: it is sound, but not the cache's, or not for these tokens.
+    """
+    if file.metadata.get("format") != FORMAT:
+        raise _ForeignError(f"its format is {file.metadata.get('format')!r}, not {FORMAT!r}")
+    try:
+        with file.path.open("rb") as opened:
+            opened.seek(min((entry.begin for entry in file.tensors.values()), default=0))
+            data = memoryview(opened.read())
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", file=file.label) from error
+    if file.metadata.get("crc32") != f"{zlib.crc32(data):08x}":
+        raise CheckpointError("its checksum is wrong", file=file.label)
+    first, *entries = sorted(file.tensors.values(), key=lambda entry: entry.begin)
+    if first.key != _TOKENS or data[: first.nbytes] != tokens:
+        raise _ForeignError("it is for other tokens")
+    layers: dict[str, list[mx.array]] = {}
+    for entry in entries:
+        begin = entry.begin - first.begin
+        array = _array(entry, data[begin : begin + entry.nbytes])
+        layers.setdefault(entry.key.partition(".")[0], []).append(array)
+    return tuple(Segment(tuple(arrays)) for arrays in layers.values())
+
+
+def _array(entry: StoredTensor, data: memoryview) -> mx.array:
+    raw = mx.array(np.frombuffer(data, dtype=np.uint8))
+    return raw.view(_DTYPES[entry.dtype]).reshape(entry.shape)

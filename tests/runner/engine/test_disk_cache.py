@@ -1,0 +1,345 @@
+"""Blocks in files: what comes back, what is thrown away, and what a hostile folder may do."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from models.cache import Segment
+from runner.config import DialectName
+from runner.engine import disk_cache as module
+from runner.engine.disk_cache import BLOCK_TOKENS, DiskCache, blocks
+from runner.engine.prefix_cache import PrefixCache
+from runner.engine.types import SamplingParams, TextRequest
+from tests.fakes import FakeModel
+from tests.runner.engine.serving import answer, make_engine, run
+
+LIMIT = 64 << 20
+MODEL = "0123456789abcdef"
+TOKENS = list(range(1000, 1000 + 3 * BLOCK_TOKENS + 5))
+Open = Callable[..., DiskCache]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Open]:
+    """Caches in one folder, closed in the end."""
+    caches = []
+
+    def start(limit_bytes: int = LIMIT, model: str = MODEL) -> DiskCache:
+        caches.append(DiskCache(tmp_path, model, limit_bytes=limit_bytes))
+        return caches[-1]
+
+    yield start
+    for cache in caches:
+        cache.close()
+
+
+def layers_of(tokens: Sequence[int], begin: int, end: int) -> tuple[Segment, ...]:
+    """Two layers, of which one holds half precision and integers, that say whose they are."""
+    own = mx.array(tokens[begin:end], dtype=mx.float32).reshape(1, 1, -1, 1)
+    wide = mx.broadcast_to(own, (1, 2, end - begin, 4))
+    other = ((-wide).astype(mx.bfloat16), wide.astype(mx.uint32))
+    return Segment((wide, wide + 0.5)).part(0, end - begin), Segment(other).part(0, end - begin)
+
+
+def write(cache: DiskCache, tokens: Sequence[int]) -> None:
+    """Write a row, and wait until the files are there."""
+    cache.write(tokens, lambda begin, end: layers_of(tokens, begin, end))
+    cache.close()
+
+
+def depth(cache: DiskCache, tokens: Sequence[int], begin: int = 0) -> int:
+    return max((end for end, _ in cache.read(tokens, begin)), default=begin)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_another_process_finds_whole_blocks_to_the_last_bit(opened: Open):
+    write(opened(), TOKENS)
+    found = list(opened().read(TOKENS, 0))
+    assert [end for end, _ in found] == [BLOCK_TOKENS, 2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS]
+    for end, layers in found:
+        for got, expected in zip(layers, layers_of(TOKENS, end - BLOCK_TOKENS, end), strict=True):
+            assert [array.dtype for array in got.arrays] == [array.dtype for array in expected.arrays]
+            assert all(mx.array_equal(a, b) for a, b in zip(got.arrays, expected.arrays, strict=True))
+
+
+def test_reading_begins_at_the_block_that_holds_the_first_token_asked_for(opened: Open):
+    write(opened(), TOKENS)
+    cache = opened()
+    assert [end for end, _ in cache.read(TOKENS, BLOCK_TOKENS + 1)] == [2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS]
+    assert [end for end, _ in cache.read(TOKENS, 3 * BLOCK_TOKENS)] == []
+
+
+def test_a_block_counts_only_behind_the_same_tokens(opened: Open):
+    write(opened(), TOKENS)
+    cache = opened()
+    assert depth(cache, [1, *TOKENS[1:]]) == 0
+    assert depth(cache, [*TOKENS[:BLOCK_TOKENS], 1, *TOKENS[BLOCK_TOKENS + 1 :]]) == BLOCK_TOKENS
+    assert depth(cache, TOKENS[: BLOCK_TOKENS - 1]) == 0
+
+
+def test_models_do_not_see_each_other(opened: Open):
+    write(opened(), TOKENS)
+    assert depth(opened(model="another"), TOKENS) == 0
+
+
+def test_the_files_are_safetensors_that_others_can_read(opened: Open, tmp_path: Path):
+    write(opened(), TOKENS[:BLOCK_TOKENS])
+    (file,) = files(tmp_path)
+    with safetensors.safe_open(file, "numpy") as stored:
+        assert stored.metadata()["format"] == module.FORMAT
+        assert stored.get_tensor("tokens").tolist() == TOKENS[:BLOCK_TOKENS]
+        assert stored.get_tensor("0.1").shape == (1, 2, BLOCK_TOKENS, 4)
+
+
+def test_only_the_owner_may_read_what_people_said(opened: Open, tmp_path: Path):
+    write(opened(), TOKENS)
+    assert {path.stat().st_mode & 0o077 for path in files(tmp_path)} == {0}
+    assert (tmp_path / MODEL).stat().st_mode & 0o077 == 0
+
+
+def test_what_is_there_is_not_copied_again(opened: Open):
+    write(opened(), TOKENS)
+    asked = []
+    opened().write(TOKENS, lambda begin, end: asked.append(begin))
+    assert asked == []
+
+
+def test_a_row_that_lost_a_part_is_written_up_to_there(opened: Open, tmp_path: Path):
+    cache = opened()
+    cache.write(TOKENS, lambda begin, end: layers_of(TOKENS, begin, end) if begin < BLOCK_TOKENS else None)
+    cache.close()
+    assert depth(opened(), TOKENS) == BLOCK_TOKENS
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def flip_a_bit(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[-9] ^= 4
+    file.write_bytes(raw)
+
+
+def scribble(file: Path) -> None:
+    file.write_bytes(os.urandom(3000))
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_a_bit, scribble])
+def test_a_damaged_file_is_warned_of_once_removed_and_written_again(
+    opened: Open, tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+):
+    write(opened(), TOKENS)
+    names = [block.name for block in blocks(TOKENS)]
+    for name in names[1:]:
+        damage(tmp_path / MODEL / name)
+    cache = opened()
+    assert depth(cache, TOKENS) == BLOCK_TOKENS
+    assert depth(cache, TOKENS) == BLOCK_TOKENS
+    assert depth(cache, TOKENS, 2 * BLOCK_TOKENS) == 2 * BLOCK_TOKENS
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert [path.name for path in files(tmp_path)] == [names[0]]
+    write(cache := opened(), TOKENS)
+    assert depth(cache, TOKENS) == 3 * BLOCK_TOKENS
+
+
+def test_a_sound_file_of_somebody_else_is_neither_used_nor_removed(
+    opened: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    cache = opened()
+    names = [block.name for block in blocks(TOKENS)]
+    foreign = tmp_path / MODEL / names[0]
+    safetensors.numpy.save_file({"tokens": np.zeros(3, dtype=np.float32)}, foreign)
+    other = tmp_path / MODEL / "notes.txt"
+    other.write_text("mine")
+    assert depth(cache, TOKENS) == 0
+    assert "not the cache's own" in caplog.text
+    write(cache, TOKENS)
+    assert foreign.exists()
+    assert other.read_text() == "mine"
+
+
+def test_a_file_under_a_wrong_name_is_not_believed(opened: Open, tmp_path: Path):
+    write(opened(), TOKENS)
+    first, second, _ = (tmp_path / MODEL / block.name for block in blocks(TOKENS))
+    first.write_bytes(second.read_bytes())
+    assert depth(opened(), TOKENS) == 0
+
+
+def test_the_longest_unused_row_goes_first_and_a_rows_end_before_its_beginning(opened: Open, tmp_path: Path):
+    rows = [[number, *TOKENS[1:]] for number in range(4)]
+    write(opened(), rows[0])
+    size = sum(path.stat().st_size for path in files(tmp_path))
+    write(opened(), rows[1])
+    # Looking at a row is using it.
+    cache = opened()
+    assert depth(cache, rows[0]) == 3 * BLOCK_TOKENS
+    cache.close()
+    write(opened(limit_bytes=int(2.5 * size)), rows[2])
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= 2.5 * size
+    cache = opened()
+    depths = [depth(cache, row) for row in rows]
+    assert depths[0] == depths[2] == 3 * BLOCK_TOKENS
+    assert depths[1] < 3 * BLOCK_TOKENS
+    left = sum(path.stat().st_size for path in files(tmp_path)) // (size // 3)
+    assert sum(depths) == left * BLOCK_TOKENS, "a block outlived one that it rests on"
+
+
+def test_the_limit_is_for_all_models_together(opened: Open, tmp_path: Path):
+    write(opened(), TOKENS)
+    size = sum(path.stat().st_size for path in files(tmp_path))
+    write(opened(limit_bytes=size, model="another"), TOKENS)
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= size
+    assert depth(opened(model="another"), TOKENS) > 0
+
+
+def test_what_dead_writers_left_is_cleared_and_what_living_ones_make_is_not(opened: Open, tmp_path: Path):
+    folder = tmp_path / MODEL
+    folder.mkdir()
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    names = [f".{'a' * 32}.{pid}.part" for pid in (int(gone.stdout), os.getppid(), 1)]
+    for name in names:
+        (folder / name).write_bytes(b"half")
+    os.utime(folder / names[2], (0, 0))
+    opened().close()
+    assert [path.name for path in files(tmp_path)] == [names[1]]
+
+
+def test_closing_writes_what_waits(opened: Open, tmp_path: Path):
+    cache = opened()
+    cache.write(TOKENS, lambda begin, end: layers_of(TOKENS, begin, end))
+    cache.close()
+    assert len(files(tmp_path)) == 3
+    assert not any(thread.name == "prefix writer" for thread in threading.enumerate())
+
+
+def test_closing_does_not_wait_for_a_slow_disk_and_leaves_no_half_file(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    reached, go_on = threading.Event(), threading.Event()
+    write_fully = module._write_fully
+
+    def slow(file, piece):
+        reached.set()
+        assert go_on.wait(30)
+        write_fully(file, piece)
+
+    monkeypatch.setattr(module, "_write_fully", slow)
+    monkeypatch.setattr(module, "DRAIN_S", 0.01)
+    cache = opened()
+    cache.write(TOKENS, lambda begin, end: layers_of(TOKENS, begin, end))
+    assert reached.wait(30)
+    stop = cache._stop
+    threading.Thread(target=lambda: (stop.wait(30), go_on.set())).start()
+    cache.close()
+    assert files(tmp_path) == []
+
+
+def test_a_full_disk_is_warned_of_once_and_costs_nothing_else(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def full(file, piece):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_write_fully", full)
+    write(opened(), TOKENS)
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "the prefix cache cannot be written"
+    ]
+    assert files(tmp_path) == []
+
+
+def test_more_than_may_wait_is_left_out(opened: Open, monkeypatch: pytest.MonkeyPatch):
+    held = threading.Event()
+    monkeypatch.setattr(DiskCache, "_do", lambda self, job: held.wait(30))
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 1)
+    cache, asked = opened(), []
+
+    def copy(begin: int, end: int) -> tuple[Segment, ...]:
+        asked.append(begin)
+        return layers_of(TOKENS, begin, end)
+
+    cache.write(TOKENS, copy)
+    cache.write(TOKENS, copy)
+    held.set()
+    assert asked == [0]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        DiskCache(tmp_path / "file", MODEL, limit_bytes=LIMIT)
+
+
+GREEDY = SamplingParams(temperature=0)
+
+
+def test_an_engine_takes_up_what_another_one_left_and_says_the_same(opened: Open):
+    first = TextRequest("a long conversation, " * 10, GREEDY, num_predict=8)
+    engine = make_engine(FakeModel(), prefix_cache=PrefixCache(LIMIT, opened()), context_length=1000)
+    (turn,) = run(engine, first)
+    engine.close()
+    second = TextRequest(first.prompt + turn.text + " and then?", GREEDY, num_predict=8)
+    engine = make_engine(FakeModel(), prefix_cache=PrefixCache(LIMIT, opened()), context_length=1000)
+    (later,) = run(engine, second)
+    assert later.done.cached_tokens == (len(first.prompt) + 7) // BLOCK_TOKENS * BLOCK_TOKENS
+    assert later.text == answer(FakeModel(), second, context_length=1000).text
+    engine.close()
+
+
+def test_what_memory_holds_and_what_the_disk_holds_are_joined_in_the_middle_of_a_block(opened: Open):
+    prompt = "".join(chr(97 + n % 26) + "." for n in range(150))
+    engine = make_engine(FakeModel(), prefix_cache=PrefixCache(LIMIT, opened()), context_length=1000)
+    run(engine, TextRequest(prompt, GREEDY, num_predict=2))
+    engine.close()
+    cache = PrefixCache(LIMIT, opened())
+    engine = make_engine(FakeModel(), prefix_cache=cache, context_length=1000)
+    run(engine, TextRequest(prompt[:100] + "!", GREEDY, num_predict=1))
+    longer = TextRequest(prompt + "? and what now", GREEDY, num_predict=9)
+    (got,) = run(engine, longer)
+    assert got.done.cached_tokens == 300 // BLOCK_TOKENS * BLOCK_TOKENS
+    assert got.text == answer(FakeModel(), longer, context_length=1000).text
+    engine.close()
+
+
+@pytest.mark.process
+async def test_a_restarted_child_answers_the_second_turn_from_disk(spawn_runner, tmp_path: Path):
+    folder = tmp_path / "made" / "for it"
+    options = {"temperature": 0, "num_predict": 6, "seed": 1}
+    flags = ["--cache-dir", str(folder), "--verbose"]
+    prompt = "once upon a time, the quick brown fox; " * 3
+
+    async def turn(text: str, flags: Sequence[str]) -> tuple[str, int]:
+        async with spawn_runner(dialect=DialectName.MLX, flags=flags) as child:
+            await child.wait_ready()
+            body = {"Prompt": text, "Options": options}
+            async with child.session.post(child.url + "/v1/completions", json=body) as response:
+                assert response.status == 200, await response.text()
+                lines = [json.loads(line) async for line in response.content]
+            assert await child.stop() == 0
+        return "".join(line["Content"] for line in lines), lines[-1]["PromptEvalCachedCount"]
+
+    said, cached = await turn(prompt, flags)
+    assert cached == 0
+    assert {path.suffix for path in files(folder)} == {".safetensors"}
+    answer, cached = await turn(prompt + said + " go on", flags)
+    assert cached >= BLOCK_TOKENS
+    assert (answer, 0) == await turn(prompt + said + " go on", [])
