@@ -12,6 +12,7 @@ from models.cache import LayerCache
 from models.checkpoint import open_checkpoint
 from models.llm import load_language_model
 from models.llm.base import LanguageModel, Row
+from models.tokenizer import load_tokenizer
 from runner.engine import text as text_module
 from runner.engine.drafting import Drafter
 from runner.engine.prefix_cache import PrefixCache
@@ -509,3 +510,24 @@ def test_the_counts_of_an_answer_without_drafts_are_zero():
     done = answer(FakeModel("four"), TextRequest(scripted(0))).end
     assert isinstance(done, TextDone)
     assert (done.drafted_tokens, done.accepted_tokens) == (0, 0)
+
+
+@pytest.mark.model
+def test_a_text_that_is_edited_takes_half_the_steps(default_model: Path):
+    checkpoint = open_checkpoint(str(default_model), default_model.parent)
+    model, tokenizer = load_language_model(checkpoint, policy="float32"), load_tokenizer(checkpoint)
+    request = TextRequest(
+        "<|im_start|>user\nRepeat the following text word for word, but write 1875 instead of 1874.\n\n"
+        "The lighthouse stands on a rocky point at the north end of the island. It was built in 1874 by a crew of "
+        "forty men, who carried the granite blocks up from the harbour on sleds drawn by oxen. The keeper, Thomas "
+        "Hale, lived there with his wife and three daughters.<|im_end|>\n<|im_start|>assistant\n",
+        GREEDY,
+        num_predict=60,
+    )
+
+    def engine(draft: int) -> TextEngine:
+        return TextEngine(model, tokenizer, context_length=1024, parallel=1, prefill_chunk=128, draft=draft)
+
+    (plain,), (drafted,) = run(engine(0), request), run(engine(DRAFT), request)
+    same([drafted], [plain])
+    assert drafted.done.accepted_tokens > 0.5 * drafted.done.eval_tokens
