@@ -81,11 +81,13 @@ def _bar(label: str) -> Iterator[ProgressBar]:
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """Let the first signal raise KeyboardInterrupt, and no further one disturb the tidying up."""
+    asked = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is Python's
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        nonlocal asked
+        if not asked:
+            asked = True
+            raise KeyboardInterrupt
 
     # What is ignored stays so: nohup ignores the hang-up.
     caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

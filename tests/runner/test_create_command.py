@@ -193,6 +193,16 @@ def test_an_interrupted_create_leaves_nothing(many, store, number):
     assert not store.exists()
 
 
+def test_impatient_signals_do_not_disturb_the_tidying_up(many, store):
+    with on_terminal(arguments(many, store)) as command:
+        command.read_until(b"  1%")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            command.process.send_signal(number)
+        assert command.finish() == 130
+        assert command.shown.endswith(b"%\ninterrupted; nothing of it stays\n")
+    assert not store.exists()
+
+
 def test_an_interrupted_create_leaves_a_store_as_it_was(many, tiny_llama, store):
     run(*arguments(tiny_llama, store))
     before = files_of(store)
