@@ -36,10 +36,11 @@ class Plan:
     short_requests: int = 500
     """For the slope of memory."""
     warmup_requests: int = 100
+    probes_health: bool = True
 
 
 QUICK = Plan((1, 8), 128, 32, 512, 1, 256, 2, 4, 60, 20)
-SLOW = Plan((1, 8), 128, 16, None, 0, None, 0, 0)
+SLOW = Plan((1, 8), 64, 12, None, 0, None, 0, 0, 0, 0, probes_health=False)
 SHORT_TOKENS = 64
 """Prompt tokens of the streams that decode under the mixed load, and of short requests."""
 
@@ -196,7 +197,8 @@ async def run_all(server: Server, texts: Mapping[int, list[str]], plan: Plan) ->
     try:
         for count in plan.counts:
             run.streams[count] = await run_streams(server, prompts.take(plan.prompt_tokens, count), plan.tokens)
-        run.health_s = await run_health(server, prompts.take(plan.prompt_tokens, max(plan.counts)), plan.tokens)
+        if plan.probes_health:
+            run.health_s = await run_health(server, prompts.take(plan.prompt_tokens, max(plan.counts)), plan.tokens)
         if plan.chat_tokens is not None:
             chats = prompts.take(plan.chat_tokens, plan.chats)
             run.first_turn_s, run.second_turn_s = await run_chats(server, chats)
