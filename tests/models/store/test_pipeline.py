@@ -152,9 +152,7 @@ def test_a_plain_tensor_is_called_as_in_its_component_and_a_quantised_one_as_in_
 
 def test_a_pipeline_is_another_format_than_a_language_model(pipeline, store, parity):
     create(pipeline, store)
-    with pytest.raises(
-        StoreError, match=r"another format \(image pipeline\); --force replaces"
-    ):
+    with pytest.raises(StoreError, match=r"another format \(image pipeline\); --force replaces"):
         create(parity / "qwen3", store)
     create(pipeline, store)
 
