@@ -24,9 +24,9 @@ def sampling(base, **changes):
 
 UNDERSTOOD = {
     "mlx_v0.33_completion": TextRequest(
-        PROMPT, DEFAULTS, num_ctx=4096, stop=("<|im_end|>",), logprobs=True, top_logprobs=3
+        PROMPT, DEFAULTS, num_ctx=4096, stop=("<|im_end|>",), logprobs=True, top_logprobs=3, draft=4
     ),
-    "mlx_v0.33_greedy": TextRequest(PROMPT, sampling(DEFAULTS, temperature=0.0, seed=0), num_ctx=4096),
+    "mlx_v0.33_greedy": TextRequest(PROMPT, sampling(DEFAULTS, temperature=0.0, seed=0), num_ctx=4096, draft=4),
     "mlx_v0.33_no_options": TextRequest(PROMPT, sampling(OFF, seed=0), num_keep=0),
     "mlx_v0.17_completion": TextRequest(PROMPT, sampling(OFF, temperature=0.8, top_k=40, top_p=0.9), num_keep=0),
     "imagegen_v0.17_completion": TextRequest(
