@@ -71,7 +71,10 @@ def bars(axis: Axes, report: dict[str, Any], figures: dict[str, Callable[[dict[s
         axis.barh(places, values, 0.9 * height, color=colors, alpha=1 if number == 0 else 0.55)
         for place, value in zip(places, values, strict=True):
             axis.text(value, place, f" {value:.3g} s {title}", va="center", fontsize=9)
-    axis.set_yticks([row + 0.4 - height / 2 for row in range(len(shown))], [each["label"] for each in shown])
+    axis.set_yticks(
+        [row + 0.4 - height / 2 for row in range(len(shown))],
+        [each["label"].replace(" + ", " +\n").replace(" as it", "\nas it") for each in shown],
+    )
     axis.set_xscale("log")
     if rows:
         axis.set_xlim(min(map(min, rows)) / 3, max(map(max, rows)) * 40)
@@ -84,8 +87,8 @@ def memory(axis: Axes, report: dict[str, Any]) -> None:
             requests, held = zip(*turn["memory"], strict=True)
             axis.plot(requests, [each / MIB for each in held], marker=".", lw=1, label=f"round {number}")
     axis.set_xlabel("short requests after warm-up")
-    axis.set_ylim(bottom=0)
     if axis.lines:
+        axis.set_ylim(0, 1.25 * max(held for turn in report["rounds"] for _, held in turn["memory"]) / MIB)
         axis.legend(fontsize=9, loc="lower right")
 
 
@@ -104,7 +107,7 @@ def draw(report: dict[str, Any], target: Path) -> None:
         axis.set_title(title)
         axis.grid(alpha=0.25)
         if axis.lines:
-            axis.legend(fontsize=9)
+            axis.legend(fontsize=9, loc="upper left")
     bars(
         axes[1, 0], report, {"first turn": lambda run: run["first_turn_s"], "second": lambda run: run["second_turn_s"]}
     )
