@@ -18,10 +18,13 @@ CLASSIC_PORT = 8080
 LOOPBACK = "127.0.0.1"
 # As in models.quantization, which imports MLX; this module is imported before that is allowed.
 WeightPolicy: TypeAlias = Literal["auto", "float32", "keep"]
+# As in models.cache, for the same reason.
+CacheType: TypeAlias = Literal["f16", "q8_0", "q4_0"]
 MAX_DRAFT = 64
 MAX_BYTES = 2**60
 CACHE_DIR_BYTES = 4 << 30
 WEIGHT_POLICIES: tuple[str, ...] = get_args(WeightPolicy)
+CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
 # As in models.store.policy, for the same reason.
 QUANT_TYPES = ("int4", "int8", "nvfp4", "mxfp4", "mxfp8")
 
@@ -56,6 +59,8 @@ class RunnerConfig:
     """Rows in the batch."""
     prefill_chunk: int = 128
     """Prompt tokens of one step."""
+    kv_cache_type: CacheType = "f16"
+    """How keys and values are held, unless a classic parent says it; f16 is as the model computes."""
     cache_bytes: int | None = None
     """What the prefix cache may hold; None is a quarter of the memory that the model leaves free, 0 is nothing."""
     cache_dir: Path | None = None
@@ -141,6 +146,11 @@ TUNING_FLAGS = (
     Flag("parallel", "N", "requests computed together (default 4)"),
     Flag("prefill-chunk", "N", "prompt tokens of one step (default 128)"),
     Flag(
+        "kv-cache-type",
+        "TYPE",
+        "f16, q8_0 or q4_0: how keys and values are held; q8_0 takes a third of the memory (default f16, unquantised)",
+    ),
+    Flag(
         "cache-bytes",
         "N",
         "bytes of keys and values kept for later prompts (default a quarter of what is free; 0: none)",
@@ -185,9 +195,9 @@ COMMANDS = (
 
 
 def _with_variables(flags: Sequence[Flag]) -> tuple[Flag, ...]:
-    """The flags that tune a runner may be given as OLLAMA_MLX_RUNNER_NAME; the store also as OLLAMA_MODELS."""
+    """The flags that tune a runner may be given as OLLAMA_MLX_RUNNER_NAME, some also as Ollama's own."""
     tuning = {"host", *(flag.name for flag in TUNING_FLAGS)}
-    others = {"store": ("OLLAMA_MODELS",)}
+    others = {"store": ("OLLAMA_MODELS",), "kv-cache-type": ("OLLAMA_KV_CACHE_TYPE",)}
     return tuple(
         replace(flag, variables=(PREFIX + flag.name.upper().replace("-", "_"), *others.get(flag.name, ())))
         if flag.name in tuning
@@ -275,6 +285,7 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         context=settings.integer("context", least=1),
         parallel=settings.integer("parallel", least=1, most=1024) or 4,
         prefill_chunk=settings.integer("prefill-chunk", least=1) or 128,
+        kv_cache_type=cast("CacheType", settings.choice("kv-cache-type", CACHE_TYPES) or "f16"),
         cache_bytes=settings.integer("cache-bytes", least=0, most=MAX_BYTES),
         cache_dir=_folder(settings.text("cache-dir"), environ),
         cache_dir_bytes=CACHE_DIR_BYTES if cache_dir_bytes is None else cache_dir_bytes,

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from models import backend
 
@@ -31,6 +33,27 @@ def parity() -> Path:
 def tiny_llama(parity: Path) -> Path:
     """A Llama of a few thousand weights, as a Hugging Face folder."""
     return parity / "llama_gqa"
+
+
+@pytest.fixture(scope="session")
+def wide_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama with heads of 32 dimensions, which a quantised cache needs."""
+    folder = tmp_path_factory.mktemp("wide") / "llama"
+    shutil.copytree(tiny_llama, folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"head_dim": 32, "max_position_embeddings": 4096}))
+    heads = {"q_proj": config["num_attention_heads"], "o_proj": config["num_attention_heads"]}
+    generator = np.random.default_rng(5)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    for name, tensor in tensors.items():
+        part = name.split(".")[-2]
+        if part in {"q_proj", "k_proj", "v_proj", "o_proj"}:
+            wide = 32 * heads.get(part, config["num_key_value_heads"])
+            shape = (len(tensor), wide) if part == "o_proj" else (wide, tensor.shape[1])
+            tensors[name] = generator.normal(0, 0.3, shape).astype(tensor.dtype)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")

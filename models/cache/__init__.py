@@ -1,6 +1,18 @@
 """Key-value caches: one object per layer and row."""
 
 from models.cache.base import LayerCache, Segment
-from models.cache.kv import KVCache, cache_nbytes
+from models.cache.kinds import CACHE_TYPES, CacheType, cache_nbytes, check_cache_type, layer_cache
+from models.cache.kv import KVCache
+from models.cache.quantized import QuantizedKVCache
 
-__all__ = ["KVCache", "LayerCache", "Segment", "cache_nbytes"]
+__all__ = [
+    "CACHE_TYPES",
+    "CacheType",
+    "KVCache",
+    "LayerCache",
+    "QuantizedKVCache",
+    "Segment",
+    "cache_nbytes",
+    "check_cache_type",
+    "layer_cache",
+]

@@ -101,10 +101,9 @@ class KVCache:
         self._begin, self._end = 0, end - begin
 
 
-def cache_nbytes(tokens: int, *, window: int | None, kv_heads: int, head_dim: int, itemsize: int) -> int:
-    """What a `KVCache` of that many tokens holds, in bytes. Thread: any."""
-    live = tokens if window is None else min(tokens, (_blocks(window) + 1) * BLOCK_TOKENS)
-    return 2 * kv_heads * _blocks(live) * BLOCK_TOKENS * head_dim * itemsize
+def held_tokens(tokens: int, window: int | None) -> int:
+    """For how many tokens a cache has room once so many have passed. Thread: any."""
+    return _blocks(tokens if window is None else min(tokens, (_blocks(window) + 1) * BLOCK_TOKENS)) * BLOCK_TOKENS
 
 
 def _blocks(tokens: int) -> int:

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx import nn
 
 from models.backend import device
+from models.cache import CacheType
 from models.checkpoint import JSON, Checkpoint
 from models.config_reader import ConfigReader
 from models.errors import UnsupportedArchitecture
@@ -62,6 +63,7 @@ def load_language_model(
     checkpoint: Checkpoint,
     *,
     policy: WeightPolicy = "auto",
+    cache_type: CacheType = "f16",
     progress: Callable[[float], None] = lambda _: None,
     fuse: bool | None = None,
 ) -> LanguageModel:
@@ -70,6 +72,7 @@ def load_language_model(
     Args:
         checkpoint: where the weights are.
         policy: what becomes of quantised weights.
+        cache_type: how keys and values are held.
         progress: told 0 to 1 as weights arrive; may raise to abandon the load.
         fuse: whether to use the CPU's fused form; None decides by the device and the weights.
 
@@ -79,7 +82,7 @@ def load_language_model(
     Thread: the MLX thread; the model belongs to it.
     """
     architecture = find_architecture(checkpoint.config)
-    model = architecture.model(architecture.config(checkpoint.config))
+    model = architecture.model(architecture.config(checkpoint.config).with_cache(cache_type))
     on_cpu = device().kind == "cpu"
     load_weights(
         cast("nn.Module", model),

@@ -8,11 +8,11 @@ nothing of one row enters another's sums.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import mlx.core as mx
 
-from models.cache import LayerCache
+from models.cache import CacheType, LayerCache
 from models.checkpoint import JSON
 
 
@@ -67,6 +67,14 @@ class LanguageConfig(Protocol):
     @property
     def num_layers(self) -> int:
         """Layers, each with one cache entry a row."""
+        ...
+
+    def with_cache(self, cache_type: CacheType) -> Self:
+        """The same configuration with caches of that kind.
+
+        Raises:
+            QuantizationError: this model's keys and values cannot be held so.
+        """
         ...
 
     def cache_nbytes_per_layer(self, tokens: int, *, itemsize: int) -> list[int]:

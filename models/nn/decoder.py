@@ -5,14 +5,14 @@ compute (`mx.fast` kernels, weights of any kind); `models.nn.fused` turns it int
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Self, cast
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from models.cache import KVCache, LayerCache, cache_nbytes
+from models.cache import CacheType, LayerCache, cache_nbytes, check_cache_type, layer_cache
 from models.checkpoint import JSON
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
@@ -41,6 +41,17 @@ class DecoderConfig:
     qk_norm: bool = False
     windows: tuple[int | None, ...] = ()
     """The sliding window of each layer, None where a layer sees everything; empty: none has one."""
+    cache_type: CacheType = "f16"
+    """How keys and values are held."""
+
+    def with_cache(self, cache_type: CacheType) -> Self:
+        """The same with another kind of cache. Raises QuantizationError if the heads do not allow it."""
+        check_cache_type(cache_type, self.head_dim)
+        return replace(self, cache_type=cache_type)
+
+    def new_cache(self) -> list[LayerCache]:
+        """A row's empty cache, one entry a layer. Thread: the MLX thread."""
+        return [layer_cache(self.cache_type, self.window(layer)) for layer in range(self.num_layers)]
 
     def window(self, layer: int) -> int | None:
         """The sliding window of that layer, in tokens."""
@@ -55,6 +66,7 @@ class DecoderConfig:
                 kv_heads=self.num_kv_heads,
                 head_dim=self.head_dim,
                 itemsize=itemsize,
+                cache_type=self.cache_type,
             )
             for layer in range(self.num_layers)
         ]
@@ -271,7 +283,7 @@ class Decoder(nn.Module):
 
     def new_cache(self) -> list[LayerCache]:
         """A row's empty cache, one entry a layer."""
-        return [KVCache(self.config.window(layer)) for layer in range(self.num_layers)]
+        return self.config.new_cache()
 
     def cache_nbytes(self, tokens: int) -> int:
         """The bytes that one row's cache of that many tokens takes over all layers."""

@@ -19,7 +19,7 @@ from itertools import accumulate
 import mlx.core as mx
 import numpy as np
 
-from models.cache import KVCache, LayerCache
+from models.cache import LayerCache
 from models.host import lend
 from models.llm.base import Row
 from models.nn.decoder import Decoder, DecoderConfig, DecoderLayer, causal_mask
@@ -101,7 +101,7 @@ class FusedDecoder:
 
     def new_cache(self) -> list[LayerCache]:
         """A row's empty cache, one entry a layer."""
-        return [KVCache(self.config.window(layer)) for layer in range(self.num_layers)]
+        return self.config.new_cache()
 
     def cache_nbytes(self, tokens: int) -> int:
         """The bytes that one row's cache of that many tokens takes over all layers."""

@@ -15,6 +15,7 @@ from typing import Final
 from aiohttp import web
 
 from models.backend import Device
+from models.cache import CACHE_TYPES
 from protocol import ollamarunner as wire
 from protocol.gojson import write_line
 from protocol.ollamarunner import LoadOperation, ServerStatus
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 MAX_LINE: Final = 500_000
 """The parent reads with a buffer of 512,000 bytes."""
-CACHE_TYPES: Final = ("", "f16")
 LIBRARIES: Final = {"metal": "Metal", "cuda": "CUDA"}
 """How Ollama calls the GPUs' libraries. A CPU is none of its devices: it has its own column in the memory table."""
 STATUS: Final = {
@@ -192,16 +192,22 @@ def load_options(body: wire.LoadRequest) -> LoadOptions:
         raise refuse("LoraPath", "LoRA adapters cannot be applied; merge them into the model")
     if body.projector_path:
         raise refuse("ProjectorPath", "the loaded model takes text only")
-    if body.kv_cache_type not in CACHE_TYPES:
+    cache_type = next((known for known in CACHE_TYPES if known == body.kv_cache_type), None)
+    if body.kv_cache_type and cache_type is None:
         raise refuse(
             f"KvCacheType {body.kv_cache_type[:16]!r}",
-            "the cache is not quantised; unset OLLAMA_KV_CACHE_TYPE or set it to f16",
+            f"the cache can be one of {', '.join(CACHE_TYPES)}; set OLLAMA_KV_CACHE_TYPE to one of these or unset it",
         )
     parallel = body.parallel or 1
     context = body.kv_size // parallel
     if body.kv_size and not context:
         raise BadRequest(f"KvSize {body.kv_size} is too small for {parallel} parallel sequences")
-    return LoadOptions(parallel=parallel, context_per_row=context or None, batch_tokens=body.batch_size or None)
+    return LoadOptions(
+        parallel=parallel,
+        context_per_row=context or None,
+        batch_tokens=body.batch_size or None,
+        cache_type=cache_type,
+    )
 
 
 def memory_table(plan: MemoryPlan) -> wire.Memory:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models import backend
+from models.cache import CacheType
 from models.checkpoint import JSON, Checkpoint, TensorInfo, open_checkpoint
 from models.fingerprint import fingerprint
 from models.llm import find_architecture, load_language_model
@@ -50,6 +51,7 @@ class LoadOptions:
     parallel: int
     context_per_row: int | None
     batch_tokens: int | None
+    cache_type: CacheType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class Blueprint:
     context: int
     parallel: int
     chunk: int
+    cache_type: CacheType
     memory: MemoryPlan
 
 
@@ -131,8 +134,9 @@ class ModelLoader:
 
     def _blueprint(self, reference: str, options: LoadOptions) -> Blueprint:
         checkpoint = open_checkpoint(reference, self._config.store, verify_digests=self._config.verify_digests)
+        cache_type = options.cache_type or self._config.kv_cache_type
         config = find_architecture(checkpoint.config).config(checkpoint.config)
-        planner = _Planner(checkpoint, config, self._config.draft)
+        planner = _Planner(checkpoint, config, cache_type, self._config.draft)
         asked = min((n for n in (options.context_per_row, self._config.context) if n is not None), default=None)
         chunk = min(self._config.prefill_chunk, options.batch_tokens or self._config.prefill_chunk)
         return planner.blueprint(self._config.weights, asked, options.parallel, chunk)
@@ -141,9 +145,11 @@ class ModelLoader:
 class _Planner:
     """The figures of one checkpoint on this device."""
 
-    def __init__(self, checkpoint: Checkpoint, config: LanguageConfig, draft: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: LanguageConfig, cache_type: CacheType, draft: int) -> None:
         self._checkpoint = checkpoint
-        self._config = config
+        self._plain = config
+        self._config = config.with_cache(cache_type)
+        self._cache_type = cache_type
         self._draft = draft
         self._infos = tuple(checkpoint.infos())
         self._device = backend.device()
@@ -175,7 +181,7 @@ class _Planner:
         cache = tuple(parallel * nbytes for nbytes in self._cache_nbytes(tokens))
         device = DeviceMemory("0", self._device.kind, self._device.name, tuple(layers), cache, graph)
         memory = MemoryPlan(input_weights=embedding, device=device, available=self._available)
-        return Blueprint(self._checkpoint, policy, context, parallel, chunk, memory)
+        return Blueprint(self._checkpoint, policy, context, parallel, chunk, self._cache_type, memory)
 
     def _context(self, asked: int | None, room: int) -> int:
         """Tokens one row may hold: what was asked or, bounded by the room, the model's limit."""
@@ -188,7 +194,11 @@ class _Planner:
 
     def _cache_nbytes(self, tokens: int) -> list[int]:
         """One row's cache, a number a layer; the CPU computes in float32, a GPU in half precision."""
-        return self._config.cache_nbytes_per_layer(tokens, itemsize=4 if self._device.kind == "cpu" else 2)
+        return self._config.cache_nbytes_per_layer(tokens, itemsize=self._itemsize)
+
+    @property
+    def _itemsize(self) -> int:
+        return FLOAT32_BYTES if self._device.kind == "cpu" else 2
 
     def _graph_nbytes(self, policy: WeightPolicy, parallel: int, chunk: int) -> int:
         """The arrays of one step of a full batch in prefill, or the largest tensor while it is converted.
@@ -202,6 +212,9 @@ class _Planner:
         keys = min(self._config.context_length, PLANNED_TOKENS)
         step += 2 * chunk * keys * _integer(config, "num_attention_heads", 32)
         step += 4 * parallel * (1 + self._draft) * self._config.vocab_size
+        if self._cache_type != "f16":
+            # Each layer's in turn is dequantised for its attention.
+            step += max(self._plain.cache_nbytes_per_layer(keys, itemsize=self._itemsize)) // FLOAT32_BYTES
         largest = max((info.nbytes + self._held_nbytes(info, policy) for info in self._infos), default=0)
         return max(FLOAT32_BYTES * step, largest)
 
@@ -221,7 +234,9 @@ def _build(blueprint: Blueprint, config: RunnerConfig, progress: Progress) -> En
     """Load the model. Thread: the MLX thread."""
     backend.configure()
     try:
-        model = load_language_model(blueprint.checkpoint, policy=blueprint.policy, progress=progress)
+        model = load_language_model(
+            blueprint.checkpoint, policy=blueprint.policy, cache_type=blueprint.cache_type, progress=progress
+        )
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "allocate" in str(error):
             raise InsufficientMemory(f"insufficient memory while loading ({error}); {_remedy(blueprint)}") from error
@@ -253,7 +268,9 @@ def _disk_cache(blueprint: Blueprint, config: RunnerConfig, form: str) -> DiskCa
     """The files of this model in this form; None if nobody asked for them, or they cannot be kept."""
     if config.cache_dir is None:
         return None
-    model = fingerprint(blueprint.checkpoint, FORMAT, form, blueprint.policy, blueprint.memory.device.backend)
+    model = fingerprint(
+        blueprint.checkpoint, FORMAT, form, blueprint.policy, blueprint.cache_type, blueprint.memory.device.backend
+    )
     try:
         disk = DiskCache(config.cache_dir, model[:32], limit_bytes=config.cache_dir_bytes)
     except OSError as error:
@@ -274,6 +291,7 @@ def _log(blueprint: Blueprint) -> None:
                 "device": memory.device.name,
                 "weights_held": "float32" if blueprint.policy == "float32" else "as stored",
                 "weights_mib": (memory.input_weights + sum(memory.device.weights)) >> 20,
+                "cache_type": blueprint.cache_type,
                 "cache_mib": sum(memory.device.cache) >> 20,
                 "graph_mib": memory.device.graph >> 20,
                 "available_mib": memory.available >> 20,
@@ -286,7 +304,8 @@ def _log(blueprint: Blueprint) -> None:
 
 def _remedy(blueprint: Blueprint) -> str:
     keep = "--weights=keep, " if blueprint.policy == "float32" else ""
-    return f"choose a smaller or quantised model, {keep}a smaller --context or --parallel"
+    cache = "--kv-cache-type=q8_0, " if blueprint.cache_type == "f16" else ""
+    return f"choose a smaller or quantised model, {keep}{cache}a smaller --context or --parallel"
 
 
 def _refusal(blueprint: Blueprint) -> str:

@@ -5,8 +5,10 @@ from typing import get_args
 
 import pytest
 
+from models.cache import CacheType
 from models.quantization import WeightPolicy
 from runner.config import (
+    CACHE_TYPES,
     WEIGHT_POLICIES,
     DialectName,
     FetchConfig,
@@ -211,3 +213,12 @@ def test_the_folder_of_the_prefix_cache_is_off_unless_named():
     assert (config.cache_dir, config.cache_dir_bytes) == (Path("/var/x"), 1 << 40)
     config = from_args([], {**HOME, "OLLAMA_MLX_RUNNER_CACHE_DIR": "~/kept"})
     assert config.cache_dir == Path("/home/somebody/kept")
+
+
+def test_the_kind_of_cache_is_ollamas_unless_a_flag_says_it():
+    assert get_args(CacheType) == CACHE_TYPES
+    assert from_args([], HOME).kv_cache_type == "f16"
+    assert from_args([], {**HOME, "OLLAMA_KV_CACHE_TYPE": "q8_0"}).kv_cache_type == "q8_0"
+    assert from_args(["--kv-cache-type=q4_0"], {**HOME, "OLLAMA_KV_CACHE_TYPE": "q8_0"}).kv_cache_type == "q4_0"
+    with pytest.raises(UsageError, match="--kv-cache-type must be one of f16, q8_0, q4_0"):
+        from_args(["--kv-cache-type", "q5_1"], HOME)

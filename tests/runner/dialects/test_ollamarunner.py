@@ -183,7 +183,7 @@ async def test_loading_without_a_model_says_what_to_do():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("LoraPath", ["a.gguf"]), ("ProjectorPath", "p.gguf"), ("KvCacheType", "q8_0"), ("KvCacheType", "q4_0")],
+    [("LoraPath", ["a.gguf"]), ("ProjectorPath", "p.gguf"), ("KvCacheType", "q5_1")],
 )
 async def test_what_a_load_cannot_honour_is_refused_by_name(field, value):
     async with serve(CLASSIC, launched()) as served:
@@ -218,7 +218,13 @@ def test_hints_and_f16_are_accepted():
         kv_cache_type="f16",
         parallel=1,
     )
-    assert load_options(body) == LoadOptions(parallel=1, context_per_row=None, batch_tokens=None)
+    assert load_options(body) == LoadOptions(parallel=1, context_per_row=None, batch_tokens=None, cache_type="f16")
+
+
+@pytest.mark.parametrize("cache_type", ["q8_0", "q4_0"])
+def test_a_quantised_cache_is_the_parents_choice(cache_type):
+    assert load_options(LoadRequest(kv_cache_type=cache_type)).cache_type == cache_type
+    assert load_options(LoadRequest()).cache_type is None
 
 
 def test_a_gpus_table_has_its_own_column_and_lists_of_one_length():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models import backend
-from models.errors import ModelNotFoundError, UnsupportedArchitecture
+from models.errors import ModelNotFoundError, QuantizationError, UnsupportedArchitecture
 from runner.config import DialectName, RunnerConfig
 from runner.engine import load as loading
 from runner.engine.load import DeviceMemory, LoadOptions, MemoryPlan, ModelLoader
@@ -197,3 +197,36 @@ def test_what_cannot_be_loaded_is_refused_by_its_own_error(config, roomy_llama):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["MambaForCausalLM"]}))
     with pytest.raises(UnsupportedArchitecture):
         loader.plan(str(roomy_llama), DEFAULT)
+
+
+def test_a_quantised_cache_is_planned_at_its_size_and_leaves_room_for_more_context(config, wide_llama, on_device):
+    on_device("cpu", 1 << 30)
+    plain = ModelLoader(config).plan(str(wide_llama), DEFAULT)
+    packed = ModelLoader(replace(config, kv_cache_type="q8_0")).plan(str(wide_llama), DEFAULT)
+    # 32 values of a byte with a scale and an offset, instead of 32 times four bytes.
+    assert sum(packed.device.cache) * 128 == sum(plain.device.cache) * 40
+    asked = ModelLoader(config).plan(str(wide_llama), replace(DEFAULT, cache_type="q8_0"))
+    assert asked == packed
+    parents = ModelLoader(replace(config, kv_cache_type="q8_0")).plan(
+        str(wide_llama), replace(DEFAULT, cache_type="f16")
+    )
+    assert parents == plain
+
+
+async def test_the_engine_holds_its_cache_as_asked(config, wide_llama):
+    loader = ModelLoader(replace(config, cache_bytes=0))
+    thread = MLXThread()
+    try:
+        for kind, per_value in (("f16", 4), ("q8_0", 1.25), ("q4_0", 0.75)):
+            engine = await thread.call(
+                loader.builder(str(wide_llama), replace(DEFAULT, cache_type=kind)), lambda _: None
+            )
+            assert engine._model.cache_nbytes(256) == 2 * 2 * 2 * 256 * 32 * per_value
+            await thread.call(engine.close)
+    finally:
+        await thread.close()
+
+
+def test_heads_that_cannot_be_quantised_are_refused_while_planning(config, tiny_llama):
+    with pytest.raises(QuantizationError, match="8; choose the cache type f16"):
+        ModelLoader(config).plan(str(tiny_llama), replace(DEFAULT, cache_type="q4_0"))

@@ -5,10 +5,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from models.cache import CacheType
 from models.checkpoint import open_checkpoint
 from models.llm import load_language_model
 from models.llm.base import LanguageModel
 from runner.engine import text as text_module
+from runner.engine.disk_cache import DiskCache
 from runner.engine.prefix_cache import PrefixCache
 from runner.engine.text import TextEngine
 from runner.engine.types import SamplingParams, TextDone, TextRequest
@@ -178,3 +180,28 @@ def test_storing_does_not_make_the_next_step_copy_a_rows_whole_cache(parity: Pat
         engine.step()
         engine.proceed()
     assert mx.get_peak_memory() - before < held
+
+
+@pytest.mark.parametrize("cache_type", ["q8_0", "q4_0"])
+def test_quantised_rows_leave_packed_segments_and_say_the_same(wide_llama: Path, tmp_path: Path, cache_type: CacheType):
+    prompt = "once upon a time there was a cache " * 6
+    sizes = {}
+
+    def say(kind: CacheType, cached: bool) -> list[str]:
+        model = load_language_model(open_checkpoint(str(wide_llama), store=tmp_path), cache_type=kind)
+        disk = DiskCache(tmp_path, kind, limit_bytes=LIMIT) if cached else None
+        cache = PrefixCache(LIMIT, disk) if cached else None
+        engine = TextEngine(
+            model, ByteTokenizer(), context_length=600, parallel=2, prefill_chunk=64, prefix_cache=cache
+        )
+        texts = [got.text for more in ("", "and then", "and") for got in run(engine, greedy(prompt + more, 12))]
+        if cache is not None:
+            sizes[kind] = cache.nbytes
+        engine.close()
+        return texts
+
+    assert say(cache_type, cached=True) == say(cache_type, cached=False)
+    # A second engine has them from the disk.
+    assert say(cache_type, cached=True) == say(cache_type, cached=False)
+    say("f16", cached=True)
+    assert sizes[cache_type] < sizes["f16"] / {"q8_0": 3, "q4_0": 5}[cache_type]
