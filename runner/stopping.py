@@ -82,8 +82,12 @@ class StopRequest:
     async def watch_parent(self, parent: int) -> None:
         """Ask when `parent`, our parent's pid at the start, is our parent no more, or has closed our stdin.
 
-        Nobody reads what running requests would still say, so they get no grace.
+        Nobody reads what running requests would still say, so they get no grace. A parent that died before `parent`
+        was read shows in stderr, a pipe that it held.
         """
+        if _stderr_has_lost_its_reader() and not self.asked:
+            self.ask("the parent process was gone from the start", 0)
+            return
         stdin_is_watched = _stdin_is_an_open_pipe()
         if stdin_is_watched:
             asyncio.get_running_loop().add_reader(0, self._read_stdin)
@@ -113,8 +117,18 @@ def _stdin_is_an_open_pipe() -> bool:
         mode = os.fstat(0).st_mode
     except OSError:
         return False
-    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+    return (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)) and not _other_end_is_closed(0)
+
+
+def _stderr_has_lost_its_reader() -> bool:
+    """Whether stderr is a pipe that nobody reads."""
+    try:
+        return stat.S_ISFIFO(os.fstat(2).st_mode) and _other_end_is_closed(2)
+    except OSError:
         return False
+
+
+def _other_end_is_closed(pipe: int) -> bool:
     poll = select.poll()
-    poll.register(0, select.POLLIN)
-    return not any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
+    poll.register(pipe, select.POLLIN if pipe == 0 else select.POLLOUT)
+    return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))

@@ -420,6 +420,24 @@ def test_no_child_outlives_a_parent_that_was_killed(start):
         assert psutil.wait_procs(children, 15)[1] == []
 
 
+@pytest.mark.parametrize("moment", ["starting mlx runner subprocess", "device prepared"])
+async def test_no_child_outlives_a_parent_that_was_killed_while_it_loads(start, moment):
+    with start() as server:
+        async with ollama.AsyncClient(host=server.address, timeout=60) as client:
+            request = asyncio.create_task(client.generate("smol", "the fox", options=GREEDY))
+            await asyncio.to_thread(server.wait_for, moment)
+            children = await asyncio.to_thread(until_there, server)
+            server.process.kill()
+            assert psutil.wait_procs(children, 30)[1] == []
+            with pytest.raises((ollama.ResponseError, ConnectionError, httpx.HTTPError)):
+                await request
+
+
+def until_there(server):
+    """The children, of which the log speaks just before there is one."""
+    return next(filter(None, (server.children() for _ in range(1000))))
+
+
 def test_an_interrupt_while_generating_ends_parent_and_child(start):
     with start() as server, closing(endless(server)):
         children = server.children()

@@ -400,6 +400,24 @@ async def test_a_killed_parent_takes_the_runner_with_it(tiny_llama, adopt_orphan
     assert os.waitstatus_to_exitcode(status) == 0
 
 
+async def test_a_parent_that_died_before_it_could_be_noticed_is_known_by_its_pipe(tiny_llama):
+    read_end, write_end = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "runner", "--mlx-engine", "--model", str(tiny_llama)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=write_end,
+    )
+    os.close(read_end)
+    os.close(write_end)
+    try:
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
 async def test_a_parent_that_closes_stdin_is_taken_for_dead(tiny_llama):
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "runner", "--mlx-engine", "--model", str(tiny_llama)),
