@@ -32,18 +32,19 @@ class QuantizedKVCache(KVCache):
         """
         seen = self._append([*self._packed(keys), *self._packed(values)])
         unpack = _unpack_on_cpu if self._on_cpu else _unpack
-        return unpack(*seen[:3], self._bits), unpack(*seen[3:], self._bits)
+        seen_keys, seen_values = (unpack(*part, bits=self._bits) for part in (seen[:3], seen[3:]))
+        return seen_keys, seen_values
 
     def _packed(self, values: mx.array) -> tuple[mx.array, ...]:
         return tuple(mx.quantize(values, group_size=GROUP_SIZE, bits=self._bits))
 
 
-def _unpack(packed: mx.array, scales: mx.array, offsets: mx.array, bits: int) -> mx.array:
+def _unpack(packed: mx.array, scales: mx.array, offsets: mx.array, *, bits: int) -> mx.array:
     """Shapes: packed (..., D * bits / 32), scales and offsets (..., D / 32); returns (..., D)."""
     return mx.dequantize(packed, scales, offsets, group_size=GROUP_SIZE, bits=bits)
 
 
-def _unpack_on_cpu(packed: mx.array, scales: mx.array, offsets: mx.array, bits: int) -> mx.array:
+def _unpack_on_cpu(packed: mx.array, scales: mx.array, offsets: mx.array, *, bits: int) -> mx.array:
     """The same by bytes: MLX's CPU backend would take 32-bit words apart in twice the time (measured, 0.32)."""
     groups = scales.shape
     steps = packed.view(mx.uint8)

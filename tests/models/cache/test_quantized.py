@@ -119,7 +119,7 @@ def test_half_precision_comes_back_as_half_precision(cache_type: CacheType):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_cpu_unpacks_as_mlx_does(bits: int):
     packed = mx.quantize(rows(20)[0], group_size=32, bits=bits)
-    assert mx.allclose(quantized._unpack_on_cpu(*packed, bits), quantized._unpack(*packed, bits), atol=1e-5)
+    assert mx.allclose(quantized._unpack_on_cpu(*packed, bits=bits), quantized._unpack(*packed, bits=bits), atol=1e-5)
 
 
 @pytest.mark.parametrize("head_dim", [16, 80])
