@@ -15,15 +15,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import mlx.core as mx
+
 from models import backend
 from models.cache import CacheType
 from models.checkpoint import JSON, Checkpoint, TensorInfo, open_checkpoint
 from models.fingerprint import fingerprint
 from models.llm import find_architecture, load_language_model
-from models.llm.base import LanguageConfig
+from models.llm.base import LanguageConfig, LanguageModel
 from models.quantization import WeightPolicy
 from models.tokenizer import load_tokenizer
 from runner.config import RunnerConfig
+from runner.engine.admission import Admission
 from runner.engine.disk_cache import FORMAT, DiskCache
 from runner.engine.loop import BuildEngine, Progress
 from runner.engine.memory_limits import cgroup_headroom
@@ -153,8 +156,7 @@ class _Planner:
         self._draft = draft
         self._infos = tuple(checkpoint.infos())
         self._device = backend.device()
-        room = cgroup_headroom()
-        self._available = self._device.available_bytes if room is None else min(self._device.available_bytes, room)
+        self._available = _available_bytes(self._device)
 
     def blueprint(self, policy: WeightPolicy, asked: int | None, parallel: int, chunk: int) -> Blueprint:
         """The plan under `policy`; `auto` is decided here."""
@@ -250,8 +252,24 @@ def _build(blueprint: Blueprint, config: RunnerConfig, progress: Progress) -> En
         parallel=blueprint.parallel,
         prefill_chunk=blueprint.chunk,
         prefix_cache=_prefix_cache(blueprint, config, type(model).__name__),
+        admission=_admission(blueprint, model) if config.check_memory else None,
         draft=config.draft,
     )
+
+
+def _admission(blueprint: Blueprint, model: LanguageModel) -> Admission:
+    working = blueprint.memory.device.graph
+    return Admission(model.cache_nbytes, _free_bytes, working_bytes=working, give_back=backend.give_back)
+
+
+def _free_bytes() -> int:
+    """What this process may still take, with what MLX keeps for it. Thread: any."""
+    return _available_bytes(backend.device()) + mx.get_cache_memory()
+
+
+def _available_bytes(device: backend.Device) -> int:
+    room = cgroup_headroom()
+    return device.available_bytes if room is None else min(device.available_bytes, room)
 
 
 def _prefix_cache(blueprint: Blueprint, config: RunnerConfig, form: str) -> PrefixCache | None:

@@ -85,6 +85,11 @@ class PrefixCache:
             segment.evaluate()
             self._tree.insert(tokens, begin, segment)
 
+    def shrink(self, limit_bytes: int, tokens: Sequence[int]) -> None:
+        """Let go of what was of use longest ago, of what `tokens` can use last, until no more than that is held."""
+        self._tree.touch(tokens)
+        self._tree.shrink(limit_bytes)
+
     def clear(self) -> None:
         """Let go of everything; what is on disk stays."""
         self._tree = RadixTree(self._limit_bytes)

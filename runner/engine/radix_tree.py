@@ -57,6 +57,12 @@ class RadixTree(Generic[Value]):
                 depth += common
         return depth, values
 
+    def touch(self, tokens: Sequence[int]) -> None:
+        """Count what is stored of `tokens` as used just now."""
+        self._clock += 1
+        for node, _ in self._walk(tokens):
+            node.used = self._clock
+
     def depth(self, tokens: Sequence[int]) -> int:
         """How many tokens of `tokens` are stored."""
         return sum(common for _, common in self._walk(tokens))

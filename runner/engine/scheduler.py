@@ -6,6 +6,7 @@ nor a long one keeps a decoding row waiting for more than about `STEP_BOUND_S`.
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from runner.engine.sequence import Sequence, SequenceStatus
@@ -59,10 +60,10 @@ class Scheduler:
         else:
             self.running.remove(row)
 
-    def admit(self) -> list[Sequence]:
-        """Let waiting rows into the batch as far as there is room; returns those."""
+    def admit(self, may_run: Callable[[Sequence], bool] = lambda _: True) -> list[Sequence]:
+        """Let waiting rows into the batch, in order, as far as there is room and the first may run; returns those."""
         admitted = []
-        while self.waiting and len(self.running) < self._parallel:
+        while self.waiting and len(self.running) < self._parallel and may_run(self.waiting[0]):
             row = self.waiting.popleft()
             row.status = SequenceStatus.PREFILL
             self.running.append(row)

@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from models import host
 from models.llm.base import LanguageModel
+from runner.engine.admission import Admission, Verdict
 from runner.engine.batch import Batch, Run, Step, settle
 from runner.engine.drafting import Drafter, PromptLookup, RowDrafting, StepCosts
 from runner.engine.prefix_cache import STORE_TOKENS, PrefixCache
@@ -53,6 +54,7 @@ class TextEngine:
         prefill_chunk: int,
         max_waiting: int = 256,
         prefix_cache: PrefixCache | None = None,
+        admission: Admission | None = None,
         draft: int = 0,
         make_drafter: Callable[[], Drafter] = PromptLookup,
         overlaps: bool | None = None,
@@ -67,6 +69,7 @@ class TextEngine:
             prefill_chunk: Prompt tokens of one step at most.
             max_waiting: Requests that may queue behind them.
             prefix_cache: What rows leave to those that begin alike; None: nothing is kept.
+            admission: Whether there is memory for a row; None: rows are let in unasked.
             draft: Tokens that a row may draft at once; 0: none.
             make_drafter: Makes what guesses for one row.
             overlaps: Whether a step is set off before the one ahead of it is read; None: unless MLX computes on the
@@ -78,6 +81,7 @@ class TextEngine:
         self._max_requests = parallel + max_waiting
         self._scheduler = Scheduler(parallel=parallel, prefill_chunk=prefill_chunk)
         self._prefixes = prefix_cache
+        self._admission = admission
         self._to_store: list[Sequence] = []
         self._draft = draft
         self._make_drafter = make_drafter
@@ -109,7 +113,7 @@ class TextEngine:
             progress=1.0,
             context_length=self._context_length,
             memory_bytes=mx.get_active_memory() + mx.get_cache_memory(),
-            prefix_cache_bytes=0 if self._prefixes is None else self._prefixes.nbytes,
+            prefix_cache_bytes=self._stored_bytes,
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             drafted_tokens=self._drafted_tokens,
@@ -130,8 +134,12 @@ class TextEngine:
         Raises:
             BadRequest: the request cannot be served.
             PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
+            InsufficientMemory: there is none for it, and will not be when all others have ended.
         """
-        return prepare_text(request, self._tokenizer, context_length=self._context_length, draft=self._draft)
+        prepared = prepare_text(request, self._tokenizer, context_length=self._context_length, draft=self._draft)
+        if (admission := self._admission) is not None:
+            admission.check(prepared, tuple(self._scheduler.running), self._stored_bytes)
+        return prepared
 
     def add(self, request_id: RequestId, prepared: object) -> None:
         """Queue what `prepare` returned."""
@@ -199,6 +207,7 @@ class TextEngine:
         if self._prefixes is not None:
             self._prefixes.close()
         self._prefixes = None
+        self._admission = None
         self._model = None
         mx.synchronize()
         gc.collect()
@@ -208,10 +217,28 @@ class TextEngine:
         return any(row.id in self._rows for row in step.held)
 
     def _admit(self) -> None:
-        for row in self._scheduler.admit():
+        for row in self._scheduler.admit(self._may_run):
             self._at_risk = [row]
             self._begin(row)
         self._at_risk = []
+
+    def _may_run(self, row: Sequence) -> bool:
+        """Whether there is memory for a row, having made room for it; one for which there never is fails."""
+        if self._admission is None:
+            return True
+        running, stored = self._scheduler.running, self._stored_bytes
+        decision = self._admission.decide(row.request, running, stored)
+        if decision.verdict is Verdict.REFUSE:
+            self._fail(row, str(self._admission.refusal(row.request, running, stored)))
+        elif decision.give_up and self._prefixes is not None:
+            self._prefixes.shrink(stored - decision.give_up, row.tokens)
+            mx.clear_cache()
+        return decision.verdict is Verdict.ADMIT
+
+    @property
+    def _stored_bytes(self) -> int:
+        prefixes = self._prefixes
+        return 0 if prefixes is None else prefixes.nbytes
 
     def _run(self, step: Step) -> None:
         """Set a step off, build the next one meanwhile, read the step. Should anything raise, both steps are lost."""

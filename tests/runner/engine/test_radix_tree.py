@@ -126,3 +126,13 @@ def test_under_a_limit_it_holds_no_more_and_what_it_finds_is_true():
         assert tree.nbytes <= 40
         probe = "".join(generator.choice("abc") for _ in range(20))
         assert probe.startswith(found(tree, probe))
+
+
+def test_what_is_touched_is_evicted_last():
+    tree = RadixTree[Letters](20)
+    for text in ("first 123", "other 456"):
+        store(tree, text)
+    tree.touch(tokens("first 1"))
+    tree.shrink(9)
+    assert found(tree, "first 123") == "first 123"
+    assert found(tree, "other 456") == ""

@@ -1,0 +1,139 @@
+"""Admission: whether a request's keys and values fit into the memory that is left.
+
+Owns the arithmetic; `decide` is a function of numbers alone. A row is let in if what it will need, what the running
+rows may still grow by and a step's working space are there. The prefix cache makes room first; then the row waits for
+others to end; what could not fit even then is refused with figures, and nothing else is: free memory is a rough figure.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from runner.engine.sequence import PreparedText
+from runner.engine.sequence import Sequence as Row
+from runner.errors import InsufficientMemory
+
+UNBOUNDED_SHARE = 4
+"""An answer without a bound is expected to take this part of the context that the prompt leaves,"""
+UNBOUNDED_TOKENS = 256, 2048
+"""but no less than the first and no more than the second."""
+NEGLIGIBLE_BYTES = 64 << 20
+"""What is dared whatever the figures say: systems that compress or swap often call nearly nothing free."""
+GIB = 2**30
+
+
+class Verdict(Enum):
+    """What becomes of a request that asks to run."""
+
+    ADMIT = "admit"
+    WAIT = "wait"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What there is, in bytes."""
+
+    free: int
+    """What the process may still take."""
+    working: int = 0
+    """What a step takes besides keys and values."""
+    stored: int = 0
+    """What the prefix cache holds and would give up."""
+    held: int = 0
+    """What the running rows hold and give back when they end."""
+    promised: int = 0
+    """What the running rows are expected to take besides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with a request; `give_up` bytes of the prefix cache have to go first."""
+
+    verdict: Verdict
+    give_up: int = 0
+
+
+def decide(needed: int, memory: Memory) -> Decision:
+    """Whether a row that will need that many bytes may run now, later or never."""
+    missing = max(0, needed + memory.promised + memory.working - memory.free)
+    if missing <= memory.stored:
+        return Decision(Verdict.ADMIT, missing)
+    if needed > max(memory.free + memory.stored + memory.held, NEGLIGIBLE_BYTES):
+        return Decision(Verdict.REFUSE)
+    if memory.held + memory.promised > 0:
+        return Decision(Verdict.WAIT)
+    return Decision(Verdict.ADMIT, memory.stored)
+
+
+def planned_tokens(request: PreparedText) -> int:
+    """The tokens that a row is expected to hold: its prompt and its answer's bound, or a share of what is left."""
+    rest = request.limit - len(request.tokens)
+    if request.num_predict is not None and request.num_predict < rest:
+        return len(request.tokens) + request.num_predict
+    least, most = UNBOUNDED_TOKENS
+    return len(request.tokens) + min(rest, max(least, min(rest // UNBOUNDED_SHARE, most)))
+
+
+class Admission:
+    """Looks after the rows' memory. Thread: any; figures of rows that run on meanwhile are a step old at worst."""
+
+    def __init__(
+        self,
+        cache_nbytes: Callable[[int], int],
+        free_bytes: Callable[[], int],
+        *,
+        working_bytes: int,
+        give_back: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Watch.
+
+        Args:
+            cache_nbytes: What a row of that many tokens takes.
+            free_bytes: What the process may still take, now.
+            working_bytes: What a step takes besides.
+            give_back: Gives the system what the process keeps of freed memory; called before a refusal.
+        """
+        self._cache_nbytes = cache_nbytes
+        self._free_bytes = free_bytes
+        self._working_bytes = working_bytes
+        self._give_back = give_back
+
+    def check(self, request: PreparedText, running: Sequence[Row], stored: int) -> None:
+        """Refuse what will not fit even when nothing else runs.
+
+        Raises:
+            InsufficientMemory: it will not; the message has the figures.
+        """
+        if self.decide(request, running, stored).verdict is Verdict.REFUSE:
+            raise self.refusal(request, running, stored)
+
+    def decide(self, request: PreparedText, running: Sequence[Row], stored: int) -> Decision:
+        """Whether a request may join the rows that run, beside a prefix cache of `stored` bytes."""
+        needed = self._needed(request)
+        decision = decide(needed, self._memory(running, stored))
+        if decision.verdict is not Verdict.REFUSE:
+            return decision
+        self._give_back()
+        return decide(needed, self._memory(running, stored))
+
+    def refusal(self, request: PreparedText, running: Sequence[Row], stored: int) -> InsufficientMemory:
+        """What a request that was refused is told."""
+        memory = self._memory(running, stored)
+        needed, most = self._needed(request), memory.free + memory.stored + memory.held
+        return InsufficientMemory(
+            f"insufficient memory: a prompt of {len(request.tokens)} tokens and its answer need {needed / GIB:.2f} GiB "
+            f"for their keys and values, and {most / GIB:.2f} GiB are available; shorten the prompt, set a smaller "
+            "num_predict or num_ctx, or start the runner with --kv-cache-type=q8_0"
+        )
+
+    def _memory(self, running: Sequence[Row], stored: int) -> Memory:
+        held = promised = 0
+        for row in running:
+            has = self._cache_nbytes(row.fed) if row.fed else 0
+            held += has
+            promised += max(0, self._needed(row.request) - has)
+        return Memory(self._free_bytes(), self._working_bytes, stored, held, promised)
+
+    def _needed(self, request: PreparedText) -> int:
+        return self._cache_nbytes(planned_tokens(request))
