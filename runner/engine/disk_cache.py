@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import threading
 import time
 import zlib
@@ -48,7 +49,7 @@ WRITE_BYTES = 1 << 20
 
 _TOKENS = "tokens"
 _NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
-_PART = re.compile(r"\.[0-9a-f]{32}\.(\d+)\.part")
+_PART = re.compile(r"\.[0-9a-f]{32}\.(\d+)\.[0-9a-f]{8}\.part")
 _DTYPES: Mapping[str, mx.Dtype] = {
     "F32": mx.float32,
     "F16": mx.float16,
@@ -137,6 +138,8 @@ class DiskCache:
         if not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", str(self._folder))
         self._limit_bytes = limit_bytes
+        # Processes of two containers may have the same number.
+        self._token = secrets.token_hex(4)
         self._warned = False
         self._jobs: deque[_Job] = deque()
         self._pending: set[str] = set()
@@ -263,7 +266,7 @@ class DiskCache:
 
     def _write(self, job: _Job) -> None:
         """All or nothing: a file has its name only when it is complete. No fsync: a torn file is known by its sum."""
-        part = self._folder / f".{job.name.removesuffix('.safetensors')}.{os.getpid()}.part"
+        part = self._folder / f".{job.name.removesuffix('.safetensors')}.{os.getpid()}.{self._token}.part"
         try:
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "wb", buffering=0) as file:

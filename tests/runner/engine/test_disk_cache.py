@@ -215,7 +215,7 @@ def test_what_dead_writers_left_is_cleared_and_what_living_ones_make_is_not(open
     folder = tmp_path / MODEL
     folder.mkdir()
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    names = [f".{'a' * 32}.{pid}.part" for pid in (int(gone.stdout), os.getppid(), 1)]
+    names = [f".{'a' * 32}.{pid}.0123abcd.part" for pid in (int(gone.stdout), os.getppid(), 1)]
     for name in names:
         (folder / name).write_bytes(b"half")
     os.utime(folder / names[2], (0, 0))
@@ -287,6 +287,18 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         DiskCache(tmp_path / "file", MODEL, limit_bytes=LIMIT)
+
+
+def test_two_that_write_the_same_at_once_leave_whole_files(opened: Open, tmp_path: Path):
+    caches = [opened() for _ in range(2)]
+    rows = [[number, *TOKENS[1:]] for number in range(10)]
+    for row in rows:
+        for cache in caches:
+            cache.write(row, lambda begin, end, row=row: layers_of(row, begin, end))
+    for cache in caches:
+        cache.close()
+    assert len(files(tmp_path)) == 3 * len(rows)
+    assert [depth(caches[0], row) for row in rows] == [3 * BLOCK_TOKENS] * len(rows)
 
 
 GREEDY = SamplingParams(temperature=0)

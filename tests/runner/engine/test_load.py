@@ -1,5 +1,6 @@
 """Memory plans from headers, and engines from plans."""
 
+import asyncio
 import json
 import logging
 from dataclasses import replace
@@ -13,6 +14,7 @@ from runner.config import DialectName, RunnerConfig
 from runner.engine import load as loading
 from runner.engine.load import DeviceMemory, LoadOptions, MemoryPlan, ModelLoader
 from runner.engine.mlx_thread import MLXThread
+from runner.engine.types import TextRequest
 from runner.errors import InsufficientMemory
 
 DEFAULT = LoadOptions(parallel=4, context_per_row=None, batch_tokens=None)
@@ -230,3 +232,25 @@ async def test_the_engine_holds_its_cache_as_asked(config, wide_llama):
 def test_heads_that_cannot_be_quantised_are_refused_while_planning(config, tiny_llama):
     with pytest.raises(QuantizationError, match="8; choose the cache type f16"):
         ModelLoader(config).plan(str(tiny_llama), replace(DEFAULT, cache_type="q4_0"))
+
+
+async def test_an_engine_watches_its_memory_unless_told_not_to(config, roomy_llama, on_device):
+    thread = MLXThread()
+    request = TextRequest("x " * 3000, num_predict=1)
+    try:
+        for check_memory in (True, False):
+            on_device("cpu", 1 << 30)
+            loader = ModelLoader(replace(config, check_memory=check_memory))
+            engine = await thread.call(loader.builder(str(roomy_llama), DEFAULT), lambda _: None)
+            on_device("cpu", 0)
+            huge = replace(request, prompt="x " * 300_000)
+            if check_memory:
+                with pytest.raises(InsufficientMemory, match="prompt of 6000"):
+                    await asyncio.to_thread(engine.prepare, huge)
+            else:
+                assert await asyncio.to_thread(engine.prepare, huge)
+            # Little is dared whatever the figures say.
+            assert await asyncio.to_thread(engine.prepare, request)
+            await thread.call(engine.close)
+    finally:
+        await thread.close()
