@@ -1,11 +1,12 @@
 """The decoder in the form that is fast on a CPU: few, large, float32 operations.
 
-What is different from `models.nn.decoder`, and why (MLX 0.32's CPU backend, each claim measured by `make bench`):
+What is different from `models.nn.decoder`, and why (costs measured on MLX 0.32's CPU backend, x86-64):
 
 - q, k and v are one matrix, gate and up another, transposed once: every node of a step's graph costs microseconds.
 - q's and k's rows are interleaved so that a rotation is one complex multiplication (`mx.fast.rope` becomes 30 nodes),
   and q carries the attention's scale.
-- The norm and the softmax are written out with the fewest nodes (`mx.fast.rms_norm` becomes 15).
+- The norm and the softmax are written out with the fewest nodes (`mx.fast.rms_norm` becomes 15); the matrix behind a
+  norm has taken in its weight and the square root of its width.
 - `exp` costs 14 ns an element there. Small steps use `power`, three times cheaper; large ones leave the graph and let
   numpy's vectorised kernels work in place on the evaluated array, thirty times cheaper than `exp`.
 
@@ -38,15 +39,13 @@ E = 2.718281828459045
 class FusedLayer:
     """One layer's weights, float32; matrices are (in, out). Shapes: heads H, key-value heads K, head dimension d."""
 
-    input_norm: mx.array
     qkv: mx.array
     """(D, (H + 2K) * d)"""
     qkv_bias: mx.array | None
     qk_norm: mx.array | None
-    """(H + K, d): each head's norm weight."""
+    """(H + K, 1, d): each head's norm weight."""
     output: mx.array
     output_bias: mx.array | None
-    post_norm: mx.array
     gate_up: mx.array
     """(D, 2F)"""
     gate_up_bias: mx.array | None
@@ -56,7 +55,7 @@ class FusedLayer:
     def arrays(self) -> list[mx.array]:
         """All that there are."""
         biases = (self.qkv_bias, self.qk_norm, self.output_bias, self.gate_up_bias, self.down_bias)
-        matrices = [self.input_norm, self.qkv, self.output, self.post_norm, self.gate_up, self.down]
+        matrices = [self.qkv, self.output, self.gate_up, self.down]
         return matrices + [bias for bias in biases if bias is not None]
 
 
@@ -75,13 +74,14 @@ class FusedDecoder:
         self._layers: list[FusedLayer] = []
         while stack.layers:
             self._layers.append(_fused(stack.layers.pop(0), config))
-        self._norm = stack.norm.weight
+        self._norm = stack.norm.weight * config.hidden_size**0.5
         head = stack.embed_tokens if config.tie_word_embeddings else decoder.lm_head
         self._head = head.weight.T
         self._rotations = RotationTable(config.rope)
-        self._epsilon = mx.array(config.rms_norm_eps)
+        self._epsilon = mx.array(config.rms_norm_eps * config.hidden_size)
+        self._head_epsilon = mx.array(config.rms_norm_eps * config.head_dim)
         self._heads_rotated = config.num_heads + config.num_kv_heads
-        mx.eval(self._head, self._epsilon)
+        mx.eval(self._head, self._norm, self._epsilon, self._head_epsilon)
 
     def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
         """Shapes: tokens (T,); returns the hidden states after the final norm (T, D)."""
@@ -90,10 +90,11 @@ class FusedDecoder:
         lengths = [row.length for row in rows]
         positions = _Positions(self._rotations.rows(offsets, lengths), lengths)
         for index, layer in enumerate(self._layers):
-            attended = self._attention(self._normed(x, layer.input_norm), index, rows, positions)
+            attended = self._attention(_unit(x, self._epsilon), index, rows, positions)
             x = _plus_product(x, attended, layer.output, layer.output_bias)
-            x = _plus_product(x, _swiglu(self._normed(x, layer.post_norm), layer), layer.down, layer.down_bias)
-        return self._normed(x, self._norm)
+            x = _plus_product(x, _swiglu(_unit(x, self._epsilon), layer), layer.down, layer.down_bias)
+        hidden: mx.array = _unit(x, self._epsilon) * self._norm
+        return hidden
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Shapes: hidden (N, D); returns float32 (N, V)."""
@@ -107,9 +108,6 @@ class FusedDecoder:
         """The bytes that one row's cache of that many tokens takes over all layers."""
         return sum(self.config.cache_nbytes_per_layer(tokens, itemsize=4))
 
-    def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
-        return x * mx.rsqrt(mx.mean(mx.square(x), axis=-1, keepdims=True) + self._epsilon) * weight
-
     def _attention(self, x: mx.array, index: int, rows: Sequence[Row], positions: "_Positions") -> mx.array:
         """Softmax attention, the query heads of one key head stacked into one matrix product.
 
@@ -117,13 +115,13 @@ class FusedDecoder:
         """
         config, rotated, layer = self.config, self._heads_rotated, self._layers[index]
         qkv = x @ layer.qkv if layer.qkv_bias is None else mx.addmm(layer.qkv_bias, x, layer.qkv)
-        heads = qkv.reshape(x.shape[0], -1, config.head_dim)
+        heads = qkv.reshape(x.shape[0], -1, 1, config.head_dim)
         qk = heads[:, :rotated]
         if layer.qk_norm is not None:
-            qk = self._normed(qk, layer.qk_norm)
+            qk = _unit(qk, self._head_epsilon) * layer.qk_norm
         qk = (qk.view(mx.complex64) * positions.rotations).view(mx.float32)
         queries = qk[:, : config.num_heads].reshape(x.shape[0], config.num_kv_heads, -1, config.head_dim)
-        parts = positions.by_row(queries, qk[:, config.num_heads :, None], heads[:, rotated:, None])
+        parts = positions.by_row(queries, qk[:, config.num_heads :], heads[:, rotated:])
         seen, scores, masks = [], [], []
         for row, query, key, value in zip(rows, *parts, strict=True):
             keys, values = row.cache[index].update(_by_head(key), _by_head(value))
@@ -142,7 +140,7 @@ class _Positions:
     __slots__ = ("_bounds", "_masks", "rotations")
 
     def __init__(self, rotations: mx.array, lengths: Sequence[int]) -> None:
-        """Shapes: rotations complex64 (T, 1, d / 2); the lengths add up to T."""
+        """Shapes: rotations complex64 (T, 1, 1, d / 2); the lengths add up to T."""
         self.rotations = rotations
         self._bounds = list(accumulate(lengths))[:-1]
         self._masks: dict[tuple[int, int, int | None], mx.array] = {}
@@ -159,6 +157,11 @@ class _Positions:
         if key not in self._masks:
             self._masks[key] = mx.where(causal_mask(length, visible, window), 0.0, -mx.inf)
         return self._masks[key]
+
+
+def _unit(x: mx.array, epsilon: mx.array) -> mx.array:
+    """Scale to a sum of squares of 1: RMSNorm without its weight and the square root of its width."""
+    return x * mx.rsqrt(mx.sum(mx.square(x), axis=-1, keepdims=True) + epsilon)
 
 
 def _by_head(x: mx.array) -> mx.array:
@@ -236,6 +239,9 @@ def _plus_product(x: mx.array, inputs: mx.array, matrix: mx.array, bias: mx.arra
 def _fused(layer: DecoderLayer, config: DecoderConfig) -> FusedLayer:
     """Build and evaluate one layer's fused weights."""
     attention, mlp = layer.self_attn, layer.mlp
+    input_norm, post_norm = (
+        norm.weight * config.hidden_size**0.5 for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+    )
     scale = config.head_dim**-0.5
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     qk_norm = None
@@ -243,21 +249,20 @@ def _fused(layer: DecoderLayer, config: DecoderConfig) -> FusedLayer:
         # A norm undoes any scale before it, so the scale goes into its weight.
         queries = _interleaved(attention.q_norm.weight * scale, config.head_dim)
         keys = _interleaved(attention.k_norm.weight, config.head_dim)
-        qk_norm = mx.stack([queries] * config.num_heads + [keys] * config.num_kv_heads)
+        qk_norm = mx.stack([queries] * config.num_heads + [keys] * config.num_kv_heads)[:, None]
+        qk_norm = qk_norm * config.head_dim**0.5
         scale = 1.0
 
     def joined(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         return mx.concatenate([_interleaved(q * scale, config.head_dim), _interleaved(k, config.head_dim), v])
 
     fused = FusedLayer(
-        input_norm=layer.input_layernorm.weight,
-        qkv=joined(*(projection.weight for projection in projections)).T,
+        qkv=(joined(*(projection.weight for projection in projections)) * input_norm).T,
         qkv_bias=joined(*(projection.bias for projection in projections)) if config.qkv_bias else None,
         qk_norm=qk_norm,
         output=attention.o_proj.weight.T,
         output_bias=attention.o_proj.bias if config.output_bias else None,
-        post_norm=layer.post_attention_layernorm.weight,
-        gate_up=mx.concatenate([mlp.gate_proj.weight, mlp.up_proj.weight]).T,
+        gate_up=(mx.concatenate([mlp.gate_proj.weight, mlp.up_proj.weight]) * post_norm).T,
         gate_up_bias=mx.concatenate([mlp.gate_proj.bias, mlp.up_proj.bias]) if config.mlp_bias else None,
         down=mlp.down_proj.weight.T,
         down_bias=mlp.down_proj.bias if config.mlp_bias else None,

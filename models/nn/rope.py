@@ -191,7 +191,7 @@ class RotationTable:
         self._table = self._filled(256)
 
     def rows(self, offsets: Sequence[int], lengths: Sequence[int]) -> mx.array:
-        """The rotations of each row's next tokens, row after row. Shape: complex64 (T, 1, dims / 2)."""
+        """The rotations of each row's next tokens, row after row. Shape: complex64 (T, 1, 1, dims / 2)."""
         spans = list(zip(offsets, lengths, strict=True))
         end = max(offset + length for offset, length in spans)
         if end > self._table.shape[0]:
@@ -200,6 +200,6 @@ class RotationTable:
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=0)
 
     def _filled(self, positions: int) -> mx.array:
-        angles = np.arange(positions, dtype=np.float32)[:, None, None] * self._frequencies
+        angles = np.arange(positions, dtype=np.float32)[:, None, None, None] * self._frequencies
         values = self._magnitude * (np.cos(angles) + 1j * np.sin(angles))
         return mx.array(values.astype(np.complex64))

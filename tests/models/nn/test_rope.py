@@ -86,7 +86,7 @@ def test_impossible_settings_are_refused_by_name(config: dict[str, Any], named: 
 
 
 def expected_rotations(rope: RopeConfig, positions: list[int]) -> np.ndarray:
-    angles = np.array(positions, dtype=np.float64)[:, None, None] * rope.frequencies().astype(np.float64)
+    angles = np.array(positions, dtype=np.float64)[:, None, None, None] * rope.frequencies().astype(np.float64)
     return rope.magnitude * np.exp(1j * angles)
 
 
@@ -96,7 +96,7 @@ def test_the_table_turns_each_rows_tokens_by_their_own_positions(entry: dict[str
     table = RotationTable(rope)
     found = table.rows([0, 250, 7], [3, 20, 1])
     positions = [0, 1, 2, *range(250, 270), 7]
-    assert found.shape == (len(positions), 1, entry["head_dim"] // 2)
+    assert found.shape == (len(positions), 1, 1, entry["head_dim"] // 2)
     np.testing.assert_allclose(np.array(found), expected_rotations(rope, positions), atol=3e-5)
 
 
