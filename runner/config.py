@@ -5,16 +5,26 @@ comes before its environment variable, which comes before the default.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
-from runner.flags import Flag, Settings, UsageError, Value, parse_bool, parse_flags, variable
+from runner.flags import Settings, UsageError, Value, parse_bool, parse_flags, variable
+from runner.usage import (
+    CLASSIC_PORT,
+    COMMANDS,
+    CREATE_FLAGS,
+    PREFIX,
+    PROGRAM,
+    QUANT_TYPES,
+    RUNNER_FLAGS,
+    TRY_FLAGS,
+    TUNING_FLAGS,
+    help_text,
+    with_variables,
+)
 
-PROGRAM = "ollama-mlx-runner"
-PREFIX = "OLLAMA_MLX_RUNNER_"
-CLASSIC_PORT = 8080
 LOOPBACK = "127.0.0.1"
 # As in models.quantization, which imports MLX; this module is imported before that is allowed.
 WeightPolicy: TypeAlias = Literal["auto", "float32", "keep"]
@@ -25,8 +35,6 @@ MAX_BYTES = 2**60
 CACHE_DIR_BYTES = 4 << 30
 WEIGHT_POLICIES: tuple[str, ...] = get_args(WeightPolicy)
 CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
-# As in models.store.policy, for the same reason.
-QUANT_TYPES = ("int4", "int8", "nvfp4", "mxfp4", "mxfp8")
 
 
 class DialectName(Enum):
@@ -131,80 +139,6 @@ class HelpCommand:
 
 Command: TypeAlias = RunnerConfig | TryConfig | FetchConfig | CreateConfig | VersionCommand | HelpCommand
 
-ENGINE_FLAGS = tuple(
-    Flag(f"{dialect.value}-engine", "", f"speak {what}")
-    for dialect, what in (
-        (DialectName.MLX, "the protocol of Ollama's MLX runner (the default for a store name): load, then listen"),
-        (DialectName.IMAGEGEN, "the protocol of Ollama's image runner: load, then listen"),
-        (DialectName.CLASSIC, "Ollama's classic protocol (the default for a path or none): listen, load on POST /load"),
-    )
-)
-TUNING_FLAGS = (
-    Flag("weights", "POLICY", "auto, float32 or keep: how weights are held (auto: float32 on a CPU if that fits)"),
-    Flag("threads", "N", "threads of the CPU's matrix products (default: chosen by the machine)"),
-    Flag("context", "N", "tokens one request may hold, prompt and answer (default: what the model and memory allow)"),
-    Flag("parallel", "N", "requests computed together (default 4)"),
-    Flag("prefill-chunk", "N", "prompt tokens of one step (default 128)"),
-    Flag(
-        "kv-cache-type",
-        "TYPE",
-        "f16, q8_0 or q4_0: how keys and values are held; q8_0 takes a third of the memory (default f16, unquantised)",
-    ),
-    Flag(
-        "cache-bytes",
-        "N",
-        "bytes of keys and values kept for later prompts (default a quarter of what is free; 0: none)",
-    ),
-    Flag("cache-dir", "DIR", "keep them there as well, so that they outlast the process (default: in memory alone)"),
-    Flag("cache-dir-bytes", "N", "bytes that the files there may take, the longest unused going first (default 4 GiB)"),
-    Flag("draft", "N", "guess up to N tokens ahead where a text repeats itself; its words stay the same (default 0)"),
-    Flag("check-memory", "", "refuse a model that is predicted not to fit (default true)"),
-    Flag("verify-digests", "", "check the SHA-256 of blobs of the Ollama store while loading (default false)"),
-    Flag("store", "DIR", "the Ollama store (default $OLLAMA_MODELS, then ~/.ollama/models)"),
-    Flag("verbose", "", "log debug messages, as OLLAMA_DEBUG=1 does"),
-)
-RUNNER_FLAGS = (
-    *ENGINE_FLAGS,
-    Flag("model", "NAME", "a name in the Ollama store, a Hugging Face folder or a GGUF file"),
-    Flag("port", "N", f"port to listen on (default {CLASSIC_PORT} for the classic protocol, else any free one)"),
-    Flag("host", "ADDRESS", "address to listen on (default 127.0.0.1)"),
-    *TUNING_FLAGS,
-)
-TRY_FLAGS = (
-    Flag("model", "NAME", "a name in the Ollama store, a Hugging Face folder or a GGUF file (default: SmolLM2-135M)"),
-    Flag("system", "TEXT", "the system message"),
-    Flag("raw", "", "send the prompt as it is, without the model's chat template"),
-    Flag("temperature", "T", "0 always takes the likeliest token (default 0)"),
-    Flag("num-predict", "N", "at most that many tokens (default 256; -1: until the model ends)"),
-    Flag("seed", "N", "the same seed draws the same answer"),
-    *TUNING_FLAGS,
-)
-CREATE_FLAGS = (
-    Flag("from", "PATH", "a Hugging Face folder, an image pipeline's folder, or a GGUF file"),
-    Flag("quantize", "TYPE", f"{', '.join(QUANT_TYPES[:-1])} or {QUANT_TYPES[-1]} (default: weights stay as they are)"),
-    Flag("template", "T", "a Go template for chats, or a file that holds one (default: found by the model)"),
-    Flag("force", "", "replace a model of another format"),
-    *(flag for flag in TUNING_FLAGS if flag.name in {"store", "verbose"}),
-)
-COMMANDS = (
-    ("runner", "serve one model to a parent process (the word may be left out)"),
-    ("try", 'start a runner as Ollama would, ask it one question and stop it: try "Why is the sky blue?"'),
-    ("create", "write a model into an Ollama store: create NAME --from PATH"),
-    ("fetch-default-model", "fetch the model that `try` uses by default, once"),
-)
-
-
-def _with_variables(flags: Sequence[Flag]) -> tuple[Flag, ...]:
-    """The flags that tune a runner may be given as OLLAMA_MLX_RUNNER_NAME, some also as Ollama's own."""
-    tuning = {"host", *(flag.name for flag in TUNING_FLAGS)}
-    others = {"store": ("OLLAMA_MODELS",), "kv-cache-type": ("OLLAMA_KV_CACHE_TYPE",)}
-    return tuple(
-        replace(flag, variables=(PREFIX + flag.name.upper().replace("-", "_"), *others.get(flag.name, ())))
-        if flag.name in tuning
-        else flag
-        for flag in flags
-    )
-
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
     """The command that argv (without the program's name) and the environment ask for.
@@ -244,7 +178,7 @@ def from_args(argv: Sequence[str], environ: Mapping[str, str]) -> RunnerConfig:
     Raises:
         UsageError: an unknown flag, a bad value, or no model where the dialect needs one.
     """
-    flags = _with_variables(RUNNER_FLAGS)
+    flags = with_variables(RUNNER_FLAGS)
     values, words = parse_flags(argv[1:] if argv and argv[0] == "runner" else argv, flags)
     if words:
         raise UsageError(f'unexpected argument "{words[0]}"; a model is given as --model {words[0]}')
@@ -296,7 +230,7 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
 
 
 def _try_config(argv: Sequence[str], environ: Mapping[str, str]) -> TryConfig:
-    flags = _with_variables(TRY_FLAGS)
+    flags = with_variables(TRY_FLAGS)
     values, words = parse_flags(argv, flags, interspersed=True)
     prompt = " ".join(words)
     if not prompt:
@@ -319,7 +253,7 @@ def _try_config(argv: Sequence[str], environ: Mapping[str, str]) -> TryConfig:
 
 
 def _create_config(argv: Sequence[str], environ: Mapping[str, str]) -> CreateConfig:
-    flags = _with_variables(CREATE_FLAGS)
+    flags = with_variables(CREATE_FLAGS)
     values, words = parse_flags(argv, flags, interspersed=True)
     settings = Settings(values, flags, environ)
     source = settings.text("from")
@@ -388,25 +322,3 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
         return Path(own)
     xdg = variable(environ, "XDG_CACHE_HOME")
     return (Path(xdg) if xdg else _home(environ) / ".cache") / PROGRAM
-
-
-def help_text() -> str:
-    """The commands, flags and environment variables."""
-    lines = [f"usage: {PROGRAM} COMMAND [flags]", "", "commands:"]
-    lines += [f"  {name:<22}{what}" for name, what in COMMANDS]
-    own = TRY_FLAGS[: -len(TUNING_FLAGS)]
-    for title, flags in (("runner", RUNNER_FLAGS), ("try", own), ("create", CREATE_FLAGS)):
-        lines += ["", f"flags of {title} (-x, --x, --x=VALUE and --x VALUE mean the same):"]
-        for flag in _with_variables(flags):
-            lines.append(f"  {f'--{flag.name} {flag.metavar}'.rstrip():<22}{flag.help}")
-            lines += [f"{'':<24}${' or $'.join(flag.variables)}"] if flag.variables else []
-    lines += [
-        f"`try` takes the flags from --weights on as well: {', '.join('--' + flag.name for flag in TUNING_FLAGS)}",
-        "",
-        "environment:",
-        "  OLLAMA_DEBUG          1 or true logs debug messages, 2 traces",
-        "  OLLAMA_MODELS         the Ollama store",
-        f"  {PREFIX}CACHE  where the default model is kept",
-        "",
-    ]
-    return "\n".join(lines)

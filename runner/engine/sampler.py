@@ -10,14 +10,15 @@ what a row says cannot depend on its company. Draws are taken back where the tok
 than drafted, so a row says the same with drafting as without.
 """
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from models.host import to_floats, to_ints
-from runner.engine.types import SamplingParams
+from runner.engine.types import SamplingParams, TokenLogprob
 
 INVALID_TOKEN = -1
 """Stands for the token of a row whose logits are not finite."""
@@ -91,6 +92,16 @@ class RowLogprobs:
 
     chosen: float
     top: tuple[tuple[int, float], ...] = ()
+
+    def told(self, token: int, piece: Callable[[int], bytes]) -> TokenLogprob:
+        """The same in text; `piece` gives a token's bytes."""
+
+        def text(of: int) -> str:
+            return piece(of).decode("utf-8", errors="replace")
+
+        # JSON knows no infinity, and an impossible token is no alternative.
+        top = tuple(TokenLogprob(text(other), value) for other, value in self.top if value > -math.inf)
+        return TokenLogprob(text(token), self.chosen, top)
 
 
 @dataclass(frozen=True, slots=True)

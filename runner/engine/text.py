@@ -8,7 +8,6 @@ sampled from it is thrown away. A step on which drafts are to rest is read befor
 
 import gc
 import logging
-import math
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Tokens
@@ -22,6 +21,7 @@ from runner.engine.batch import Batch, Run, Step, settle
 from runner.engine.drafting import Drafter, PromptLookup, RowDrafting, StepCosts
 from runner.engine.prefix_cache import STORE_TOKENS, PrefixCache
 from runner.engine.preparation import encode, prepare_text
+from runner.engine.reporting import ProgressReport, figures
 from runner.engine.sampler import INVALID_TOKEN, RowLogprobs, RowSampler
 from runner.engine.scheduler import Scheduler
 from runner.engine.sequence import PreparedText, Sequence, SequenceStatus, Vocabulary
@@ -32,13 +32,10 @@ from runner.engine.types import (
     Output,
     RequestId,
     TextRequest,
-    TokenLogprob,
 )
 from runner.errors import GenerationError
 
 logger = logging.getLogger("runner.engine")
-
-REPORT_NS = 5_000_000_000
 
 
 class TextEngine:
@@ -94,7 +91,7 @@ class TextEngine:
         self._at_risk: list[Sequence] = []
         self._outputs: list[Output] = []
         self._last_read_ns = 0
-        self._next_report_ns = 0
+        self._report = ProgressReport()
 
     @property
     def max_requests(self) -> int:
@@ -152,7 +149,7 @@ class TextEngine:
         """Drop a request wherever it is."""
         if (row := self._rows.get(request_id)) is not None:
             self._retire(row)
-            logger.info("completion cancelled", extra={"fields": _figures(row)})
+            logger.info("completion cancelled", extra={"fields": figures(row)})
 
     def step(self) -> list[Output]:
         """Read the step in flight, having built the next one on it."""
@@ -165,7 +162,7 @@ class TextEngine:
         if not self._scheduler.running:
             # Nobody waits for what would be sampled ahead.
             self._step = None
-        self._report()
+        self._report.look(self._scheduler.running)
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -226,19 +223,18 @@ class TextEngine:
         """Whether there is memory for a row, having made room for it; one for which there never is fails."""
         if self._admission is None:
             return True
-        running, stored = self._scheduler.running, self._stored_bytes
+        running, prefixes, stored = self._scheduler.running, self._prefixes, self._stored_bytes
         decision = self._admission.decide(row.request, running, stored)
         if decision.verdict is Verdict.REFUSE:
             self._fail(row, str(self._admission.refusal(row.request, running, stored)))
-        elif decision.give_up and self._prefixes is not None:
-            self._prefixes.shrink(stored - decision.give_up, row.tokens)
+        elif decision.give_up and prefixes is not None:
+            prefixes.shrink(stored - decision.give_up, row.tokens)
             mx.clear_cache()
         return decision.verdict is Verdict.ADMIT
 
     @property
     def _stored_bytes(self) -> int:
-        prefixes = self._prefixes
-        return 0 if prefixes is None else prefixes.nbytes
+        return 0 if self._prefixes is None else self._prefixes.nbytes
 
     def _run(self, step: Step) -> None:
         """Set a step off, build the next one meanwhile, read the step. Should anything raise, both steps are lost."""
@@ -353,7 +349,9 @@ class TextEngine:
         taken, reason = 0, None
         while reason is None and taken < len(said) and said[taken] != INVALID_TOKEN:
             logprob = logprobs[taken]
-            reason = row.accept(said[taken], None if logprob is None else self._told(said[taken], logprob))
+            reason = row.accept(
+                said[taken], None if logprob is None else logprob.told(said[taken], self._tokenizer.piece)
+            )
             taken += 1
         if (chunk := row.take_chunk()) is not None:
             self._outputs.append(chunk)
@@ -364,7 +362,7 @@ class TextEngine:
         if reason is not None:
             self._retire(row)
             self._outputs.append(row.done())
-            logger.info("completion done", extra={"fields": {**_figures(row), "reason": reason.value}})
+            logger.info("completion done", extra={"fields": {**figures(row), "reason": reason.value}})
             return
         if row.sampler is not None:
             row.sampler.rewind(run.length - taken)
@@ -390,18 +388,10 @@ class TextEngine:
         row.status = SequenceStatus.PREFILL
         logger.debug("context shifted", extra={"fields": {"id": row.id, "before": before, "after": len(row.tokens)}})
 
-    def _told(self, token: int, logprob: RowLogprobs) -> TokenLogprob:
-        # JSON knows no infinity, and an impossible token is no alternative.
-        top = tuple(TokenLogprob(self._text(other), value) for other, value in logprob.top if value > -math.inf)
-        return TokenLogprob(self._text(token), logprob.chosen, top)
-
-    def _text(self, token: int) -> str:
-        return self._tokenizer.piece(token).decode("utf-8", errors="replace")
-
     def _fail(self, row: Sequence, message: str) -> None:
         self._retire(row, sound=False)
         self._outputs.append(Failed(row.id, GenerationError(message)))
-        logger.error("completion failed", extra={"fields": {**_figures(row), "error": message}})
+        logger.error("completion failed", extra={"fields": {**figures(row), "error": message}})
 
     def _retire(self, row: Sequence, *, sound: bool = True) -> None:
         """Take a row out; what its cache holds is stored if it is sound, then let go."""
@@ -415,30 +405,3 @@ class TextEngine:
             self._to_store.append(row)
         else:
             row.cache = []
-
-    def _report(self) -> None:
-        """Every few seconds, a line for each row that works."""
-        now = time.perf_counter_ns()
-        if now < self._next_report_ns:
-            return
-        self._next_report_ns = now + REPORT_NS
-        for row in self._scheduler.running:
-            if now - row.admitted_ns < REPORT_NS:
-                continue
-            if row.status is SequenceStatus.PREFILL:
-                logger.info("prefill", extra={"fields": {"id": row.id, "done": row.fed, "total": len(row.tokens)}})
-            else:
-                logger.info("decode", extra={"fields": _figures(row)})
-
-
-def _figures(row: Sequence) -> dict[str, object]:
-    drafting = row.drafting
-    return {
-        "id": row.id,
-        "prompt_tokens": row.prompt_len,
-        "cached_tokens": row.cached_len,
-        "eval_tokens": row.generated,
-        "prompt_ms": round((row.first_ns - row.admitted_ns) / 1e6) if row.first_ns else 0,
-        "eval_ms": round((row.last_ns - row.first_ns) / 1e6),
-        **({} if drafting is None else {"drafted": drafting.proposed, "accepted": drafting.accepted}),
-    }

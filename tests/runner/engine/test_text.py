@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 
 from models.llm.base import Row
+from runner.engine import reporting
 from runner.engine import text as text_module
 from runner.engine.sampler import RowLogprobs
 from runner.engine.scheduler import MIN_CHUNK
@@ -310,7 +311,7 @@ def test_the_token_of_an_unfinished_character_is_told_at_the_end():
 
 
 def test_an_impossible_token_is_no_alternative():
-    told = make_engine(FakeModel())._told(65, RowLogprobs(-0.1, ((65, -0.1), (66, -math.inf))))
+    told = RowLogprobs(-0.1, ((65, -0.1), (66, -math.inf))).told(65, ByteTokenizer().piece)
     assert [top.token for top in told.top] == ["A"]
 
 
@@ -458,7 +459,7 @@ def test_each_request_leaves_a_line_with_its_counts(caplog: pytest.LogCaptureFix
 
 def test_long_work_is_told_of_while_it_lasts(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     caplog.set_level(logging.INFO, "runner.engine")
-    monkeypatch.setattr(text_module, "REPORT_NS", 0)
+    monkeypatch.setattr(reporting, "REPORT_NS", 0)
     answer(FakeModel("four"), TextRequest(scripted(0, "x" * 40)))
     assert [(line["done"], line["total"]) for line in fields(caplog, "prefill")] == [(32, 41)]
     assert [line["eval_tokens"] for line in fields(caplog, "decode")] == [0, 1, 2, 3, 4]

@@ -1,0 +1,108 @@
+"""The commands, flags and environment variables, as a user sees them; `runner.config` gives them their meaning."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from runner.flags import Flag
+
+PROGRAM = "ollama-mlx-runner"
+PREFIX = "OLLAMA_MLX_RUNNER_"
+CLASSIC_PORT = 8080
+# As in models.store.policy, for the same reason.
+QUANT_TYPES = ("int4", "int8", "nvfp4", "mxfp4", "mxfp8")
+
+ENGINE_FLAGS = tuple(
+    Flag(f"{dialect}-engine", "", f"speak {what}")
+    for dialect, what in (
+        ("mlx", "the protocol of Ollama's MLX runner (the default for a store name): load, then listen"),
+        ("imagegen", "the protocol of Ollama's image runner: load, then listen"),
+        ("ollama", "Ollama's classic protocol (the default for a path or none): listen, load on POST /load"),
+    )
+)
+TUNING_FLAGS = (
+    Flag("weights", "POLICY", "auto, float32 or keep: how weights are held (auto: float32 on a CPU if that fits)"),
+    Flag("threads", "N", "threads of the CPU's matrix products (default: chosen by the machine)"),
+    Flag("context", "N", "tokens one request may hold, prompt and answer (default: what the model and memory allow)"),
+    Flag("parallel", "N", "requests computed together (default 4)"),
+    Flag("prefill-chunk", "N", "prompt tokens of one step (default 128)"),
+    Flag(
+        "kv-cache-type",
+        "TYPE",
+        "f16, q8_0 or q4_0: how keys and values are held; q8_0 takes a third of the memory (default f16, unquantised)",
+    ),
+    Flag(
+        "cache-bytes",
+        "N",
+        "bytes of keys and values kept for later prompts (default a quarter of what is free; 0: none)",
+    ),
+    Flag("cache-dir", "DIR", "keep them there as well, so that they outlast the process (default: in memory alone)"),
+    Flag("cache-dir-bytes", "N", "bytes that the files there may take, the longest unused going first (default 4 GiB)"),
+    Flag("draft", "N", "guess up to N tokens ahead where a text repeats itself; its words stay the same (default 0)"),
+    Flag("check-memory", "", "refuse a model that is predicted not to fit (default true)"),
+    Flag("verify-digests", "", "check the SHA-256 of blobs of the Ollama store while loading (default false)"),
+    Flag("store", "DIR", "the Ollama store (default $OLLAMA_MODELS, then ~/.ollama/models)"),
+    Flag("verbose", "", "log debug messages, as OLLAMA_DEBUG=1 does"),
+)
+RUNNER_FLAGS = (
+    *ENGINE_FLAGS,
+    Flag("model", "NAME", "a name in the Ollama store, a Hugging Face folder or a GGUF file"),
+    Flag("port", "N", f"port to listen on (default {CLASSIC_PORT} for the classic protocol, else any free one)"),
+    Flag("host", "ADDRESS", "address to listen on (default 127.0.0.1)"),
+    *TUNING_FLAGS,
+)
+TRY_FLAGS = (
+    Flag("model", "NAME", "a name in the Ollama store, a Hugging Face folder or a GGUF file (default: SmolLM2-135M)"),
+    Flag("system", "TEXT", "the system message"),
+    Flag("raw", "", "send the prompt as it is, without the model's chat template"),
+    Flag("temperature", "T", "0 always takes the likeliest token (default 0)"),
+    Flag("num-predict", "N", "at most that many tokens (default 256; -1: until the model ends)"),
+    Flag("seed", "N", "the same seed draws the same answer"),
+    *TUNING_FLAGS,
+)
+CREATE_FLAGS = (
+    Flag("from", "PATH", "a Hugging Face folder, an image pipeline's folder, or a GGUF file"),
+    Flag("quantize", "TYPE", f"{', '.join(QUANT_TYPES[:-1])} or {QUANT_TYPES[-1]} (default: weights stay as they are)"),
+    Flag("template", "T", "a Go template for chats, or a file that holds one (default: found by the model)"),
+    Flag("force", "", "replace a model of another format"),
+    *(flag for flag in TUNING_FLAGS if flag.name in {"store", "verbose"}),
+)
+COMMANDS = (
+    ("runner", "serve one model to a parent process (the word may be left out)"),
+    ("try", 'start a runner as Ollama would, ask it one question and stop it: try "Why is the sky blue?"'),
+    ("create", "write a model into an Ollama store: create NAME --from PATH"),
+    ("fetch-default-model", "fetch the model that `try` uses by default, once"),
+)
+
+
+def with_variables(flags: Sequence[Flag]) -> tuple[Flag, ...]:
+    """The flags that tune a runner may be given as OLLAMA_MLX_RUNNER_NAME, some also as Ollama's own."""
+    tuning = {"host", *(flag.name for flag in TUNING_FLAGS)}
+    others = {"store": ("OLLAMA_MODELS",), "kv-cache-type": ("OLLAMA_KV_CACHE_TYPE",)}
+    return tuple(
+        replace(flag, variables=(PREFIX + flag.name.upper().replace("-", "_"), *others.get(flag.name, ())))
+        if flag.name in tuning
+        else flag
+        for flag in flags
+    )
+
+
+def help_text() -> str:
+    """The commands, flags and environment variables."""
+    lines = [f"usage: {PROGRAM} COMMAND [flags]", "", "commands:"]
+    lines += [f"  {name:<22}{what}" for name, what in COMMANDS]
+    own = TRY_FLAGS[: -len(TUNING_FLAGS)]
+    for title, flags in (("runner", RUNNER_FLAGS), ("try", own), ("create", CREATE_FLAGS)):
+        lines += ["", f"flags of {title} (-x, --x, --x=VALUE and --x VALUE mean the same):"]
+        for flag in with_variables(flags):
+            lines.append(f"  {f'--{flag.name} {flag.metavar}'.rstrip():<22}{flag.help}")
+            lines += [f"{'':<24}${' or $'.join(flag.variables)}"] if flag.variables else []
+    lines += [
+        f"`try` takes the flags from --weights on as well: {', '.join('--' + flag.name for flag in TUNING_FLAGS)}",
+        "",
+        "environment:",
+        "  OLLAMA_DEBUG          1 or true logs debug messages, 2 traces",
+        "  OLLAMA_MODELS         the Ollama store",
+        f"  {PREFIX}CACHE  where the default model is kept",
+        "",
+    ]
+    return "\n".join(lines)
