@@ -69,8 +69,9 @@ class TextEngine:
             admission: Whether there is memory for a row; None: rows are let in unasked.
             draft: Tokens that a row may draft at once; 0: none.
             make_drafter: Makes what guesses for one row.
-            overlaps: Whether a step is set off before the one ahead of it is read; None: unless MLX computes on the
-                CPU, where `mx.async_eval` returns only when most of the work is done and would hold the tokens back.
+            overlaps: Whether a step is set off before the one ahead of it is read, so that the device never waits;
+                None: always, but on a CPU only between steps without a prompt. There `mx.async_eval` returns when
+                most of the work is done, which would hold a first token back.
         """
         self._model: LanguageModel | None = model
         self._tokenizer = tokenizer
@@ -86,7 +87,8 @@ class TextEngine:
         self._drafted_tokens = 0
         self._accepted_tokens = 0
         self._rows: dict[RequestId, Sequence] = {}
-        self._overlaps = mx.default_device() != mx.cpu if overlaps is None else overlaps
+        self._overlaps_prompts = mx.default_device() != mx.cpu if overlaps is None else overlaps
+        self._overlaps_decoding = overlaps is not False
         self._step: Step | None = None
         self._at_risk: list[Sequence] = []
         self._outputs: list[Output] = []
@@ -240,12 +242,15 @@ class TextEngine:
         """Set a step off, build the next one meanwhile, read the step. Should anything raise, both steps are lost."""
         self._at_risk = step.held
         step.set_off()
+        prompts_wait = self._scheduler.has_prompts
+        only_decodes = step.chunk is None and not prompts_wait
+        overlaps = self._overlaps_prompts or (self._overlaps_decoding and only_decodes)
         # On a CPU a chunk of a prompt is computed while it is built; the tokens must not wait for that.
-        runs_ahead = (self._overlaps or not self._scheduler.has_prompts) and not step.must_be_read_first
+        runs_ahead = (overlaps or not prompts_wait) and not step.must_be_read_first
         if not runs_ahead:
             self._read(step)
         ahead = self._build(after=step)
-        if ahead is not None and self._overlaps:
+        if ahead is not None and overlaps:
             ahead.set_off()
         if runs_ahead:
             self._read(step)
