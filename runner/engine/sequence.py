@@ -4,14 +4,16 @@ Owns the row's token ids, counts and text; refuses to know what an array is. The
 the engine's sake and are never looked into here.
 """
 
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from models.cache import LayerCache
 from models.detokenizer import StreamingDetokenizer
-from runner.engine.drafting import RowDrafting
+from runner.engine.drafting import Drafter, RowDrafting
 from runner.engine.sampler import RowSampler
 from runner.engine.stop import StopAutomaton, StopMatcher
 from runner.engine.types import FinishReason, RequestId, SamplingParams, TextChunk, TextDone, TokenLogprob
@@ -119,6 +121,21 @@ class Sequence:
         self._shown = 0
         self._unspoken: list[TokenLogprob] = []
         self._spoken: deque[_Spoken] = deque()
+
+    def begin(self, make_drafter: Callable[[], Drafter]) -> None:
+        """Enter the batch: from now on time counts. Thread: the MLX thread."""
+        self.admitted_ns = time.perf_counter_ns()
+        request = self.request
+        self.sampler = RowSampler(
+            request.params,
+            seed=request.seed,
+            prompt=request.tokens,
+            context=request.limit,
+            top_logprobs=request.top_logprobs if request.logprobs else None,
+            rewinds=request.draft,
+        )
+        if request.draft:
+            self.drafting = RowDrafting(make_drafter(), request.draft)
 
     @property
     def unfed(self) -> int:

@@ -18,11 +18,11 @@ from models import host
 from models.llm.base import LanguageModel
 from runner.engine.admission import Admission, Verdict
 from runner.engine.batch import Batch, Run, Step, settle
-from runner.engine.drafting import Drafter, PromptLookup, RowDrafting, StepCosts
+from runner.engine.drafting import Drafter, PromptLookup, StepCosts
 from runner.engine.prefix_cache import STORE_TOKENS, PrefixCache
 from runner.engine.preparation import encode, prepare_text
 from runner.engine.reporting import ProgressReport, figures
-from runner.engine.sampler import INVALID_TOKEN, RowLogprobs, RowSampler
+from runner.engine.sampler import INVALID_TOKEN, RowLogprobs
 from runner.engine.scheduler import Scheduler
 from runner.engine.sequence import PreparedText, Sequence, SequenceStatus, Vocabulary
 from runner.engine.types import (
@@ -305,20 +305,9 @@ class TextEngine:
             row.cache = []
 
     def _begin(self, row: Sequence) -> None:
-        row.admitted_ns = time.perf_counter_ns()
+        row.begin(self._make_drafter)
         self._fill(row)
         row.cached_len = row.fed
-        request = row.request
-        row.sampler = RowSampler(
-            request.params,
-            seed=request.seed,
-            prompt=request.tokens,
-            context=request.limit,
-            top_logprobs=request.top_logprobs if request.logprobs else None,
-            rewinds=request.draft,
-        )
-        if request.draft:
-            row.drafting = RowDrafting(self._make_drafter(), request.draft)
 
     def _read(self, step: Step) -> None:
         """Wait for a step, and hand each row its tokens."""
