@@ -73,6 +73,7 @@ def load_weights(
     dense_dtype: mx.Dtype | None = None,
     available_bytes: int | None = None,
     progress: Callable[[float], None] = lambda _: None,
+    unused: tuple[str, ...] = (),
 ) -> WeightReport:
     """Give every parameter of `model` its tensor and evaluate it, one after another.
 
@@ -87,13 +88,14 @@ def load_weights(
         dense_dtype: what dense tensors, and scales of quantised ones, are cast to; None keeps them as stored.
         available_bytes: the memory that `auto` may count on; None asks the system.
         progress: called with 0 to 1 after each tensor. What it raises ends the load.
+        unused: beginnings of names, without a leading `model.`, that may lack a parameter.
 
     Raises:
         CheckpointError: a tensor is missing, extra, misshaped or unreadable.
         QuantizationError: a tensor is quantised in an unknown way.
     """
     infos = list(checkpoint.infos(component))
-    names = _match(model, infos, checkpoint.reference)
+    names = _match(model, infos, checkpoint.reference, unused)
     wanted = [info for info in infos if info.name in names]
     needed = planned_nbytes(wanted, keep_quantized=False, dense_dtype=dense_dtype)
     here = device()
@@ -132,16 +134,17 @@ def _evaluate(arrays: list[mx.array], tensor: NamedTensor) -> None:
         mx.clear_cache()
 
 
-def _match(model: nn.Module, infos: list[TensorInfo], reference: str) -> dict[str, str]:
+def _match(model: nn.Module, infos: list[TensorInfo], reference: str, unused: tuple[str, ...]) -> dict[str, str]:
     """The parameter of each tensor. Raises CheckpointError unless they pair off completely."""
     parameters = {name: array.shape for name, array in _flat(model)}
     names: dict[str, str] = {}
     missing = dict.fromkeys(parameters)
     for info in infos:
-        # A base model without a head was saved without the prefix.
-        target = next((name for name in (info.name, f"model.{info.name}") if name in parameters), None)
+        # A base model without a head was saved without the prefix; a model with one may be wanted without its head.
+        bare = info.name.removeprefix("model.")
+        target = next((name for name in (info.name, f"model.{info.name}", bare) if name in parameters), None)
         if target is None:
-            if not _is_harmless(info.name, parameters):
+            if not bare.startswith(unused) and not _is_harmless(info.name, parameters):
                 raise CheckpointError("the architecture has no such tensor", file=info.file, tensor=info.name)
             continue
         if target not in missing:
