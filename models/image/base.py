@@ -122,12 +122,14 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class LoadChoices:
-    """How a pipeline is to be loaded; `models.image.loading.load_component` obeys all but `keep_text_encoder`."""
+    """How a pipeline is to be loaded; `models.image.loading.load_component` obeys all that concerns weights."""
 
     policy: WeightPolicy = "auto"
     loras: tuple[Lora, ...] = ()
     keep_text_encoder: bool = True
     """False: its weights are read again for each new prompt and freed behind it."""
+    vae_tile: int = 64
+    """Latents a side above which the autoencoder decodes in tiles of that size; 0 never does."""
     progress: Callable[[float], None] = lambda _: None
     """Told 0 to 1 as weights arrive; may raise to abandon the load."""
 
