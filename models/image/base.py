@@ -5,7 +5,7 @@ one after another, each with the bytes that it would have had alone. `generate` 
 where a request can be given up.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -23,6 +23,10 @@ Latents: TypeAlias = npt.NDArray[np.float32]
 """On the host, in the layout that the family's diffusers pipeline takes as `latents`, batch 1."""
 
 Phase: TypeAlias = Literal["encode", "denoise", "decode"]
+
+
+class PictureError(Exception):
+    """An input picture that the pipeline cannot use: the request's fault, said to whoever sent it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,14 @@ class ImagePipeline(Protocol):
     @property
     def abilities(self) -> Abilities:
         """What it can honour. Thread: any."""
+        ...
+
+    def default_size(self, images: Sequence[Pixels]) -> tuple[int, int]:
+        """Width and height where a request names none, by its input pictures. Thread: any; touches no MLX.
+
+        Raises:
+            PictureError: the pipeline cannot use one of them; the message says which and why.
+        """
         ...
 
     def working_bytes(self, request: PictureRequest) -> int:
