@@ -50,6 +50,15 @@ class ConfigReader:
             raise self._wrong(key, value, "a list of numbers")
         return [ConfigReader({key: item}, self._file).number(key) for item in value]
 
+    def sizes(self, key: str) -> tuple[int, ...] | None:
+        """A list of whole numbers above 0, or None where the key is absent."""
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            raise self._wrong(key, value, "a list of whole numbers")
+        return tuple(ConfigReader({key: item}, self._file).size(key) for item in value)
+
     def flag(self, key: str, *, default: bool) -> bool:
         """True or false."""
         value = self._value(key, default)

@@ -27,6 +27,11 @@ def to_bytes(array: mx.array) -> bytes:
     return bytes(memoryview(array.view(mx.uint8)))  # type: ignore[arg-type]  # the buffer protocol, undeclared
 
 
+def to_uint8(array: mx.array) -> npt.NDArray[np.uint8]:
+    """Wait for a uint8 array and copy it."""
+    return np.array(array)
+
+
 def lend(array: mx.array) -> npt.NDArray[np.float32]:
     """Wait for a float32 array and lend its memory to numpy, which may write it. CPU only.
 

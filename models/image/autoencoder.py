@@ -1,0 +1,79 @@
+"""The convolutional autoencoder of latent diffusion models: pictures to latents and back.
+
+Attribute names are the checkpoints' tensor names (diffusers' AutoencoderKL, v0.42.1). Everything is float32 and NHWC.
+Families whose latents are scaled in another way override `Autoencoder.unscaled` and `scaled`.
+"""
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+from mlx import nn
+
+from models.host import to_uint8
+from models.image.autoencoder_blocks import Decoder, Encoder
+from models.image.autoencoder_config import AutoencoderConfig, read_autoencoder_config
+from models.image.base import Pixels
+from models.image.convolution import Conv2d
+
+__all__ = ["Autoencoder", "AutoencoderConfig", "read_autoencoder_config", "to_pixels"]
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder of one VAE. `prepare` must run after its weights are loaded. Thread: the MLX thread."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self._config = config
+        latent = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        if config.use_quant_conv:
+            self.quant_conv = Conv2d(2 * latent, 2 * latent, 1)
+        if config.use_post_quant_conv:
+            self.post_quant_conv = Conv2d(latent, latent, 1)
+
+    @property
+    def config(self) -> AutoencoderConfig:
+        """What it was built from. Thread: any."""
+        return self._config
+
+    def prepare(self) -> None:
+        """Bring the loaded weights to the form that is computed in."""
+        for module in self.modules():
+            if isinstance(module, Conv2d):
+                module.prepare()
+
+    def unscaled(self, latents: mx.array) -> mx.array:
+        """From what the transformer works on to what the decoder takes. Shapes: as `decode`; returns (1, h, w, C)."""
+        return latents.astype(mx.float32) / self._config.scaling_factor + self._config.shift_factor
+
+    def scaled(self, latents: mx.array) -> mx.array:
+        """The inverse of `unscaled`."""
+        return (latents - self._config.shift_factor) * self._config.scaling_factor
+
+    def decode(self, latents: mx.array) -> mx.array:
+        """Shapes: latents (1, h, w, C); returns the picture (1, H, W, 3), about -1 to 1."""
+        (picture,) = (step for step in self.decode_steps(latents) if step is not None)
+        return picture
+
+    def decode_steps(self, latents: mx.array) -> Iterator[mx.array | None]:
+        """`decode` in pieces: None after each tile, at last the picture. It may be given up at any of them."""
+        x = self.unscaled(latents)
+        if self._config.use_post_quant_conv:
+            x = self.post_quant_conv(x)
+        yield self.decoder(x)
+
+    def encode(self, picture: mx.array) -> mx.array:
+        """The mean of the latents' distribution.
+
+        Shapes: picture (1, H, W, 3), -1 to 1, sides multiples of the scale; returns (1, h, w, C).
+        """
+        moments = self.encoder(picture.astype(mx.float32))
+        if self._config.use_quant_conv:
+            moments = self.quant_conv(moments)
+        return self.scaled(moments[..., : self._config.latent_channels])
+
+
+def to_pixels(picture: mx.array) -> Pixels:
+    """Wait for a picture of -1 to 1 and round it to bytes. Shapes: (1, H, W, 3); returns (H, W, 3)."""
+    return to_uint8(mx.round(mx.clip(picture[0] * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(mx.uint8))
