@@ -32,6 +32,7 @@ class Tokenizer:
         stop_ids: frozenset[int],
         eos_token: str | None,
         chat_template: str | None,
+        pad_id: int | None = None,
     ) -> None:
         """Wrap `backend`; `load_tokenizer` finds the rest.
 
@@ -42,6 +43,7 @@ class Tokenizer:
             stop_ids: Tokens after which the model has nothing more to say.
             eos_token: The text of the token that ends a text, for chat templates.
             chat_template: A Jinja template, or None.
+            pad_id: The token that fills texts up to one length, or None.
         """
         self._backend = backend
         self._prefix = prefix
@@ -55,6 +57,7 @@ class Tokenizer:
         self.stop_ids = stop_ids
         self.eos_token = eos_token
         self.chat_template = chat_template
+        self.pad_id = pad_id
 
     @property
     def adds_bos(self) -> bool:
@@ -234,6 +237,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     prefix = _prefix(backend, settings, bos_id)
     if bos_id is None and len(prefix) == 1:
         bos_id = prefix[0]
+    pad = settings.token("pad_token")
     return Tokenizer(
         backend,
         bos_id=bos_id,
@@ -241,6 +245,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         stop_ids=_stop_ids(backend, settings),
         eos_token=settings.token("eos_token"),
         chat_template=_chat_template(checkpoint, settings),
+        pad_id=None if pad is None else backend.token_to_id(pad),
     )
 
 
@@ -263,7 +268,7 @@ class _Settings:
         )
 
     def token(self, name: str) -> str | None:
-        """The text of `bos_token`, `eos_token`: a string, or an object that has it as `content`."""
+        """The text of `bos_token`, `eos_token`, `pad_token`: a string, or an object that has it as `content`."""
         for source in (self.tokenizer, self.special):
             match source.get(name):
                 case str(text) | {"content": str(text)} if text:

@@ -22,6 +22,8 @@ class Row:
 
     length: int
     cache: Sequence[LayerCache]
+    hidden_from: int | None = None
+    """Keys from this position on are padding that no query sees; at least 1. None: there is none."""
 
 
 class LanguageModel(Protocol):

@@ -4,7 +4,7 @@ Attribute names are the checkpoints' tensor names. This is the form in which wei
 compute (`mx.fast` kernels, weights of any kind); `models.nn.fused` turns it into the form that is fast on a CPU.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self, cast
 
@@ -135,11 +135,11 @@ def read_windows(config: Mapping[str, JSON], *, first_windowed_layer: int = 0) -
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
-def causal_mask(length: int, visible: int, window: int | None) -> mx.array:
+def causal_mask(length: int, visible: int, window: int | None, hidden_from: int | None = None) -> mx.array:
     """True where a query may look. Shape: bool (L, S); the last L of the S keys are the queries' own."""
     queries = mx.arange(visible - length, visible)[:, None]
     keys = mx.arange(visible)[None]
-    mask = keys <= queries
+    mask = keys <= queries if hidden_from is None else (keys <= queries) & (keys < hidden_from)
     return mask if window is None else mask & (keys > queries - window)
 
 
@@ -171,20 +171,21 @@ class Attention(nn.Module):
         outputs, start = [], 0
         for row in rows:
             own = slice(start, start + row.length)
-            outputs.append(self._attend(queries[own], keys[own], values[own], row.cache[layer], layer))
+            outputs.append(self._attend(queries[own], keys[own], values[own], row, layer))
             start += row.length
         return self.o_proj(outputs[0] if len(outputs) == 1 else mx.concatenate(outputs))
 
-    def _attend(self, queries: mx.array, keys: mx.array, values: mx.array, cache: LayerCache, layer: int) -> mx.array:
+    def _attend(self, queries: mx.array, keys: mx.array, values: mx.array, row: Row, layer: int) -> mx.array:
         """Shapes: queries (L, H, D), keys and values (L, H_kv, D); returns (L, H * D)."""
-        length, window = queries.shape[0], self._config.window(layer)
+        cache, length, window = row.cache[layer], queries.shape[0], self._config.window(layer)
         q = self._rotate(queries.swapaxes(0, 1)[None], cache.offset)
         k = self._rotate(keys.swapaxes(0, 1)[None], cache.offset)
         k, v = cache.update(k, values.swapaxes(0, 1)[None])
         mask: mx.array | str | None = None
         if length > 1:
             visible = k.shape[2]
-            mask = "causal" if window is None or visible <= window else causal_mask(length, visible, window)
+            plain = row.hidden_from is None and (window is None or visible <= window)
+            mask = "causal" if plain else causal_mask(length, visible, window, row.hidden_from)
         out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._config.head_dim**-0.5, mask=mask)
         return out[0].swapaxes(0, 1).reshape(length, -1)
 
@@ -250,11 +251,17 @@ class DecoderStack(nn.Module):
 
     def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
         """Shapes: tokens (T,); returns (T, D)."""
+        *_, last = self.residuals(tokens, rows)
+        hidden: mx.array = self.norm(last)
+        return hidden
+
+    def residuals(self, tokens: mx.array, rows: Sequence[Row]) -> Iterator[mx.array]:
+        """The embeddings, then what each layer makes of them. Shapes: tokens (T,); yields (T, D)."""
         x = self.embed_tokens(tokens)
+        yield x
         for index, layer in enumerate(self.layers):
             x = layer(x, rows, index)
-        hidden: mx.array = self.norm(x)
-        return hidden
+            yield x
 
 
 class Decoder(nn.Module):
@@ -273,6 +280,10 @@ class Decoder(nn.Module):
     def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
         """Shapes: tokens (T,); returns the hidden states after the final norm (T, D)."""
         return self.model(tokens, rows)
+
+    def residuals(self, tokens: mx.array, rows: Sequence[Row]) -> Iterator[mx.array]:
+        """The embeddings, then each layer's output, before the final norm. Shapes: tokens (T,); yields (T, D)."""
+        return self.model.residuals(tokens, rows)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Shapes: hidden (N, D); returns float32 (N, V)."""

@@ -13,7 +13,7 @@ What is different from `models.nn.decoder`, and why (costs measured on MLX 0.32'
 Owns the weights it takes from the `Decoder`; the decoder is empty afterwards. Thread: the MLX thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -85,7 +85,14 @@ class FusedDecoder:
 
     def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
         """Shapes: tokens (T,); returns the hidden states after the final norm (T, D)."""
+        *_, last = self.residuals(tokens, rows)
+        hidden: mx.array = _unit(last, self._epsilon) * self._norm
+        return hidden
+
+    def residuals(self, tokens: mx.array, rows: Sequence[Row]) -> Iterator[mx.array]:
+        """The embeddings, then each layer's output, before the final norm. Shapes: tokens (T,); yields (T, D)."""
         x = self._embedding[tokens]
+        yield x
         offsets = [row.cache[0].offset for row in rows]
         lengths = [row.length for row in rows]
         positions = _Positions(self._rotations.rows(offsets, lengths), lengths)
@@ -93,8 +100,7 @@ class FusedDecoder:
             attended = self._attention(_unit(x, self._epsilon), index, rows, positions)
             x = _plus_product(x, attended, layer.output, layer.output_bias)
             x = _plus_product(x, _swiglu(_unit(x, self._epsilon), layer), layer.down, layer.down_bias)
-        hidden: mx.array = _unit(x, self._epsilon) * self._norm
-        return hidden
+            yield x
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Shapes: hidden (N, D); returns float32 (N, V)."""
@@ -127,7 +133,7 @@ class FusedDecoder:
             keys, values = row.cache[index].update(_by_head(key), _by_head(value))
             seen.append(values)
             scores.append(_by_head(query) @ keys.swapaxes(2, 3))
-            masks.append(positions.mask(row.length, keys.shape[2], config.window(index)))
+            masks.append(positions.mask(row, keys.shape[2], config.window(index)))
         weights = _softmax_on_host(scores, masks) if _is_large(scores) else list(map(_softmax, scores, masks))
         outputs = [_by_token(w @ values, row.length) for row, w, values in zip(rows, weights, seen, strict=True)]
         attended = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
@@ -143,19 +149,19 @@ class _Positions:
         """Shapes: rotations complex64 (T, 1, 1, d / 2); the lengths add up to T."""
         self.rotations = rotations
         self._bounds = list(accumulate(lengths))[:-1]
-        self._masks: dict[tuple[int, int, int | None], mx.array] = {}
+        self._masks: dict[tuple[int, int, int | None, int | None], mx.array] = {}
 
     def by_row(self, *arrays: mx.array) -> list[list[mx.array]]:
         """Each array's parts, one a row. Shapes: (T, ...) to (L, ...)."""
         return [list(mx.split(array, self._bounds)) if self._bounds else [array] for array in arrays]
 
-    def mask(self, length: int, visible: int, window: int | None) -> mx.array | None:
+    def mask(self, row: Row, visible: int, window: int | None) -> mx.array | None:
         """Additive, float32 (L, S); None where a row's only query sees everything."""
-        if length == 1:
+        if row.length == 1:
             return None
-        key = (length, visible, window)
+        key = (row.length, visible, window, row.hidden_from)
         if key not in self._masks:
-            self._masks[key] = mx.where(causal_mask(length, visible, window), 0.0, -mx.inf)
+            self._masks[key] = mx.where(causal_mask(*key), 0.0, -mx.inf)
         return self._masks[key]
 
 
