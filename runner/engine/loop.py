@@ -4,7 +4,7 @@ Owns the requests in flight and their output queues; refuses to know what an arr
 `tick(added, cancelled, emit)` runs in the MLX thread; it emits its outputs before it sets off the next step, so that
 they are encoded and sent while the device works.
 
-A request that was admitted ends with exactly one TextDone or Failed, unless its reader leaves first. A reader that
+A request that was admitted ends with exactly one output that is its last, unless its reader leaves first. A reader that
 lags more than `MAX_PENDING` outputs behind is failed: to pause its row instead would let a reader that never reads hold
 a place in the batch for ever.
 """
@@ -76,7 +76,7 @@ class _Reader:
     def put(self, output: Output) -> None:
         """Hand over an output."""
         self.pending.append(output)
-        self.ended = not isinstance(output, TextChunk)
+        self.ended = output.is_last
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 

@@ -10,8 +10,8 @@ import secrets
 from models.errors import TokenizerError
 from runner.engine.sequence import PreparedText, Vocabulary
 from runner.engine.stop import build_stops
-from runner.engine.types import SamplingParams, TextRequest
-from runner.errors import BadRequest, PromptTooLong
+from runner.engine.types import Request, SamplingParams, TextRequest
+from runner.errors import BadRequest, NotImplementedHere, PromptTooLong
 
 logger = logging.getLogger("runner.engine")
 
@@ -30,7 +30,7 @@ def encode(tokenizer: Vocabulary, text: str, *, add_bos: bool) -> list[int]:
         raise BadRequest(str(error)) from None
 
 
-def prepare_text(request: TextRequest, tokenizer: Vocabulary, *, context_length: int, draft: int) -> PreparedText:
+def prepare_text(request: Request, tokenizer: Vocabulary, *, context_length: int, draft: int) -> PreparedText:
     """Check and tokenise.
 
     Args:
@@ -41,8 +41,11 @@ def prepare_text(request: TextRequest, tokenizer: Vocabulary, *, context_length:
 
     Raises:
         BadRequest: the request cannot be served.
+        NotImplementedHere: it is for pictures.
         PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
     """
+    if not isinstance(request, TextRequest):
+        raise NotImplementedHere("the loaded model generates text, not images")
     params = request.sampling
     _check(params, request.top_logprobs)
     stops = build_stops(request.stop)

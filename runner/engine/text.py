@@ -25,14 +25,7 @@ from runner.engine.reporting import ProgressReport, figures
 from runner.engine.sampler import INVALID_TOKEN, RowLogprobs
 from runner.engine.scheduler import Scheduler
 from runner.engine.sequence import PreparedText, Sequence, SequenceStatus, Vocabulary
-from runner.engine.types import (
-    EngineState,
-    EngineStatus,
-    Failed,
-    Output,
-    RequestId,
-    TextRequest,
-)
+from runner.engine.types import EngineState, EngineStatus, Failed, Output, Request, RequestId
 from runner.errors import GenerationError
 
 logger = logging.getLogger("runner.engine")
@@ -127,11 +120,12 @@ class TextEngine:
         """
         return encode(self._tokenizer, text, add_bos=add_bos)
 
-    def prepare(self, request: TextRequest) -> PreparedText:
+    def prepare(self, request: Request) -> PreparedText:
         """Check and tokenise. Thread: any.
 
         Raises:
             BadRequest: the request cannot be served.
+            NotImplementedHere: it is for pictures.
             PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
             InsufficientMemory: there is none for it, and will not be when all others have ended.
         """

@@ -5,9 +5,12 @@ All are frozen values; none holds an MLX array.
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias
+
+from models.image.base import PictureRequest, Pixels
 
 RequestId: TypeAlias = int
+ImageFormat: TypeAlias = Literal["png", "jpeg", "webp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,34 @@ class TextRequest:
     """Tokens drafted at once, at most; 0 is off. None: what the process allows. More is capped to that."""
 
 
-Request: TypeAlias = TextRequest  # | ImageRequest, with the image engine
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One or several pictures, as they were asked for; None is the pipeline's own choice."""
+
+    prompt: str
+    width: int | None = None
+    height: int | None = None
+    """Pixels."""
+    steps: int | None = None
+    """Denoising steps."""
+    seed: int | None = None
+    """Of the first picture, the next one has one more; None draws a seed at random."""
+    guidance: float | None = None
+    """0 is off."""
+    negative_prompt: str = ""
+    images: tuple[bytes, ...] = ()
+    """Input pictures, encoded."""
+    strength: float | None = None
+    preview: int = 0
+    """Every so many steps progress carries a preview; 0 is never."""
+    format: str = "png"
+    """As it was asked for: png, jpeg or webp."""
+    count: int = 1
+    step_cache: float = 0.0
+    """0 is off."""
+
+
+Request: TypeAlias = TextRequest | ImageRequest
 
 
 class FinishReason(Enum):
@@ -79,6 +109,7 @@ class TokenLogprob:
 class TextChunk:
     """Some text of a row, valid Unicode in itself, never empty unless it carries logprobs."""
 
+    is_last: ClassVar[bool] = False
     id: RequestId
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -88,6 +119,7 @@ class TextChunk:
 class TextDone:
     """The end of a row, with its counts. Durations in ns; prompt_ns from admission to the first token."""
 
+    is_last: ClassVar[bool] = True
     id: RequestId
     reason: FinishReason
     prompt_tokens: int
@@ -106,14 +138,78 @@ class TextDone:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """The end of a row by an error of its step."""
+class ImageQueued:
+    """An image request waits; told whenever its place has changed."""
 
+    is_last: ClassVar[bool] = False
+    id: RequestId
+    place: int
+    """1 is the next to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageProgress:
+    """A denoising step of a picture is done."""
+
+    is_last: ClassVar[bool] = False
+    id: RequestId
+    step: int
+    total: int
+    index: int = 0
+    """Which picture of the request."""
+    preview: Pixels | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A finished picture and how it came about. Durations in ns."""
+
+    pixels: Pixels
+    request: PictureRequest
+    """What it was made from, without the input pictures."""
+    model: str
+    format: ImageFormat
+    """What it is to be sent as."""
+    index: int
+    """Which picture of the request."""
+    steps_computed: int
+    """Denoising steps that the step cache did not answer."""
+    wait_ns: int
+    """From the request's arrival, or from the end of the picture before it, to the first unit of work."""
+    encode_ns: int
+    denoise_ns: int
+    decode_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMade:
+    """A picture of several; others follow."""
+
+    is_last: ClassVar[bool] = False
+    id: RequestId
+    picture: Picture
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDone:
+    """The end of an image request: its last picture."""
+
+    is_last: ClassVar[bool] = True
+    id: RequestId
+    picture: Picture
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end of a request by an error of its step."""
+
+    is_last: ClassVar[bool] = True
     id: RequestId
     error: Exception
 
 
-Output: TypeAlias = TextChunk | TextDone | Failed
+Output: TypeAlias = TextChunk | TextDone | ImageQueued | ImageProgress | ImageMade | ImageDone | Failed
+"""Each says itself whether it is its request's last."""
 
 
 class EngineState(Enum):
@@ -139,8 +235,13 @@ class EngineStatus:
     """Bytes MLX holds."""
     prefix_cache_bytes: int = 0
     """Of these, what the prefix cache holds."""
+    makes_pictures: bool = False
+    """The engine takes ImageRequests, not TextRequests."""
+    step: int = 0
+    total_steps: int = 0
+    """Denoising steps of the picture in the making that are behind, and in all; 0 of 0 if there is none."""
     running: int = 0
-    """Rows in the batch."""
+    """Rows in the batch, or the picture in the making."""
     waiting: int = 0
     """Requests in the queue."""
     drafted_tokens: int = 0
@@ -153,10 +254,11 @@ class Engine(Protocol):
     """What the loop drives. Lives in the MLX thread except for `prepare`."""
 
     def prepare(self, request: Request) -> object:
-        """Check and tokenise a request. Thread: any; touches no MLX.
+        """Check a request; tokenise it, or decode its input pictures. Thread: any; touches no MLX.
 
         Raises:
             BadRequest: the request cannot be served; nothing was kept.
+            NotImplementedHere: the engine serves requests of the other kind.
         """
         ...
 
@@ -169,7 +271,7 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[Output]:
-        """One unit of work: at most one prefill chunk and one token per row. Empty when there is nothing to do."""
+        """One unit of work: at most one prefill chunk and one token per row, or one step of a picture."""
         ...
 
     def proceed(self) -> None:
@@ -198,7 +300,7 @@ class Engine(Protocol):
         ...
 
     def tokenize(self, text: str, *, add_bos: bool) -> list[int]:
-        """Token ids of `text`. Thread: any; touches no MLX."""
+        """Token ids of `text`. Thread: any; touches no MLX. Raises NotImplementedHere, BadRequest."""
         ...
 
     def close(self) -> None:
