@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 FIXTURES_VENV := .venv-fixtures
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types bench bench-serve fixtures clean ollama ollama-serve test-ollama
+.PHONY: help run test check lint types bench bench-serve bench-ollama fixtures clean ollama ollama-serve test-ollama
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: $(VENV)/.installed-dev  ## Measure beside others, into bench-results/: ma
 
 bench-serve: $(VENV)/.installed-dev  ## The same for many requests at once: make bench-serve BENCH="--quick"
 	$(BIN)/python -m tests.bench.serving $(BENCH)
+
+bench-ollama: $(VENV)/.installed-ollama ollama  ## Measure what a real Ollama adds to a token
+	$(BIN)/python -m tests.bench.ollama_parent $(BENCH)
 
 $(FIXTURES_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(FIXTURES_VENV)
