@@ -7,6 +7,7 @@ comes before its environment variable, which comes before the default.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from math import isfinite
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -30,11 +31,15 @@ LOOPBACK = "127.0.0.1"
 WeightPolicy: TypeAlias = Literal["auto", "float32", "keep"]
 # As in models.cache, for the same reason.
 CacheType: TypeAlias = Literal["f16", "q8_0", "q4_0"]
+TextEncoderPolicy: TypeAlias = Literal["keep", "free", "auto"]
+"""Whether an image pipeline holds its text encoder between prompts."""
 MAX_DRAFT = 64
 MAX_BYTES = 2**60
 CACHE_DIR_BYTES = 4 << 30
 WEIGHT_POLICIES: tuple[str, ...] = get_args(WeightPolicy)
 CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
+TEXT_ENCODER_POLICIES: tuple[str, ...] = get_args(TextEncoderPolicy)
+VAE_TILE, LEAST_VAE_TILE = 64, 32
 
 
 class DialectName(Enum):
@@ -43,6 +48,14 @@ class DialectName(Enum):
     IMAGEGEN = "imagegen"
     MLX = "mlx"
     CLASSIC = "ollama"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFile:
+    """A LoRA file to merge into an image pipeline, and its strength."""
+
+    path: Path
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +90,10 @@ class RunnerConfig:
     """What the files there may take."""
     draft: int = 0
     """Tokens a row may draft at once from its own text; 0 is off."""
+    loras: tuple[LoraFile, ...] = ()
+    text_encoder: TextEncoderPolicy = "auto"
+    vae_tile: int = VAE_TILE
+    """Latents a side above which an image pipeline decodes in tiles of that size; 0 never does."""
     check_memory: bool = True
     verify_digests: bool = False
 
@@ -207,6 +224,9 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
     if port is None:
         port = CLASSIC_PORT if dialect is DialectName.CLASSIC else 0
     cache_dir_bytes = settings.integer("cache-dir-bytes", least=0, most=MAX_BYTES)
+    vae_tile = settings.integer("vae-tile", least=0)
+    if vae_tile is not None and 0 < vae_tile < LEAST_VAE_TILE:
+        raise UsageError(f"--vae-tile must be 0 or at least {LEAST_VAE_TILE}, not {vae_tile}")
     return RunnerConfig(
         dialect=dialect,
         model=settings.text("model"),
@@ -224,9 +244,26 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         cache_dir=_folder(settings.text("cache-dir"), environ),
         cache_dir_bytes=CACHE_DIR_BYTES if cache_dir_bytes is None else cache_dir_bytes,
         draft=settings.integer("draft", least=0, most=MAX_DRAFT) or 0,
+        loras=tuple(_lora(text, environ) for text in settings.texts("lora")),
+        text_encoder=cast("TextEncoderPolicy", settings.choice("text-encoder", TEXT_ENCODER_POLICIES) or "auto"),
+        vae_tile=VAE_TILE if vae_tile is None else vae_tile,
         check_memory=settings.boolean("check-memory", default=True),
         verify_digests=settings.boolean("verify-digests", default=False),
     )
+
+
+def _lora(text: str, environ: Mapping[str, str]) -> LoraFile:
+    """FILE or FILE=SCALE; a file's own name may have an equals sign in it."""
+    name, _, end = text.rpartition("=")
+    try:
+        scale = float(end) if name else None
+    except ValueError:
+        scale = None
+    if scale is None:
+        return LoraFile(_path(text, environ))
+    if not isfinite(scale):
+        raise UsageError(f'the scale of --lora {name} must be a finite number, not "{end}"')
+    return LoraFile(_path(name, environ), scale)
 
 
 def _try_config(argv: Sequence[str], environ: Mapping[str, str]) -> TryConfig:
@@ -305,9 +342,11 @@ def _home(environ: Mapping[str, str]) -> Path:
 
 
 def _folder(text: str | None, environ: Mapping[str, str]) -> Path | None:
-    """A folder that an environment variable may name, where no shell has read the `~`."""
-    if text is None:
-        return None
+    return None if text is None else _path(text, environ)
+
+
+def _path(text: str, environ: Mapping[str, str]) -> Path:
+    """A path from an environment variable or from behind an equals sign, where no shell has read the `~`."""
     return _home(environ) / text.removeprefix("~/") if text.startswith("~/") else Path(text)
 
 

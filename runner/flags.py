@@ -28,6 +28,8 @@ class Flag:
     metavar: str
     help: str
     variables: tuple[str, ...] = ()
+    repeats: bool = False
+    """May be given several times; the values count together, as one given with commas would."""
 
     @property
     def is_switch(self) -> bool:
@@ -65,7 +67,7 @@ def _split(argument: str) -> tuple[str, str | None]:
 def parse_flags(
     argv: Sequence[str], flags: Sequence[Flag], *, interspersed: bool = False
 ) -> tuple[dict[str, Value], list[str]]:
-    """Split argv into flag values by name (the last one wins) and the remaining words.
+    """Split argv into flag values by name (the last one wins, but for flags that repeat) and the remaining words.
 
     Args:
         argv: the arguments after the command's word.
@@ -88,7 +90,11 @@ def parse_flags(
                 words.extend(rest)
         else:
             name, value = _split(argument)
-            values[name] = Value(_value_of(known.get(name), name, value, rest), f"--{name}")
+            flag = known.get(name)
+            text = _value_of(flag, name, value, rest)
+            if flag is not None and flag.repeats and name in values:
+                text = f"{values[name].text},{text}"
+            values[name] = Value(text, f"--{name}")
     return values, words
 
 
@@ -119,6 +125,11 @@ class Settings:
         """The value as written; None if nobody gave one or it is empty."""
         value = self._values.get(name)
         return value.text if value and value.text else None
+
+    def texts(self, name: str) -> list[str]:
+        """The values of a flag that repeats, in the order given; empty ones do not count."""
+        value = self._values.get(name)
+        return [text for text in value.text.split(",") if text] if value else []
 
     def integer(self, name: str, *, least: int, most: int = 2**31 - 1) -> int | None:
         """A whole number within bounds.

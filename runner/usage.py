@@ -38,7 +38,21 @@ TUNING_FLAGS = (
     Flag("cache-dir", "DIR", "keep them there as well, so that they outlast the process (default: in memory alone)"),
     Flag("cache-dir-bytes", "N", "bytes that the files there may take, the longest unused going first (default 4 GiB)"),
     Flag("draft", "N", "guess up to N tokens ahead where a text repeats itself; its words stay the same (default 0)"),
-    Flag("check-memory", "", "refuse a model that is predicted not to fit (default true)"),
+    Flag(
+        "lora",
+        "FILE[=SCALE]",
+        "merge a LoRA file into an image pipeline at load (default scale 1); give it again, or commas, for several",
+        repeats=True,
+    ),
+    Flag(
+        "text-encoder",
+        "POLICY",
+        "keep, free or auto: whether an image pipeline holds its text encoder between prompts (auto: if that fits)",
+    ),
+    Flag(
+        "vae-tile", "N", "latents a side above which a picture is decoded in tiles of that size (default 64; 0 never)"
+    ),
+    Flag("check-memory", "", "refuse a model or picture that is predicted not to fit (default true)"),
     Flag("verify-digests", "", "check the SHA-256 of blobs of the Ollama store while loading (default false)"),
     Flag("store", "DIR", "the Ollama store (default $OLLAMA_MODELS, then ~/.ollama/models)"),
     Flag("verbose", "", "log debug messages, as OLLAMA_DEBUG=1 does"),

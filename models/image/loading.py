@@ -19,7 +19,7 @@ from models.sources.hf import parse_config
 from models.weights import WeightReport, load_weights
 
 # Components whose arithmetic needs float32 wherever it runs.
-_FLOAT32_COMPONENTS = frozenset({"vae"})
+FLOAT32_COMPONENTS = frozenset({"vae"})
 
 
 def component_config(checkpoint: Checkpoint, component: str, file: str = "config.json") -> ConfigReader:
@@ -91,7 +91,7 @@ def component_view(checkpoint: Checkpoint, component: str, tokenizer: str = "") 
 
 def dense_dtype(component: str) -> mx.Dtype | None:
     """What a component's dense tensors are cast to on this device; None keeps them as stored. Thread: any."""
-    return mx.float32 if device().kind == "cpu" or component in _FLOAT32_COMPONENTS else None
+    return mx.float32 if device().kind == "cpu" or component in FLOAT32_COMPONENTS else None
 
 
 def load_component(

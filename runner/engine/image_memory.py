@@ -1,6 +1,7 @@
 """Whether a picture's working space fits into the memory that is left, and which size would.
 
-Owns the arithmetic and the words of a refusal; what a size takes is the pipeline's knowledge, what is free the system's.
+Owns the arithmetic and the words of a refusal. What a size takes is the pipeline's knowledge, what is free the
+system's.
 """
 
 from collections.abc import Callable

@@ -11,7 +11,8 @@ import pytest
 from models import backend
 from models.errors import ModelNotFoundError, QuantizationError, UnsupportedArchitecture
 from runner.config import DialectName, RunnerConfig
-from runner.engine import load as loading
+from runner.engine import load_text as loading
+from runner.engine import memory_limits
 from runner.engine.load import DeviceMemory, LoadOptions, MemoryPlan, ModelLoader
 from runner.engine.mlx_thread import MLXThread
 from runner.engine.types import TextRequest
@@ -33,7 +34,7 @@ def on_device(monkeypatch):
     def choose(kind: str, available: int) -> None:
         device = backend.Device(kind, "a device", 2 * available, available)
         monkeypatch.setattr(backend, "device", lambda: device)
-        monkeypatch.setattr(loading, "cgroup_headroom", lambda: None)
+        monkeypatch.setattr(memory_limits, "cgroup_headroom", lambda: None)
 
     return choose
 
@@ -139,7 +140,7 @@ def test_what_does_not_fit_is_refused_with_figures_and_remedy(config, tiny_llama
 
 def test_a_control_groups_limit_counts_like_the_machines(config, tiny_llama, on_device, monkeypatch):
     on_device("cpu", 1 << 30)
-    monkeypatch.setattr(loading, "cgroup_headroom", lambda: 12345)
+    monkeypatch.setattr(memory_limits, "cgroup_headroom", lambda: 12345)
     assert ModelLoader(config).plan(str(tiny_llama), DEFAULT).available == 12345
 
 

@@ -1,0 +1,136 @@
+"""What a load would take and what there is: the part of loading that text models and image pipelines share.
+
+A blueprint is made from headers alone, so a parent that asks "would it fit?" is answered without touching a weight.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from models import backend
+from models.cache import CacheType
+from models.checkpoint import TensorInfo
+from models.quantization import WeightPolicy
+from runner.engine.loop import Progress
+from runner.engine.types import Engine
+from runner.errors import InsufficientMemory
+
+FLOAT32_BYTES = 4
+GIB = 2**30
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What a parent asks of a load; None is the process's own choice."""
+
+    parallel: int
+    context_per_row: int | None
+    batch_tokens: int | None
+    cache_type: CacheType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Bytes on the device: weights and cache by layer, and the graph.
+
+    The last of a language model's weights is the output layer; a pipeline has a component where a model has a layer.
+    """
+
+    id: str
+    backend: str
+    name: str
+    weights: tuple[int, ...]
+    cache: tuple[int, ...]
+    graph: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a load would take, in bytes, and what there is."""
+
+    input_weights: int
+    device: DeviceMemory
+    available: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + sum(self.device.cache) + self.device.graph
+
+    @property
+    def weights(self) -> int:
+        """The weights alone."""
+        return self.input_weights + sum(self.device.weights)
+
+    @property
+    def fits(self) -> bool:
+        """It is predicted to fit."""
+        return self.total <= self.available
+
+
+class Blueprint(Protocol):
+    """A plan with the choices it rests on. Thread: any, but for `build`."""
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What it would take."""
+        ...
+
+    def fields(self) -> dict[str, object]:
+        """The figures, for the log."""
+        ...
+
+    def refusal(self) -> str:
+        """Why it does not fit, with figures and remedies."""
+        ...
+
+    def build(self, progress: Progress) -> Engine:
+        """Load the model. Thread: the MLX thread.
+
+        Raises:
+            ModelError: the checkpoint cannot be used.
+            InsufficientMemory: there was less memory than the figures said.
+        """
+        ...
+
+
+def held_nbytes(info: TensorInfo, policy: WeightPolicy, device: backend.Device, *, widened: bool = False) -> int:
+    """The bytes of a tensor once loaded: the CPU computes in float32 but for weights that stay quantised.
+
+    Args:
+        info: the tensor.
+        policy: what becomes of quantised weights.
+        device: what computes with them.
+        widened: it is held in float32 on every device.
+    """
+    if info.quantized and policy == "keep":
+        return info.nbytes
+    if device.kind == "cpu" or policy == "float32" or widened:
+        return math.prod(info.shape) * FLOAT32_BYTES
+    return info.nbytes
+
+
+@contextmanager
+def allocation_failures(remedy: str) -> Iterator[None]:
+    """Say what an allocation that fails in here means.
+
+    Raises:
+        InsufficientMemory: one did.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "allocate" in str(error):
+            raise InsufficientMemory(f"insufficient memory while loading ({error}); {remedy}") from error
+        raise
+
+
+def settle_threads(asked: int | None) -> None:
+    """Fix the BLAS's threads now that the model is there; `asked` is what a user said. Thread: the MLX thread."""
+    if blas := backend.prepare(threads=asked).blas:
+        logger.info("threads settled", extra={"fields": {"blas": blas.name, "threads": blas.settle()}})

@@ -1,0 +1,175 @@
+"""An image pipeline's figures, and its engine.
+
+Owns the memory prediction, the choice of how weights are held, and whether the text encoder stays between prompts;
+knows no tensor and no wire.
+
+*Weights* are the components', each at the width it will be held in. *Graph* is what a picture takes besides: a rough
+figure for the default size, or whatever is left if that is less, for a smaller picture can be made then. Each request
+is measured by its own figure (`image_memory`).
+"""
+
+from dataclasses import dataclass, replace
+
+from models import backend
+from models.checkpoint import Checkpoint, TensorInfo
+from models.image import find_family, load_image_pipeline
+from models.image.base import Abilities, LoadChoices, Lora
+from models.image.loading import FLOAT32_COMPONENTS, component_config
+from models.quantization import WeightPolicy
+from runner.config import RunnerConfig
+from runner.engine.blueprint import (
+    FLOAT32_BYTES,
+    GIB,
+    DeviceMemory,
+    MemoryPlan,
+    allocation_failures,
+    held_nbytes,
+    settle_threads,
+)
+from runner.engine.image import ImageEngine
+from runner.engine.image_memory import ImageMemory
+from runner.engine.loop import Progress
+from runner.engine.memory_limits import available_bytes, free_bytes
+from runner.engine.types import Engine
+
+TEXT_ENCODER = "text_encoder"
+LEAST_SIDE = 256
+"""Pixels a side: a pipeline that has no room for this is refused."""
+PROMPT_TOKENS = 512
+TOKEN_SIDE = 16
+"""Pixels a side that a token of the transformer stands for, in all families so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBlueprint:
+    """A pipeline's plan with the choices it rests on (see `blueprint.Blueprint`)."""
+
+    config: RunnerConfig
+    checkpoint: Checkpoint
+    choices: LoadChoices
+    components: dict[str, int]
+    """What each holds while a picture is made, in bytes."""
+    memory: MemoryPlan
+
+    def fields(self) -> dict[str, object]:
+        """See `Blueprint.fields`."""
+        held = {f"{name}_mib": nbytes >> 20 for name, nbytes in self.components.items()}
+        return {
+            "model": self.checkpoint.reference,
+            "device": self.memory.device.name,
+            "weights_held": "float32" if self.choices.policy == "float32" else "as stored",
+            **held,
+            "text_encoder": "kept" if self.choices.keep_text_encoder else "freed",
+            "graph_mib": self.memory.device.graph >> 20,
+            "available_mib": self.memory.available >> 20,
+            "loras": len(self.choices.loras),
+        }
+
+    def refusal(self) -> str:
+        """See `Blueprint.refusal`."""
+        memory = self.memory
+        parts = ", ".join(f"{name} {nbytes / GIB:.1f}" for name, nbytes in self.components.items())
+        return (
+            f"insufficient memory: {self.checkpoint.reference} needs {memory.total / GIB:.1f} GiB "
+            f"({parts}, working space {memory.device.graph / GIB:.1f}) and {memory.available / GIB:.1f} GiB are "
+            f"available; {self._remedy()}, or --check-memory=false to try all the same"
+        )
+
+    def build(self, progress: Progress) -> Engine:
+        """See `Blueprint.build`."""
+        backend.configure()
+        with allocation_failures(self._remedy()):
+            pipeline = load_image_pipeline(self.checkpoint, replace(self.choices, progress=progress))
+        settle_threads(self.config.threads)
+        memory = ImageMemory(free_bytes, enforced=self.config.check_memory, give_back=backend.give_back)
+        return ImageEngine(pipeline, name=self.checkpoint.reference, memory=memory)
+
+    def _remedy(self) -> str:
+        keep = "--weights=keep, " if self.choices.policy == "float32" else ""
+        free = "--text-encoder=free, " if self.choices.keep_text_encoder else ""
+        return f"choose {keep}{free}a smaller or quantised model"
+
+
+def plan_image(checkpoint: Checkpoint, config: RunnerConfig) -> ImageBlueprint:
+    """Plan a pipeline's load.
+
+    Raises:
+        ModelError: this package cannot run it, or a LoRA file does not belong to it.
+    """
+    return _Planner(checkpoint, config).blueprint()
+
+
+class _Planner:
+    """The figures of one pipeline on this device."""
+
+    def __init__(self, checkpoint: Checkpoint, config: RunnerConfig) -> None:
+        family = find_family(checkpoint.config)
+        self._checkpoint = checkpoint
+        self._config = config
+        self._abilities: Abilities = family.abilities(checkpoint)
+        self._infos = {name: tuple(checkpoint.infos(name)) for name in family.components}
+        self._loras = tuple(Lora(lora.path, lora.scale) for lora in config.loras)
+        self._device = backend.device()
+        self._available = available_bytes(self._device)
+
+    def blueprint(self) -> ImageBlueprint:
+        """The first plan that leaves room for a picture of the default size, else the most sparing one."""
+        plans = [
+            self._under(policy, keep_text_encoder=keep) for policy in self._policies() for keep in self._keepings()
+        ]
+        wanted = self._picture_nbytes(self._abilities.width, self._abilities.height)
+        return next((plan for plan in plans if plan.memory.device.graph >= wanted and plan.memory.fits), plans[-1])
+
+    def _policies(self) -> tuple[WeightPolicy, ...]:
+        if self._config.weights != "auto":
+            return (self._config.weights,)
+        return ("float32", "keep") if self._device.kind == "cpu" else ("keep",)
+
+    def _keepings(self) -> tuple[bool, ...]:
+        match self._config.text_encoder:
+            case "keep":
+                return (True,)
+            case "free":
+                return (False,)
+            case "auto":
+                return (True, False)
+
+    def _under(self, policy: WeightPolicy, *, keep_text_encoder: bool) -> ImageBlueprint:
+        components = {name: self._held(name, policy) for name in self._infos}
+        largest = max(
+            (info.nbytes + self._held_one(name, info, policy) for name, infos in self._infos.items() for info in infos),
+            default=0,
+        )
+        least = max(self._picture_nbytes(LEAST_SIDE, LEAST_SIDE), largest)
+        if not keep_text_encoder:
+            # It is there while the prompt is encoded, and the picture's arrays only after that.
+            least = max(least, components.pop(TEXT_ENCODER, 0))
+        wanted = max(self._picture_nbytes(self._abilities.width, self._abilities.height), least)
+        graph = min(wanted, max(least, self._available - sum(components.values())))
+        device = DeviceMemory("0", self._device.kind, self._device.name, tuple(components.values()), (), graph)
+        choices = LoadChoices(
+            policy=policy, loras=self._loras, keep_text_encoder=keep_text_encoder, vae_tile=self._config.vae_tile
+        )
+        memory = MemoryPlan(input_weights=0, device=device, available=self._available)
+        return ImageBlueprint(self._config, self._checkpoint, choices, components, memory)
+
+    def _held(self, component: str, policy: WeightPolicy) -> int:
+        return sum(self._held_one(component, info, policy) for info in self._infos[component])
+
+    def _held_one(self, component: str, info: TensorInfo, policy: WeightPolicy) -> int:
+        return held_nbytes(info, policy, self._device, widened=component in FLOAT32_COMPONENTS)
+
+    def _picture_nbytes(self, width: int, height: int) -> int:
+        """About what a picture takes: the arrays around the transformer's widest matrix, or a tile of the decoder's.
+
+        The factors are counts of the arrays alive together.
+        """
+        tokens = width * height // TOKEN_SIDE**2 + PROMPT_TOKENS
+        matrices = [info.shape for info in self._infos.get("transformer", ()) if len(info.shape) == 2]
+        step = 3 * tokens * max((sum(shape) for shape in matrices), default=0)
+        channels = component_config(self._checkpoint, "vae").numbers("block_out_channels")
+        tile = self._config.vae_tile * 2 ** (len(channels) - 1)
+        pixels = min(width, tile or width) * min(height, tile or height)
+        # The last upsampled level still has the channels of the level above it.
+        decode = 4 * pixels * int(max(channels[:2], default=0))
+        return FLOAT32_BYTES * max(step, decode)
