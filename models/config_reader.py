@@ -82,6 +82,15 @@ class ConfigReader:
             raise self._wrong(key, value, "a list of strings")
         return [ConfigReader({key: item}, self._file).text(key, "") for item in value]
 
+    def mapping(self, key: str) -> Mapping[str, JSON]:
+        """A nested object as it is; empty where the key is absent."""
+        value = self._values.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self._wrong(key, value, "an object")
+        return value
+
     def section(self, key: str) -> "ConfigReader | None":
         """A nested object, or None where the key is absent."""
         value = self._values.get(key)

@@ -15,8 +15,10 @@ from models.checkpoint import JSON, Checkpoint, NamedTensor, TensorInfo
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
 from models.image.base import LoadChoices
+from models.image.lora import MergedCheckpoint
+from models.quantization import WeightPolicy, keeps_quantized
 from models.sources.hf import parse_config
-from models.weights import WeightReport, load_weights
+from models.weights import WeightReport, load_weights, planned_nbytes
 
 # Components whose arithmetic needs float32 wherever it runs.
 FLOAT32_COMPONENTS = frozenset({"vae"})
@@ -121,12 +123,24 @@ def load_component(
         QuantizationError: a tensor is quantised in an unknown way.
     """
     low, high = span
+    keep = _keeps_quantized(checkpoint, component, choices.policy)
+    dtype = dense_dtype(component)
+    if choices.loras:
+        checkpoint = MergedCheckpoint(checkpoint, component, choices.loras, dtype=dtype, requantize=keep)
     return load_weights(
         model,
         checkpoint,
         component=component,
-        policy=choices.policy,
-        dense_dtype=dense_dtype(component),
+        policy="keep" if keep else "float32",
+        dense_dtype=dtype,
         progress=lambda done: choices.progress(low + (high - low) * done),
         unused=unused,
     )
+
+
+def _keeps_quantized(checkpoint: Checkpoint, component: str, policy: WeightPolicy) -> bool:
+    if policy != "auto":
+        return policy == "keep"
+    here = device()
+    needed = planned_nbytes(checkpoint.infos(component), keep_quantized=False, dense_dtype=dense_dtype(component))
+    return keeps_quantized(policy, here.kind, needed, here.available_bytes)

@@ -15,6 +15,7 @@ from models.checkpoint import Checkpoint, TensorInfo
 from models.image import find_family, load_image_pipeline
 from models.image.base import Abilities, LoadChoices, Lora
 from models.image.loading import FLOAT32_COMPONENTS, component_config
+from models.image.lora import check_loras
 from models.quantization import WeightPolicy
 from runner.config import RunnerConfig
 from runner.engine.blueprint import (
@@ -109,6 +110,7 @@ class _Planner:
         self._abilities: Abilities = family.abilities(checkpoint)
         self._infos = {name: tuple(checkpoint.infos(name)) for name in family.components}
         self._loras = tuple(Lora(lora.path, lora.scale) for lora in config.loras)
+        check_loras(checkpoint, family.components, self._loras)
         self._device = backend.device()
         self._available = available_bytes(self._device)
 
