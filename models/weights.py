@@ -172,7 +172,7 @@ def _flat(module: nn.Module) -> list[tuple[str, mx.array]]:
 
 def _is_harmless(name: str, parameters: dict[str, tuple[int, ...]]) -> bool:
     """Whether a tensor without a parameter may be passed over: a constant we compute, or the copy of a tied matrix."""
-    if name.endswith(("rotary_emb.inv_freq", ".attn.masked_bias")):
+    if name.endswith(("rotary_emb.inv_freq", ".attn.masked_bias", ".num_batches_tracked")):
         return True
     return name == "lm_head.weight" and not any(each.startswith("lm_head.") for each in parameters)
 

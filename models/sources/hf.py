@@ -5,6 +5,7 @@ folder has a model_index.json and one such folder a component.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,10 @@ from models.sources.tensor_table import Member, SpecRule, TensorTable, make_tabl
 
 # Names that a folder's tensors go by when there is no index; the first that exists is it.
 _SINGLE_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "weights.safetensors")
+# Where transformers and diffusers put a variant's name, before or behind a shard's number.
+_SHARD = r"(?:-\d{5}-of-\d{5})?"
+_VARIANT = re.compile(rf"(?:diffusion_pytorch_)?model{_SHARD}\.(?P<variant>\w+){_SHARD}\.safetensors")
+_PREFERRED = ("", "bf16", "fp16")
 
 
 class HFDirectory:
@@ -129,7 +134,14 @@ def _tensor_files(folder: Path) -> list[Path]:
         other = next(iter(sorted(folder.glob("*.bin")) or sorted(folder.glob("*.pt*"))), None)
         remedy = f"; {other.name} is in a format that runs code when read: convert it to safetensors" if other else ""
         raise CheckpointError(f"the folder has no safetensors file{remedy}", file=str(folder))
-    return shards
+    return _of_one_variant(shards)
+
+
+def _of_one_variant(shards: list[Path]) -> list[Path]:
+    """The files without a variant in their names, else those of one: several are the same weights in other types."""
+    variants = {path: match["variant"] if (match := _VARIANT.fullmatch(path.name)) else "" for path in shards}
+    chosen = min(variants.values(), key=lambda name: (_PREFERRED.index(name) if name in _PREFERRED else 9, name))
+    return [path for path in shards if variants[path] == chosen]
 
 
 def _index(folder: Path) -> tuple[Path, dict[str, str]] | None:

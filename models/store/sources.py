@@ -68,12 +68,8 @@ def _plan_language_model(folder: Path, quantize: str | None, template: str | Non
     plan = plan_blobs(checkpoint.table(), rule, requested=quantize or "")
     chat_template = _chat_template(checkpoint)
     rendering = rendering_of(config, chat_template)
-    files = [*_json_files(folder)]
+    files = [*_json_files(folder), *_separate_template(checkpoint)]
     notes = _architecture_notes(config)
-    if (folder / "chat_template.jinja").is_file() and not (folder / "chat_template.json").is_file():
-        # A store has no place for it but this older form, which Ollama passes over and this program reads.
-        text = go_json({"chat_template": chat_template})
-        files.append(PlannedLayer(JSON_FILE, Content((text,)), "chat_template.json"))
     chat, chat_notes = chat_layers(template, chat_template, rendered=bool(rendering.renderer))
     defaults = generation_defaults(_json_of(checkpoint, "generation_config.json"))
     described = description(
@@ -121,6 +117,17 @@ def _chat_template(checkpoint: HFDirectory) -> str:
     return (checkpoint.read("chat_template.jinja") or b"").decode("utf-8", "replace")
 
 
+def _separate_template(checkpoint: HFDirectory, folder: str = "") -> Iterator[PlannedLayer]:
+    """A template in a file of its own, in the older form: a store has no other place for it.
+
+    Ollama passes it over and this program reads it.
+    """
+    template = checkpoint.read(f"{folder}chat_template.jinja")
+    if template is not None and checkpoint.read(f"{folder}chat_template.json") is None:
+        text = go_json({"chat_template": template.decode("utf-8", "replace")})
+        yield PlannedLayer(JSON_FILE, Content((text,)), f"{folder}chat_template.json")
+
+
 def _json_of(checkpoint: HFDirectory, name: str) -> Mapping[str, JSON]:
     text = checkpoint.read(name)
     return parse_config(text, f"{checkpoint.reference}/{name}") if text is not None else {}
@@ -150,6 +157,7 @@ def _plan_pipeline(folder: Path, quantize: str | None, template: str | None) -> 
         for name in _PIPELINE_FILES
         if (folder / name).is_file()
     ]
+    layers += _separate_template(checkpoint, "tokenizer/")
     others = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.safetensors"))]
     left_out = [name for name in others if name not in _COMPONENTS]
     capabilities: list[JSON] = ["image"]
