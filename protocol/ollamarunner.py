@@ -25,7 +25,7 @@ from protocol.gojson import (
     Strings,
 )
 from protocol.logprobs import Logprob
-from protocol.options import Options
+from protocol.options import Options, PictureFields
 
 
 class ServerStatus(IntEnum):
@@ -54,6 +54,9 @@ class HealthResponse(GoModel):
     status: Int = 0
     progress: Float32 = 0.0
     error: Annotated[Str, OMIT_EMPTY] = ""
+    step: Annotated[Int, OMIT_EMPTY] = 0
+    total_steps: Annotated[Int, OMIT_EMPTY] = 0
+    """Of the picture in the making: additions as well."""
 
 
 class Image(GoModel):
@@ -63,7 +66,7 @@ class Image(GoModel):
     id: Int = 0
 
 
-class CompletionRequest(GoModel):
+class CompletionRequest(PictureFields):
     """POST /completion."""
 
     prompt: Str = Field(default="", alias="Prompt")
@@ -92,9 +95,37 @@ class CompletionLine(GoModel):
     eval_count: Int = 0
     eval_duration: Int = 0
     logprobs: Annotated[tuple[Logprob, ...], OMIT_EMPTY] = ()
-    image: Annotated[Str, OMIT_EMPTY] = ""
+
+
+class StepLine(GoModel):
+    """A denoising step of a picture is done, or (an addition) a place in the queue has changed."""
+
+    content: Str = ""
+    done: Bool = False
     step: Annotated[Int, OMIT_EMPTY] = 0
     total_steps: Annotated[Int, OMIT_EMPTY] = 0
+    queue: Annotated[Int, OMIT_EMPTY] = 0
+    index: Annotated[Int, OMIT_EMPTY] = 0
+    preview: Annotated[Bytes, OMIT_EMPTY] = b""
+
+
+class PictureLine(GoModel):
+    """A picture. Format, seed, index, size and the last two durations are additions. Durations in ns."""
+
+    content: Str = ""
+    done_reason: Int = 0
+    done: Bool
+    seed: Int
+    index: Annotated[Int, OMIT_EMPTY] = 0
+    format: Str
+    width: Int
+    height: Int
+    prompt_eval_duration: Int = 0
+    eval_count: Int = 0
+    eval_duration: Int = 0
+    decode_duration: Int = 0
+    queue_duration: Int = 0
+    image: Bytes
 
 
 class ErrorLine(GoModel):

@@ -4,10 +4,25 @@ A parent merges its defaults before it sends the object and leaves zero-valued f
 a default. Only where the whole object is absent do Ollama's defaults apply.
 """
 
-from protocol.gojson import Bool, Float32, GoModel, Int, Strings
+from protocol.gojson import Bool, Float32, GoModel, Int, Str, Strings
 
 
-class Options(GoModel):
+class PictureFields(GoModel):
+    """What a request for pictures may say beyond Ollama's fields, in `options` or beside them. None: it is unsaid."""
+
+    negative_prompt: Str | None = None
+    guidance: Float32 | None = None
+    strength: Float32 | None = None
+    preview: Int | None = None
+    """Every so many steps the progress shall carry a small picture."""
+    format: object = None
+    """png, jpeg or webp. Requests for text have another field of this name."""
+    n: Int | None = None
+    """How many pictures."""
+    step_cache: Float32 | None = None
+
+
+class Options(PictureFields):
     """Sampling, lengths and hints, in snake_case as every parent writes them."""
 
     num_keep: Int = 0

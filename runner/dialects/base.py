@@ -1,12 +1,10 @@
-"""What the three dialects share: reading a body, turning options into a request, splitting lines, streaming an answer.
+"""What the three dialects share: reading a body, turning options into a text request, splitting lines.
 
-A dialect owns its routes and its bytes. It refuses to know how an answer is computed: it hands a `TextRequest` to the
-`EngineLoop` and writes what comes back. Before the first header an error is a status with one line of plain text (the
-application's middleware writes it); afterwards it is the dialect's own last line.
+A dialect owns its routes and its bytes. It refuses to know how an answer is computed: it hands a request to the
+`EngineLoop` and writes what comes back (`streaming`). What concerns pictures alone is in `pictures`.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, assert_never
@@ -16,21 +14,16 @@ from aiohttp import web
 from protocol.gojson import GoModel, WireError
 from protocol.logprobs import Logprob
 from protocol.logprobs import TokenLogprob as WireLogprob
-from protocol.options import Options
+from protocol.options import Options, PictureFields
 from runner.engine.loop import EngineLoop
 from runner.engine.types import (
     EngineState,
     FinishReason,
     SamplingParams,
-    TextChunk,
-    TextDone,
     TextRequest,
     TokenLogprob,
 )
-from runner.engine.types import Failed as FailedOutput
-from runner.errors import BadRequest, GenerationError, NotImplementedHere, NotReady, RunnerError
-
-logger = logging.getLogger(__name__)
+from runner.errors import BadRequest, NotImplementedHere, NotReady
 
 MAX_TOP_LOGPROBS: Final = 20
 LOWEST_LOGPROB: Final = -9999.0
@@ -51,6 +44,11 @@ HINTS: Final = {
     "UseMmap": "as use_mmap",
 }
 """Known fields that are read and not acted upon, for they cannot change a result. All others are obeyed or refused."""
+
+PICTURE_FIELDS: Final = tuple(PictureFields.model_fields)
+"""What only a request for pictures has."""
+LARGE_BYTES: Final = 1 << 20
+"""A body from here on is decoded beside the event loop, which has others to answer."""
 
 Model = TypeVar("Model", bound=GoModel)
 
@@ -80,22 +78,6 @@ class Dialect(Protocol):
         ...
 
 
-class Encoder(Protocol):
-    """Writes one request's outputs as lines, newline included; may hold something back until the next output."""
-
-    def chunk(self, chunk: TextChunk) -> Iterable[bytes]:
-        """The lines for a piece of text."""
-        ...
-
-    def done(self, done: TextDone) -> Iterable[bytes]:
-        """The last lines of an answer."""
-        ...
-
-    def error(self, error: Exception) -> bytes:
-        """The last line of an answer that failed."""
-        ...
-
-
 async def read_body(request: web.Request) -> bytes:
     """The request's body.
 
@@ -119,8 +101,9 @@ async def read_model(request: web.Request, model: type[Model]) -> Model:
     Raises:
         BadRequest: it is not JSON, or a field has the wrong type.
     """
+    body = await read_body(request)
     try:
-        return model.from_json(await read_body(request))
+        return model.from_json(body) if len(body) < LARGE_BYTES else await asyncio.to_thread(model.from_json, body)
     except WireError as error:
         raise BadRequest(f"bad request: {error}") from error
 
@@ -146,13 +129,19 @@ def refuse(field: str, why: str) -> NotImplementedHere:
     return NotImplementedHere(f"{field} is not supported: {why}")
 
 
-def refuse_image_fields(*, width: int, height: int, steps: int) -> None:
+def refuse_image_fields(
+    options: Options | None, beside: PictureFields | None = None, *, width: int = 0, height: int = 0, steps: int = 0
+) -> None:
     """Refuse the fields of an image request.
 
     Raises:
         NotImplementedHere: one of them is set.
     """
-    for name, value in (("width", width), ("height", height), ("steps", steps)):
+    fields: dict[str, object] = {"width": width, "height": height, "steps": steps}
+    for given in (beside, options):
+        if given is not None:
+            fields |= {name: getattr(given, name) for name in PICTURE_FIELDS if getattr(given, name)}
+    for name, value in fields.items():
         if value:
             raise refuse(name, "the loaded model generates text, not images")
 
@@ -331,63 +320,3 @@ def _cut(text: str, logprobs: tuple[TokenLogprob, ...], half: int) -> int:
         # Tokens that are parts of a character have no text of their own to go by.
         cut = len(text) * half // len(logprobs)
     return min(max(cut, 1), len(text) - 1)
-
-
-async def stream(
-    request: web.Request, loop: EngineLoop, wanted: TextRequest, encoder: Encoder, content_type: str
-) -> web.StreamResponse:
-    """Generate and write the answer line by line.
-
-    The handler's task is cancelled when the client goes away; leaving the loop's context cancels the request there.
-
-    Raises:
-        RunnerError: the request was not admitted; no header was sent.
-    """
-    async with loop.submit(wanted) as outputs:
-        response = web.StreamResponse(headers={"Content-Type": content_type})
-        try:
-            await response.prepare(request)
-            try:
-                async for output in outputs:
-                    last = isinstance(output, TextDone | FailedOutput)
-                    for line in _lines(encoder, output):
-                        await _write(request, response, line)
-                    if last:
-                        return response
-                failure: RunnerError = GenerationError("the engine ended the request without an answer")
-            except RunnerError as error:
-                failure = error
-            logger.warning("request failed", extra={"fields": {"error": str(failure)}})
-            await _write(request, response, encoder.error(failure))
-        except ConnectionError as error:
-            logger.info("client went away", extra={"fields": {"reason": str(error)}})
-        return response
-
-
-def _lines(encoder: Encoder, output: TextChunk | TextDone | FailedOutput) -> Iterable[bytes]:
-    match output:
-        case TextChunk():
-            return encoder.chunk(output) if output.text or output.logprobs else ()
-        case TextDone():
-            return encoder.done(output)
-        case FailedOutput():
-            logger.warning("request failed", extra={"fields": {"error": reason_of(output.error)}})
-            return (encoder.error(output.error),)
-        case _:
-            assert_never(output)
-
-
-async def _write(request: web.Request, response: web.StreamResponse, line: bytes) -> None:
-    """Write a line, waiting for a slow reader but not for one that never reads.
-
-    Raises:
-        ConnectionError: the client is gone or does not read.
-    """
-    limit_s = request.app[TIMEOUTS].write_s
-    try:
-        async with asyncio.timeout(limit_s):
-            await response.write(line)
-    except TimeoutError as error:
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionAbortedError(f"the client has read nothing for {limit_s:g} s") from error

@@ -8,7 +8,17 @@ from typing import Final
 
 from aiohttp import web
 
-from protocol.imagegen import CompletionLine, CompletionRequest, HealthResponse, TokenizeRequest, TokenizeResponse
+from protocol.imagegen import (
+    CompletionLine,
+    CompletionRequest,
+    HealthResponse,
+    PictureDoneLine,
+    PictureLine,
+    QueueLine,
+    StepLine,
+    TokenizeRequest,
+    TokenizeResponse,
+)
 from runner.dialects.base import (
     done_reason,
     json_response,
@@ -18,15 +28,27 @@ from runner.dialects.base import (
     refuse_image_fields,
     require_ready,
     split_lines,
-    stream,
     text_request,
 )
+from runner.dialects.pictures import PictureAnswer, image_request
+from runner.dialects.streaming import TextAnswer, stream
 from runner.engine.loop import EngineLoop
-from runner.engine.types import TextChunk, TextDone, TextRequest, TokenLogprob
+from runner.engine.pictures import EncodedPicture
+from runner.engine.types import (
+    ImageProgress,
+    ImageQueued,
+    ImageRequest,
+    Picture,
+    TextChunk,
+    TextDone,
+    TextRequest,
+    TokenLogprob,
+)
 from runner.errors import NotImplementedHere
 
 MAX_LINE: Final = 16 * 1024 * 1024
 """The parent's line buffer."""
+CONTENT_TYPE: Final = "application/x-ndjson"
 
 
 class ImagegenDialect:
@@ -49,11 +71,22 @@ class ImagegenDialect:
 
     async def _health(self, _request: web.Request) -> web.Response:
         require_ready(self._loop)
-        return json_response(HealthResponse(status="ok"))
+        status = self._loop.status
+        return json_response(
+            HealthResponse(
+                status="ok",
+                step=status.step,
+                total=status.total_steps,
+                queue=status.waiting if status.makes_pictures else 0,
+            )
+        )
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
-        wanted = parse(await read_model(request, CompletionRequest))
-        return await stream(request, self._loop, wanted, ImagegenEncoder(), "application/x-ndjson")
+        body = await read_model(request, CompletionRequest)
+        if self._loop.status.makes_pictures:
+            pictures = PictureAnswer(ImagegenPictureEncoder())
+            return await stream(request, self._loop, parse_image(body), pictures, CONTENT_TYPE)
+        return await stream(request, self._loop, parse(body), TextAnswer(ImagegenEncoder()), CONTENT_TYPE)
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await read_model(request, TokenizeRequest)
@@ -64,14 +97,32 @@ class ImagegenDialect:
         raise NotImplementedHere("this model does not support embeddings")
 
 
+def parse_image(body: CompletionRequest) -> ImageRequest:
+    """Translate a wire request for pictures.
+
+    Raises:
+        BadRequest: a field cannot be honoured.
+    """
+    return image_request(
+        body.prompt,
+        body.options,
+        body,
+        width=body.width,
+        height=body.height,
+        steps=body.steps,
+        seed=body.seed,
+        images=body.images,
+    )
+
+
 def parse(body: CompletionRequest) -> TextRequest:
-    """Translate a wire request.
+    """Translate a wire request for text.
 
     Raises:
         BadRequest: an option has an impossible value.
         NotImplementedHere: it asks for something this runner cannot do.
     """
-    refuse_image_fields(width=body.width, height=body.height, steps=body.steps)
+    refuse_image_fields(body.options, body, width=body.width, height=body.height, steps=body.steps)
     if body.images:
         raise refuse("images", "the loaded model takes text only")
     seed = body.seed if body.seed > 0 else None
@@ -103,7 +154,48 @@ class ImagegenEncoder:
 
     def error(self, error: Exception) -> bytes:
         """The dialect has no error field: the text itself says it."""
-        return CompletionLine(content=f"error: {reason_of(error)}", done=True).to_line()
+        return _error_line(error)
+
+
+class ImagegenPictureEncoder:
+    """Lines of the imagegen dialect for pictures."""
+
+    max_line = MAX_LINE
+
+    def queued(self, queued: ImageQueued) -> Iterator[bytes]:
+        """A line of our own."""
+        yield QueueLine(queue=queued.place).to_line()
+
+    def progress(self, progress: ImageProgress, preview: bytes) -> Iterator[bytes]:
+        """A line a step."""
+        yield StepLine(step=progress.step, total=progress.total, index=progress.index, preview=preview).to_line()
+
+    def picture(self, picture: Picture, encoded: EncodedPicture, *, last: bool) -> bytes:
+        """The picture; the last one with all the figures."""
+        seed, index = picture.request.seed, picture.index
+        if not last:
+            return PictureLine(index=index, seed=seed, format=encoded.format, image=encoded.data).to_line()
+        return PictureDoneLine(
+            seed=seed,
+            index=index,
+            format=encoded.format,
+            width=picture.request.width,
+            height=picture.request.height,
+            prompt_eval_duration=picture.encode_ns,
+            eval_count=picture.steps_computed,
+            eval_duration=picture.denoise_ns,
+            decode_duration=picture.decode_ns,
+            queue_duration=picture.wait_ns,
+            image=encoded.data,
+        ).to_line()
+
+    def error(self, error: Exception) -> bytes:
+        """As for text."""
+        return _error_line(error)
+
+
+def _error_line(error: Exception) -> bytes:
+    return CompletionLine(content=f"error: {reason_of(error)}", done=True).to_line()
 
 
 def _content_line(text: str, _logprobs: tuple[TokenLogprob, ...]) -> bytes:

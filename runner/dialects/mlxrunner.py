@@ -27,12 +27,13 @@ from runner.dialects.base import (
     reason_of,
     refuse,
     refuse_grammar,
+    refuse_image_fields,
     require_ready,
     split_lines,
-    stream,
     text_request,
     wire_logprobs,
 )
+from runner.dialects.streaming import TextAnswer, stream
 from runner.engine.loop import EngineLoop
 from runner.engine.types import TextChunk, TextDone, TextRequest, TokenLogprob
 from runner.errors import BadRequest, NotImplementedHere, status_of
@@ -76,8 +77,13 @@ class MLXDialect:
         return json_response(ModelsResponse())
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
-        wanted = parse(await read_body(request))
-        return await stream(request, self._loop, wanted, MLXEncoder(), "application/jsonl")
+        body = await read_body(request)
+        if self._loop.status.makes_pictures:
+            raise NotImplementedHere(
+                "the loaded model generates images, for which the mlx protocol has no answers; start the runner with "
+                "--imagegen-engine"
+            )
+        return await stream(request, self._loop, parse(body), TextAnswer(MLXEncoder()), "application/jsonl")
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         text = (await read_body(request)).decode("utf-8", errors="replace")
@@ -104,6 +110,7 @@ def parse(body: bytes) -> TextRequest:
         raise refuse("Media" if wire.media else "Images", "the loaded model takes text only")
     refuse_grammar(grammar=wire.grammar, schema=wire.format)
     options = wire.options
+    refuse_image_fields(options)
     if options is not None and isinstance(raw, dict) and "options" in raw and "seed" not in options.model_fields_set:
         # Parents before v0.22 write `options` in lower case and never send a seed: absent is random there. Later ones
         # write `Options` and leave out a seed only when it is 0.

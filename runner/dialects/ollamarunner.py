@@ -28,10 +28,12 @@ from runner.dialects.base import (
     refuse_grammar,
     refuse_image_fields,
     split_lines,
-    stream,
     text_request,
     wire_logprobs,
 )
+from runner.dialects.ollamarunner_pictures import MAX_LINE, OllamaRunnerPictureEncoder, parse_image
+from runner.dialects.pictures import PictureAnswer
+from runner.dialects.streaming import TextAnswer, stream
 from runner.engine.load import DeviceMemory, LoadOptions, MemoryPlan, ModelLoader
 from runner.engine.loop import BuildEngine, EngineLoop
 from runner.engine.types import EngineState, TextChunk, TextDone, TextRequest, TokenLogprob
@@ -39,8 +41,7 @@ from runner.errors import AlreadyLoaded, BadRequest, InsufficientMemory, LoadErr
 
 logger = logging.getLogger(__name__)
 
-MAX_LINE: Final = 500_000
-"""The parent reads with a buffer of 512,000 bytes."""
+CONTENT_TYPE: Final = "application/json"
 LIBRARIES: Final = {"metal": "Metal", "cuda": "CUDA"}
 """How Ollama calls the GPUs' libraries. A CPU is none of its devices: it has its own column in the memory table."""
 STATUS: Final = {
@@ -93,7 +94,11 @@ class OllamaRunnerDialect:
         failed = state is EngineState.ERROR
         return json_response(
             wire.HealthResponse(
-                status=STATUS[state], progress=status.progress, error=(status.error or "") if failed else ""
+                status=STATUS[state],
+                progress=status.progress,
+                error=(status.error or "") if failed else "",
+                step=status.step,
+                total_steps=status.total_steps,
             )
         )
 
@@ -104,9 +109,12 @@ class OllamaRunnerDialect:
         )
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
-        wanted = parse(await read_model(request, wire.CompletionRequest))
+        body = await read_model(request, wire.CompletionRequest)
         await self._loaded()
-        return await stream(request, self._loop, wanted, OllamaRunnerEncoder(), "application/json")
+        if self._loop.status.makes_pictures:
+            pictures = PictureAnswer(OllamaRunnerPictureEncoder())
+            return await stream(request, self._loop, parse_image(body), pictures, CONTENT_TYPE)
+        return await stream(request, self._loop, parse(body), TextAnswer(OllamaRunnerEncoder()), CONTENT_TYPE)
 
     async def _embedding(self, _request: web.Request) -> web.Response:
         raise NotImplementedHere("this model does not support embeddings")
@@ -258,16 +266,17 @@ def devices(device: Device) -> tuple[wire.Device, ...]:
 
 
 def parse(body: wire.CompletionRequest) -> TextRequest:
-    """Translate a wire request.
+    """Translate a wire request for text.
 
     Raises:
         BadRequest: an option has an impossible value.
         NotImplementedHere: it asks for something this runner cannot do.
     """
-    refuse_image_fields(width=body.width, height=body.height, steps=body.steps)
+    # Before the picture's fields: at the top, Format is the text's own.
+    refuse_grammar(grammar=body.grammar, schema=body.format)
+    refuse_image_fields(body.options, body, width=body.width, height=body.height, steps=body.steps)
     if body.images:
         raise refuse("Images", "the loaded model takes text only")
-    refuse_grammar(grammar=body.grammar, schema=body.format)
     return text_request(
         body.prompt,
         body.options,

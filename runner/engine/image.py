@@ -270,10 +270,12 @@ class ImageEngine:
             )
 
     def _finish(self, run: _Run, result: ImageResult) -> None:
+        assert self._pipeline is not None
         before = run.request.added_ns if run.index == 0 else run.begun_ns
         picture = Picture(
             pixels=result.pixels,
             request=replace(run.picture, images=()),
+            noised=bool(run.picture.images) and self._pipeline.abilities.takes_strength,
             model=self._name,
             format=run.request.prepared.format,
             index=run.index,

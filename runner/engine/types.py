@@ -167,6 +167,8 @@ class Picture:
     pixels: Pixels
     request: PictureRequest
     """What it was made from, without the input pictures."""
+    noised: bool
+    """An input picture was noised, by the request's strength."""
     model: str
     format: ImageFormat
     """What it is to be sent as."""
