@@ -4,8 +4,9 @@ Owns what pipelines' files have in common, whichever source they come from: name
 `model.`, and in what type a component is held. Knows no architecture: names and shapes are `models.weights`' matter.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import mlx.core as mx
 from mlx import nn
@@ -89,6 +90,13 @@ def component_view(checkpoint: Checkpoint, component: str, tokenizer: str = "") 
         CheckpointError: the component has no config.json, or it is no JSON object.
     """
     return ComponentView(checkpoint, component, tokenizer, _parsed(checkpoint, component, "config.json"))
+
+
+def component_spans(checkpoint: Checkpoint, components: Sequence[str]) -> list[tuple[float, float]]:
+    """Each component's part of a whole load, 0 to 1, by its bytes. Thread: any. Raises CheckpointError."""
+    sizes = [sum(info.nbytes for info in checkpoint.infos(component)) for component in components]
+    ends = [end / max(sum(sizes), 1) for end in accumulate(sizes)]
+    return list(zip([0.0, *ends], ends, strict=False))
 
 
 def dense_dtype(component: str) -> mx.Dtype | None:
