@@ -9,11 +9,14 @@ from collections.abc import Iterator
 import mlx.core as mx
 from mlx import nn
 
+from models.backend import device
+from models.gemm import host_gemm
 from models.host import to_uint8
 from models.image.autoencoder_blocks import Decoder, Encoder
 from models.image.autoencoder_config import AutoencoderConfig, read_autoencoder_config
 from models.image.base import Pixels
 from models.image.convolution import Conv2d
+from models.image.host_autoencoder import HostNetwork
 
 __all__ = ["Autoencoder", "AutoencoderConfig", "read_autoencoder_config", "to_pixels"]
 
@@ -24,6 +27,8 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self._config = config
+        self._host_encoder: HostNetwork | None = None
+        self._host_decoder: HostNetwork | None = None
         latent = config.latent_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
@@ -33,14 +38,28 @@ class Autoencoder(nn.Module):
             self.post_quant_conv = Conv2d(latent, latent, 1)
 
     @property
+    def on_host(self) -> bool:
+        """Whether `prepare` chose numpy arrays."""
+        return self._host_decoder is not None
+
+    @property
     def config(self) -> AutoencoderConfig:
         """What it was built from. Thread: any."""
         return self._config
 
-    def prepare(self) -> None:
-        """Bring the loaded weights to the form that is computed in."""
+    def prepare(self, *, on_host: bool | None = None) -> None:
+        """Bring the loaded weights to the form that is computed in.
+
+        Args:
+            on_host: on numpy arrays, which a CPU with a fast BLAS is best at, or in MLX's graph; None lets the device
+                decide.
+        """
+        if on_host is None:
+            on_host = device().kind == "cpu"
+        if on_host and (gemm := host_gemm()) is not None:
+            self._host_encoder, self._host_decoder = (HostNetwork(gemm, each) for each in (self.encoder, self.decoder))
         for module in self.modules():
-            if isinstance(module, Conv2d):
+            if isinstance(module, Conv2d) and "weight" in module:
                 module.prepare()
 
     def unscaled(self, latents: mx.array) -> mx.array:
@@ -61,14 +80,14 @@ class Autoencoder(nn.Module):
         x = self.unscaled(latents)
         if self._config.use_post_quant_conv:
             x = self.post_quant_conv(x)
-        yield self.decoder(x)
+        yield (self._host_decoder or self.decoder)(x)
 
     def encode(self, picture: mx.array) -> mx.array:
         """The mean of the latents' distribution.
 
         Shapes: picture (1, H, W, 3), -1 to 1, sides multiples of the scale; returns (1, h, w, C).
         """
-        moments = self.encoder(picture.astype(mx.float32))
+        moments = (self._host_encoder or self.encoder)(picture.astype(mx.float32))
         if self._config.use_quant_conv:
             moments = self.quant_conv(moments)
         return self.scaled(moments[..., : self._config.latent_channels])

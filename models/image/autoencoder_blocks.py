@@ -23,11 +23,11 @@ class GroupNorm(nn.Module):
         super().__init__()
         self.weight = mx.ones((channels,))
         self.bias = mx.zeros((channels,))
-        self._groups = groups
+        self.groups = groups
 
     def __call__(self, x: mx.array) -> mx.array:
         """Shapes: (B, H, W, C), the same back."""
-        grouped = x.reshape(x.shape[0], -1, self._groups, x.shape[-1] // self._groups)
+        grouped = x.reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
         mean = mx.mean(grouped, axis=(1, 3), keepdims=True)
         centred = grouped - mean
         variance = mx.mean(mx.square(centred), axis=(1, 3), keepdims=True)

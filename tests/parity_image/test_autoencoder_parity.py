@@ -25,13 +25,15 @@ class Fixture:
     reference: dict[str, np.ndarray]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[(name, form) for name in NAMES for form in ("mlx", "host")], ids="-".join)
 def fixture(request: pytest.FixtureRequest) -> Fixture:
-    folder = HERE / request.param
+    name, form = request.param
+    folder = HERE / name
     checkpoint = open_checkpoint(str(folder), HERE / "no-store")
     autoencoder = Autoencoder(read_autoencoder_config(component_config(checkpoint, "vae")))
     load_component(autoencoder, checkpoint, "vae", LoadChoices())
-    autoencoder.prepare()
+    autoencoder.prepare(on_host=form == "host")
+    assert autoencoder.on_host == (form == "host")
     return Fixture(autoencoder, load_file(folder / "reference.safetensors"))
 
 
