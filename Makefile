@@ -54,11 +54,11 @@ bench-ollama: $(VENV)/.installed-ollama ollama  ## Measure what a real Ollama ad
 
 $(FIXTURES_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(FIXTURES_VENV)
-	$(FIXTURES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . torch transformers diffusers
+	$(FIXTURES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . torch transformers diffusers peft
 	@touch $@
 
 fixtures: $(FIXTURES_VENV)/.installed  ## Make the tiny checkpoints and their reference outputs anew
-	@set -e; for script in tests/parity/make_*.py tests/parity_image/make_*.py; do echo "$$script"; $(FIXTURES_VENV)/bin/python "$$script"; done
+	@set -e; for script in tests/parity/make_*.py tests/parity_image/make_*.py tests/parity_image/merge_lora.py; do echo "$$script"; $(FIXTURES_VENV)/bin/python "$$script"; done
 
 # The last Ollama with image models, the newest (in go.mod, the others in VERSION.mod) and the last with the classic dialect.
 OLLAMA_IMAGES := v0.32.5
