@@ -47,6 +47,8 @@ class _Waiting:
     added_ns: int
     told: int = 0
     """The place in the queue that its reader knows of."""
+    warned: bool = False
+    """The log says that it will take too long."""
 
 
 @dataclass(slots=True)
@@ -185,6 +187,9 @@ class ImageEngine:
             self._outputs.append(Failed(run.request.id, reason))
             logger.error("image failed", extra={"fields": {**_figures(run), "error": str(reason)}})
             self._end_run()
+        # It may have been for want of memory.
+        gc.collect()
+        mx.clear_cache()
         return self._taken()
 
     def close(self) -> None:
@@ -194,7 +199,8 @@ class ImageEngine:
         self._pipeline = None
         self._end_run()
         mx.synchronize()
-        _free()
+        gc.collect()
+        mx.clear_cache()
 
     def _taken(self) -> list[Output]:
         outputs, self._outputs = self._outputs, []
@@ -251,12 +257,15 @@ class ImageEngine:
 
     def _warn_if_long(self, run: _Run) -> None:
         """Say so if the parent is expected to lose its patience, at the start and once a step has been measured."""
+        if run.request.warned:
+            return
         pictures = run.request.prepared.pictures[run.index :]
         predicted = self._times.predict_s(run.picture, (len(pictures) - 1) * run.picture.steps + run.total - run.step)
         if predicted is None:
             return
         total_s = (self._clock() - run.request.added_ns) / 1e9 + predicted
         if total_s > PATIENCE_S:
+            run.request.warned = True
             logger.warning(
                 "this request is expected to take longer than its parent waits",
                 extra={
@@ -301,7 +310,8 @@ class ImageEngine:
         run, self._run = self._run, None
         if run is not None and isinstance(run.units, Generator):
             run.units.close()
-        _free()
+        del run
+        mx.clear_cache()
 
 
 def _figures(run: _Run) -> dict[str, object]:
@@ -337,8 +347,3 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def _free() -> None:
-    gc.collect()
-    mx.clear_cache()

@@ -26,6 +26,7 @@ READABLE: Final = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_INPUT_SIDE: Final = 16_384
 MAX_INPUT_PIXELS: Final = 64_000_000
 """A photo of 50 MP is decoded, for some hundred megabytes; a bomb is not."""
+_LIMITS: Final = f"at most {MAX_INPUT_SIDE} pixels a side and {MAX_INPUT_PIXELS / 1e6:.0f} megapixels are read"
 KEPT_SIDE: Final = 4096
 """What is larger is shrunk to it: no pipeline looks at more."""
 WHITE: Final = (255, 255, 255, 255)
@@ -53,7 +54,6 @@ _BROKEN: Final = (
     ZeroDivisionError,
     MemoryError,
     struct.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -131,6 +131,8 @@ def decode_picture(data: bytes, name: str) -> Pixels:
             with Image.open(io.BytesIO(data), formats=READABLE) as image:
                 _check_header(image, name)
                 return _pixels(image, name)
+        except Image.DecompressionBombError:
+            raise BadRequest(f"{name} is too large; {_LIMITS}") from None
         except UnidentifiedImageError:
             raise BadRequest(f"{name} is not a picture in PNG, JPEG, WebP or GIF format") from None
         except _BROKEN as error:
@@ -142,10 +144,7 @@ def _check_header(image: Image.Image, name: str) -> None:
     if min(width, height) < 1:
         raise BadRequest(f"{name} has no pixels ({width}x{height})")
     if max(width, height) > MAX_INPUT_SIDE or width * height > MAX_INPUT_PIXELS:
-        raise BadRequest(
-            f"{name} is too large: {width}x{height}; at most {MAX_INPUT_SIDE} a side and "
-            f"{MAX_INPUT_PIXELS / 1e6:.0f} megapixels are read"
-        )
+        raise BadRequest(f"{name} is too large: {width}x{height}; {_LIMITS}")
 
 
 def _pixels(image: Image.Image, name: str) -> Pixels:
