@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from models.checkpoint import open_checkpoint
+from models.image import host_layers
 from models.image.base import ImageResult, LoadChoices, PictureRequest, Pixels
 from models.image.flux2 import pipeline as klein
 from models.image.flux2.autoencoder import Flux2Autoencoder, build_autoencoder
@@ -29,7 +30,7 @@ PROMPT, NEGATIVE, GUIDANCE = "the quick brown fox jumps over the sea", "no lazy 
 TOLERANCE = 1e-4
 # The pipeline hands out bytes: where the reference lies near the middle of two, the last bits decide.
 PIXEL_TOLERANCE = 2e-4
-FORMS = ("plain",)
+FORMS = ("plain", "host", "unbounded")
 SHAPES = ("square", "wide", "tall", "references")
 DISTILLED_RUNS = ("square", "wide", "tall", "one_reference", "two_references")
 
@@ -56,6 +57,8 @@ def load_transformer(form: str) -> Denoiser:
     checkpoint = open_checkpoint(str(FOLDER), FOLDER)
     transformer = Transformer(transformer_config(checkpoint))
     load_component(transformer, checkpoint, "transformer", LoadChoices())
+    if form != "plain":
+        transformer.prepare()
     return transformer
 
 
@@ -92,7 +95,11 @@ def test_the_noise_levels_are_those_of_the_scheduler(goldens: Goldens) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_forward_pass_is_the_references(goldens: Goldens, shape: str, form: str) -> None:
+def test_a_forward_pass_is_the_references(
+    goldens: Goldens, shape: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if form == "unbounded":
+        monkeypatch.setattr(host_layers, "SAFE_SCORE", 0.0)
     transformer = load_transformer(form)
     grid, *others = [(int(h), int(w)) for h, w in goldens[f"forward.{shape}.grids"]]
     parts = np.cumsum([0, *(h * w for h, w in (grid, *others))])

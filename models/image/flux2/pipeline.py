@@ -24,10 +24,11 @@ from models.image.base import (
     Pixels,
 )
 from models.image.flux2.autoencoder import PATCH, Flux2Autoencoder, build_autoencoder
+from models.image.flux2.blocks import Conditions
 from models.image.flux2.config import is_distilled, transformer_config
 from models.image.flux2.memory import autoencoder_bytes
 from models.image.flux2.references import MAX_REFERENCES, check_references, prepare_reference, seen_size
-from models.image.flux2.transformer import Conditions, Denoiser, Grid, Transformer
+from models.image.flux2.transformer import Denoiser, Grid, Transformer
 from models.image.loading import component_config, load_component
 from models.image.schedulers import FlowMatchEuler, read_scheduler
 from models.image.step_cache import StepCache
@@ -220,6 +221,7 @@ def load_pipeline(checkpoint: Checkpoint, choices: LoadChoices) -> Flux2KleinPip
             file="transformer/config.json",
         )
     load_component(transformer, checkpoint, "transformer", choices, spans[1])
+    transformer.prepare()
     load_component(autoencoder, checkpoint, "vae", choices, spans[2], unused=("bn.num_batches_tracked",))
     autoencoder.prepare()
     return Flux2KleinPipeline(abilities, text_encoder, transformer, autoencoder, scheduler)

@@ -1,0 +1,143 @@
+"""The layers of diffusion transformers on numpy arrays: what is fast on a CPU.
+
+MLX's CPU backend runs every element-wise operation in one thread and `exp` at 14 ns an element; numpy's kernels take
+0.5 ns, and a `Crew` shares them among all cores. Products go by column blocks of the weight, so that each is packed
+once; attention goes by heads and a few queries, so that scores stay in the cache. All float32; the rows of an array may
+lie apart, the elements of a row lie together. Results are written where the caller says: nothing is held twice.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from models.gemm import Crew, chunks
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Rotations: TypeAlias = npt.NDArray[np.complex64]
+
+ROWS = 64
+"""So many rows are normalised, turned or activated at a time."""
+
+SCORES = 1 << 18
+"""Attention scores that one worker holds."""
+
+LEAST_QUERIES = 32
+
+SAFE_SCORE = 64.0
+"""Below it neither exp(score) nor the sum of a million of them leaves the numbers that float32 keeps exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A linear layer that is to be computed: out = x @ weight.T, or, if `more`, out = x @ weight.T + x' @ weight'.T."""
+
+    x: Floats
+    """(N, I)"""
+    weight: Floats
+    """(O, I)"""
+    out: Floats
+    """(N, O)"""
+    more: tuple[Floats, Floats] | None = None
+    """x' (N, I'), weight' (O, I')."""
+
+
+def multiply(crew: Crew, products: Sequence[Product]) -> None:
+    """Compute them all."""
+
+    def work(_: int, task: tuple[Product, slice]) -> None:
+        product, columns = task
+        out = product.out[:, columns]
+        crew.gemm.multiply(product.x, product.weight[columns], out, transpose_b=True)
+        if product.more is not None:
+            x, weight = product.more
+            crew.gemm.multiply(x, weight[columns], out, accumulate=True, transpose_b=True)
+
+    parts = 2 * crew.size
+    crew.share(
+        work,
+        [
+            (product, columns)
+            for product in products
+            for columns in chunks(product.out.shape[1], max(1, -(-product.out.shape[1] // parts)))
+        ],
+    )
+
+
+def layer_norm(x: Floats, scale: Floats, shift: Floats, eps: float, out: Floats) -> None:
+    """Normalise rows, then scale and shift. Shapes: x and out (N, D), scale and shift (D,)."""
+    np.subtract(x, x.mean(axis=1, keepdims=True), out=out)
+    variance = np.einsum("ij,ij->i", out, out) / np.float32(x.shape[1])
+    out *= (1.0 / np.sqrt(variance + np.float32(eps)))[:, None]
+    out *= scale
+    out += shift
+
+
+def head_norm(x: Floats, weight: Floats, eps: float) -> None:
+    """RMS norm of each head, in place. Shapes: x (N, H, d), weight (d,)."""
+    mean_square = np.einsum("ijk,ijk->ij", x, x) / np.float32(x.shape[2])
+    x *= (1.0 / np.sqrt(mean_square + np.float32(eps)))[:, :, None]
+    x *= weight
+
+
+def turn(x: Floats, rotations: Rotations) -> None:
+    """Rotate interleaved pairs, in place. Shapes: x (N, H * d), rotations (N, 1, d / 2)."""
+    pairs = x.view(np.complex64).reshape(len(x), -1, rotations.shape[2])
+    pairs *= rotations
+
+
+def swiglu(gate: Floats, up: Floats) -> None:
+    """Gate = silu(gate) * up, in place. Shapes: alike."""
+    # silu(g) = h + h * tanh(h) with h = g / 2.
+    gate *= np.float32(0.5)
+    scale = np.tanh(gate)
+    scale += np.float32(1.0)
+    gate *= scale
+    gate *= up
+
+
+def attend(crew: Crew, queries: Floats, keys: Floats, values: Floats, heads: int, *, bound: float) -> None:
+    """Everyone looks at everyone; the queries are overwritten with what they find.
+
+    Args:
+        crew: who computes.
+        queries: (N, H * d), in them the scale of the scores.
+        keys: (M, H * d).
+        values: (M, H * d).
+        heads: H.
+        bound: no score is larger; below SAFE_SCORE the softmax need not look for the largest.
+    """
+    dim = queries.shape[1] // heads
+    count = max(LEAST_QUERIES, SCORES // len(keys))
+    rows = chunks(len(queries), count)
+    buffers = np.empty((crew.size, max(part.stop - part.start for part in rows) * len(keys)), np.float32)
+
+    def work(worker: int, task: tuple[int, slice]) -> None:
+        head, part = task
+        columns = slice(head * dim, (head + 1) * dim)
+        mine = queries[part, columns]
+        scores = buffers[worker, : len(mine) * len(keys)].reshape(len(mine), len(keys))
+        crew.gemm.multiply(mine, keys[:, columns], scores, transpose_b=True)
+        if bound > SAFE_SCORE:
+            scores -= scores.max(axis=1, keepdims=True)
+        np.exp(scores, out=scores)
+        crew.gemm.multiply(scores, values[:, columns], mine)
+        mine *= (1.0 / scores.sum(axis=1))[:, None]
+
+    crew.share(work, [(head, part) for head in range(heads) for part in rows])
+
+
+def score_bound(query_norm: Floats, key_norm: Floats) -> float:
+    """What no score exceeds, of queries and keys that were normalised with these weights. Shapes: (d,) each.
+
+    A normalised head has the length sqrt(d) before its weight, and turning it keeps its length.
+    """
+    return math.sqrt(len(query_norm)) * math.sqrt(len(key_norm)) * float(abs(query_norm).max() * abs(key_norm).max())
+
+
+def attention_bytes(crew_size: int, queries: int, keys: int) -> int:
+    """The scores that `attend` holds."""
+    return 4 * crew_size * min(queries, max(LEAST_QUERIES, SCORES // keys)) * keys
