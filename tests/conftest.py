@@ -18,6 +18,7 @@ backend.prepare()
 from runner import default_model as default_model_module  # noqa: E402 - the device comes first
 from runner.config import DialectName, cache_folder  # noqa: E402
 from runner.parent import Child, spawn  # noqa: E402
+from tests.image_pipelines import write_wide_pipeline  # noqa: E402
 
 PARITY = Path(__file__).parent / "parity"
 SpawnRunner = Callable[..., AbstractAsyncContextManager[Child]]
@@ -33,6 +34,18 @@ def parity() -> Path:
 def tiny_llama(parity: Path) -> Path:
     """A Llama of a few thousand weights, as a Hugging Face folder."""
     return parity / "llama_gqa"
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline() -> Path:
+    """A Z-Image pipeline of a few thousand weights, as a diffusers folder."""
+    return PARITY.parent / "parity_image" / "z_image"
+
+
+@pytest.fixture(scope="session")
+def wide_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with other random weights, wide enough for every quantisation."""
+    return write_wide_pipeline(tmp_path_factory.mktemp("wide") / "pipeline")
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,8 @@ _PIPELINE_FILES = (
     "tokenizer/tokenizer.json",
     "tokenizer/tokenizer_config.json",
     "tokenizer/vocab.json",
+    # Not among Ollama's: defaults that a pipeline's author chose, which this program reads.
+    "generation_config.json",
 )
 _EDITING_PIPELINES = ("Flux2KleinPipeline",)
 _INDEX = "model.safetensors.index.json"

@@ -1,0 +1,279 @@
+"""Components of a pipeline, from every form that weights are stored in."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from models.checkpoint import open_checkpoint
+from models.errors import CheckpointError
+from models.image import loading
+from models.image.base import LoadChoices
+from models.image.loading import component_config, component_view, load_component
+from models.image.z_image.config import read_transformer_config
+from models.image.z_image.transformer import Transformer
+from models.llm.qwen3 import read_config
+from models.nn.decoder import Decoder, DecoderStack
+from models.quantization import Packed, dequantize
+from models.store import CreateRequest, create_model
+from models.tokenizer import load_tokenizer
+from tests.image_pipelines import picture_of
+
+QUANT_TYPES = ("int4", "int8", "nvfp4", "mxfp4", "mxfp8")
+# Mean difference of the pixels, of 255, to the unquantised picture: about half as much again as was found.
+BOUNDS = {"int4": 6.0, "int8": 0.5, "nvfp4": 6.0, "mxfp4": 6.0, "mxfp8": 2.0}
+
+
+def copied(source: Path, folder: Path) -> Path:
+    shutil.copytree(source, folder)
+    return folder
+
+
+def weights_of(folder: Path, component: str) -> dict[str, mx.array]:
+    """A component's stored tensors."""
+    return {tensor.name: tensor.value for tensor in open_checkpoint(str(folder), folder).tensors(component)}
+
+
+def rewrite(folder: Path, component: str, tensors: dict[str, mx.array], file: str = "model.safetensors") -> None:
+    for old in (folder / component).glob("*.safetensors*"):
+        old.unlink()
+    mx.save_safetensors(str(folder / component / file), tensors)
+
+
+def loaded(reference: object, store: Path, component: str, policy: str = "float32", **options) -> dict[str, mx.array]:
+    """A component's parameters once loaded, by name; of quantised layers, the dequantised weights."""
+    checkpoint = open_checkpoint(str(reference), store)
+    model: nn.Module
+    if component == "transformer":
+        model = Transformer(read_transformer_config(component_config(checkpoint, component)))
+    else:
+        model = DecoderStack(read_config(component_view(checkpoint, component).config))
+    load_component(model, checkpoint, component, LoadChoices(policy=policy), **options)
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.QuantizedLinear):
+            dense = mx.dequantize(
+                module.weight,
+                module.scales,
+                module.get("biases"),
+                group_size=module.group_size,
+                bits=module.bits,
+                mode=module.mode,
+                dtype=mx.float32,
+            )
+            found[f"{name}.weight"] = dense
+    rest = {name: value for name, value in tree_flatten(model.parameters()) if f"{name}" not in found}
+    return {name: value for name, value in rest.items() if not name.endswith((".scales", ".biases"))} | found
+
+
+def expected_from(checkpoint, component: str) -> dict[str, mx.array]:
+    """Each tensor's values in float32, dequantised by MLX itself."""
+    return {
+        tensor.name: dequantize(tensor.value, mx.float32)
+        if isinstance(tensor.value, Packed)
+        else tensor.value.astype(mx.float32)
+        for tensor in checkpoint.tensors(component)
+    }
+
+
+def assert_same(ours: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(np.array(ours[name]), np.array(value), err_msg=name)
+
+
+def test_a_components_files_are_read_and_a_missing_one_is_named(tiny_pipeline):
+    checkpoint = open_checkpoint(str(tiny_pipeline), tiny_pipeline)
+    assert component_config(checkpoint, "transformer").integer("n_layers") == 2
+    assert component_config(checkpoint, "scheduler", "scheduler_config.json").number("shift") > 0
+    with pytest.raises(CheckpointError, match=r"the pipeline has no vae/other\.json"):
+        component_config(checkpoint, "vae", "other.json")
+    with pytest.raises(CheckpointError, match=r"transformer/config\.json: heads is missing"):
+        component_config(checkpoint, "transformer").integer("heads")
+
+
+def test_a_component_is_a_checkpoint_of_its_own_with_the_tokenizer_of_another_folder(tiny_pipeline):
+    view = component_view(open_checkpoint(str(tiny_pipeline), tiny_pipeline), "text_encoder", tokenizer="tokenizer")
+    assert view.config["hidden_size"] == 32
+    assert view.reference == f"{tiny_pipeline}/text_encoder"
+    assert view.nbytes == sum(info.nbytes for info in view.infos()) > 0
+    assert {tensor.name for tensor in view.tensors()} == {info.name for info in view.infos()}
+    assert json.loads(view.read("config.json"))["model_type"] == "qwen3"
+    assert view.read("nothing.json") is None
+    tokenizer = load_tokenizer(view)
+    assert tokenizer.encode("the fox", add_bos=False)
+    assert tokenizer.chat_template
+    assert component_view(view.pipeline, "text_encoder").read("tokenizer.json") is None
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
+def test_dense_weights_of_any_float_are_held_in_float32_on_a_cpu(wide_pipeline, tmp_path, dtype):
+    folder = copied(wide_pipeline, tmp_path / "pipeline")
+    stored = {name: value.astype(dtype) for name, value in weights_of(folder, "transformer").items()}
+    rewrite(folder, "transformer", stored)
+    ours = loaded(folder, tmp_path, "transformer", "auto")
+    assert {value.dtype for value in ours.values()} == {mx.float32}
+    assert_same(ours, {name: value.astype(mx.float32) for name, value in stored.items()})
+
+
+def test_a_gpu_holds_weights_as_stored_but_the_autoencoders(monkeypatch):
+    class Gpu:
+        kind = "metal"
+
+    monkeypatch.setattr(loading, "device", Gpu)
+    assert loading.dense_dtype("transformer") is None
+    assert loading.dense_dtype("text_encoder") is None
+    assert loading.dense_dtype("vae") == mx.float32
+
+
+def test_a_text_encoders_names_may_or_may_not_begin_with_model_and_its_head_is_passed_over(wide_pipeline, tmp_path):
+    plain = loaded(wide_pipeline, tmp_path, "text_encoder")
+    folder = copied(wide_pipeline, tmp_path / "pipeline")
+    prefixed = {f"model.{name}": value for name, value in weights_of(folder, "text_encoder").items()}
+    rewrite(folder, "text_encoder", prefixed | {"lm_head.weight": mx.zeros((300, 128))})
+    assert_same(loaded(folder, tmp_path, "text_encoder"), plain)
+    # And the other way round: a model whose own names begin so.
+    for source in (folder, wide_pipeline):
+        checkpoint = open_checkpoint(str(source), tmp_path)
+        model = Decoder(read_config(component_view(checkpoint, "text_encoder").config))
+        load_component(model, checkpoint, "text_encoder", LoadChoices())
+        assert_same(dict(tree_flatten(model.model.parameters())), plain)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_layers_that_nobody_asks_for_are_passed_over_only_if_they_are_named(wide_pipeline, tmp_path, prefix):
+    folder = copied(wide_pipeline, tmp_path / "pipeline")
+    more = weights_of(folder, "text_encoder") | {"layers.3.mlp.up_proj.weight": mx.zeros((2, 2))}
+    rewrite(folder, "text_encoder", {f"{prefix}{name}": value for name, value in more.items()})
+    assert len(loaded(folder, tmp_path, "text_encoder", unused=("layers.3.",))) == len(more) - 1
+    with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.up_proj\.weight: the architecture has no such tensor"):
+        loaded(folder, tmp_path, "text_encoder", unused=("layers.4.",))
+
+
+def test_shards_with_an_index_are_one_component_and_a_missing_shard_is_named(wide_pipeline, tmp_path):
+    folder = copied(wide_pipeline, tmp_path / "pipeline")
+    tensors = weights_of(folder, "transformer")
+    names = sorted(tensors)
+    shards = {f"diffusion_pytorch_model-0000{n + 1}-of-00003.safetensors": names[n::3] for n in range(3)}
+    for file in (folder / "transformer").glob("*.safetensors"):
+        file.unlink()
+    for file, members in shards.items():
+        mx.save_safetensors(str(folder / "transformer" / file), {name: tensors[name] for name in members})
+    index = folder / "transformer/diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: file for file, each in shards.items() for name in each}}))
+    assert_same(loaded(folder, tmp_path, "transformer"), {n: v.astype(mx.float32) for n, v in tensors.items()})
+    (folder / "transformer/diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"00002-of-00003\.safetensors: the file is missing; .*index\.json lists"):
+        loaded(folder, tmp_path, "transformer")
+
+
+@pytest.mark.parametrize(
+    ("files", "chosen"),
+    [
+        (("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"), "diffusion_pytorch_model"),
+        (("diffusion_pytorch_model.fp16",), "diffusion_pytorch_model.fp16"),
+        (("diffusion_pytorch_model.fp16", "diffusion_pytorch_model.bf16"), "diffusion_pytorch_model.bf16"),
+        (("diffusion_pytorch_model.non_ema", "diffusion_pytorch_model.fp16"), "diffusion_pytorch_model.fp16"),
+        (("model-00001-of-00001.fp16", "model-00001-of-00001"), "model-00001-of-00001"),
+        (("model.ema-00001-of-00001", "model.fp16-00001-of-00001"), "model.fp16-00001-of-00001"),
+    ],
+)
+def test_of_several_variants_of_the_same_weights_one_is_taken(wide_pipeline, tmp_path, files, chosen):
+    folder = copied(wide_pipeline, tmp_path / "pipeline")
+    tensors = weights_of(folder, "transformer")
+    for old in (folder / "transformer").glob("*.safetensors"):
+        old.unlink()
+    for file in files:
+        marked = tensors | {"x_pad_token": mx.full((1, 192), float(file == chosen), tensors["x_pad_token"].dtype)}
+        mx.save_safetensors(str(folder / "transformer" / f"{file}.safetensors"), marked)
+    ours = loaded(folder, tmp_path, "transformer")
+    assert len(ours) == len(tensors)
+    assert mx.all(ours["x_pad_token"] == 1)
+
+
+@pytest.fixture(scope="module")
+def store(wide_pipeline, tmp_path_factory) -> Path:
+    """An Ollama store with the pipeline as it is (`p`) and in every quantisation (`p-int4`)."""
+    store = tmp_path_factory.mktemp("store")
+    for quantize in (None, *QUANT_TYPES):
+        name = f"p-{quantize}" if quantize else "p"
+        create_model(CreateRequest(name=name, source=wide_pipeline, store=store, quantize=quantize))
+    return store
+
+
+@pytest.fixture(scope="module")
+def picture(wide_pipeline, store):
+    return picture_of(str(wide_pipeline), store)
+
+
+def test_the_store_gives_the_very_weights_and_picture_of_the_folder(wide_pipeline, store, picture):
+    for component in ("transformer", "text_encoder"):
+        assert_same(loaded("p", store, component), loaded(wide_pipeline, store, component))
+    np.testing.assert_array_equal(picture_of("p", store), picture)
+
+
+@pytest.mark.parametrize("component", ["transformer", "text_encoder"])
+@pytest.mark.parametrize("quantize", QUANT_TYPES)
+def test_quantised_components_of_the_store_are_dequantised_as_mlx_does_or_kept(store, quantize, component):
+    checkpoint = open_checkpoint(f"p-{quantize}", store)
+    expected = expected_from(checkpoint, component)
+    quantized = {info.name for info in checkpoint.infos(component) if info.quantized}
+    assert len(quantized) > 10
+    assert_same(loaded(f"p-{quantize}", store, component, "float32"), expected)
+    kept = loaded(f"p-{quantize}", store, component, "keep")
+    assert_same(kept, expected)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "policy"), [*((each, "float32") for each in QUANT_TYPES), ("int4", "keep"), ("nvfp4", "keep")]
+)
+def test_a_quantised_pipeline_makes_nearly_the_same_picture(store, picture, quantize, policy):
+    ours = picture_of(f"p-{quantize}", store, LoadChoices(policy=policy))
+    difference = np.abs(ours.astype(float) - picture).mean()
+    assert 0 < difference < BOUNDS[quantize]
+    assert picture.std() > 20
+
+
+@pytest.mark.parametrize("quantize", ["int4", "mxfp8"])
+def test_a_folder_whose_components_mlx_quantised_is_read(wide_pipeline, store, tmp_path, quantize):
+    folder = copied(wide_pipeline, tmp_path / "pipeline")
+    for component in ("transformer", "text_encoder"):
+        tensors = {}
+        checkpoint = open_checkpoint(f"p-{quantize}", store)
+        for tensor in checkpoint.tensors(component):
+            if isinstance(tensor.value, Packed):
+                layer = tensor.name.removesuffix(".weight")
+                parts = {"weight": tensor.value.weight, "scales": tensor.value.scales, "biases": tensor.value.biases}
+                tensors |= {f"{layer}.{part}": array for part, array in parts.items() if array is not None}
+            else:
+                tensors[tensor.name] = tensor.value
+        rewrite(folder, component, tensors)
+        file = folder / component / "config.json"
+        (spec,) = {info.spec for info in checkpoint.infos(component) if info.spec}
+        settings = {"quantization": {"mode": spec.mode, "bits": spec.bits, "group_size": spec.group_size}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+        assert_same(loaded(folder, store, component), loaded(f"p-{quantize}", store, component))
+    np.testing.assert_array_equal(picture_of(str(folder), store), picture_of(f"p-{quantize}", store))
+
+
+def test_auto_keeps_a_component_quantised_only_where_its_float32_form_does_not_fit(store, monkeypatch):
+    checkpoint = open_checkpoint("p-int4", store)
+    assert not loading._keeps_quantized(checkpoint, "transformer", "auto")
+    small = loading.device().__class__("cpu", "a cpu", 1 << 20, 1 << 20)
+    monkeypatch.setattr(loading, "device", lambda: small)
+    assert loading._keeps_quantized(checkpoint, "transformer", "auto")
+
+
+def test_progress_is_told_within_the_components_part_of_the_load(tiny_pipeline):
+    seen = []
+    checkpoint = open_checkpoint(str(tiny_pipeline), tiny_pipeline)
+    model = DecoderStack(read_config(component_view(checkpoint, "text_encoder").config))
+    load_component(model, checkpoint, "text_encoder", LoadChoices(progress=seen.append), (0.25, 0.5))
+    assert seen == sorted(seen)
+    assert 0.25 < seen[0] < 0.4
+    assert seen[-1] == pytest.approx(0.5)
