@@ -25,7 +25,8 @@ from runner.errors import RunnerError, status_of
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+"""Four photos of 12 MB as input pictures, in base64; no prompt is as long."""
 
 
 class ServerOptions(TypedDict):

@@ -7,16 +7,28 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from models.backend import Device
+from models.image.base import PictureRequest
 from protocol.gojson import write_line
 from protocol.ollamarunner import HealthResponse, LoadResponse
-from runner.dialects.imagegen import ImagegenEncoder
+from runner.dialects.imagegen import ImagegenEncoder, ImagegenPictureEncoder
 from runner.dialects.mlxrunner import MLXEncoder
 from runner.dialects.ollamarunner import OllamaRunnerEncoder, devices, memory_table
+from runner.dialects.ollamarunner_pictures import OllamaRunnerPictureEncoder
 from runner.engine.load import DeviceMemory, MemoryPlan
-from runner.engine.types import FinishReason, TextChunk, TextDone, TokenLogprob
+from runner.engine.pictures import EncodedPicture
+from runner.engine.types import (
+    FinishReason,
+    ImageProgress,
+    ImageQueued,
+    Picture,
+    TextChunk,
+    TextDone,
+    TokenLogprob,
+)
 from runner.errors import GenerationError
 
 ANSWERS = Path(__file__).parent / "answers"
@@ -40,12 +52,42 @@ def stream(encoder):
     return b"".join(lines)
 
 
+PICTURE = Picture(
+    pixels=np.zeros((48, 64, 3), np.uint8),
+    request=PictureRequest("a hen", 64, 48, steps=9, seed=2**62),
+    noised=False,
+    model="m",
+    format="png",
+    index=1,
+    steps_computed=8,
+    wait_ns=10**9,
+    encode_ns=10**10,
+    denoise_ns=10**11,
+    decode_ns=10**12,
+)
+FILE = EncodedPicture(b"\x89PNG\r\n\x1a\n\xff", "png")
+
+
+def picture_stream(encoder):
+    lines = [
+        *encoder.queued(ImageQueued(1, 2)),
+        *encoder.progress(ImageProgress(1, 1, 9), b""),
+        *encoder.progress(ImageProgress(1, 9, 9, 1), b"\xff\xd8"),
+        encoder.picture(replace(PICTURE, index=0), FILE, last=False),
+        encoder.picture(PICTURE, FILE, last=True),
+        encoder.error(GenerationError("the step failed")),
+    ]
+    return b"".join(lines)
+
+
 def answers():
     gpu_plan = replace(PLAN, device=replace(PLAN.device, backend="metal", name="Apple M2"))
     return {
         "imagegen": stream(ImagegenEncoder()),
         "mlx": stream(MLXEncoder()),
         "classic": stream(OllamaRunnerEncoder()),
+        "imagegen_picture": picture_stream(ImagegenPictureEncoder()),
+        "classic_picture": picture_stream(OllamaRunnerPictureEncoder()),
         "classic_load": b"".join(
             answer.to_line()
             for answer in (

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from runner.config import DialectName
-from runner.engine.types import SamplingParams, TextRequest
-from tests.fakes_wire import serve
+from runner.engine.types import EngineState, EngineStatus, Failed, ImageRequest, SamplingParams, TextRequest
+from runner.errors import BadRequest
+from tests.fakes_image import FakePipeline
+from tests.fakes_wire import ScriptedLoop, serve
+from tests.runner.dialects.test_pictures import served as served_pipeline
 
 RECORDED = Path(__file__).parent / "recorded"
 CHAT = "<|im_start|>{}\n{}<|im_end|>\n"
@@ -72,9 +75,20 @@ REFUSED = {
     "imagegen_v0.32.5_edits": "images",
     "imagegen_v0.32.5_generate": "width",
 }
+PICTURES = {
+    "imagegen_v0.32.5_generations": ImageRequest("a fox & <hen>", width=256, height=128, seed=1795344197876702624),
+    "imagegen_v0.32.5_generations_seed": ImageRequest("fox", seed=7),
+    "imagegen_v0.32.5_edits": ImageRequest("add a hat", seed=1795344197941506816, images=(b"\x89PNG\r\n\x1a\n",)),
+    "imagegen_v0.32.5_generate": ImageRequest("fox", width=256, height=128, steps=3, seed=7),
+}
 # An image without a size is a request like one for text; what the loaded model is decides.
 SIZELESS = {"imagegen_v0.32.5_generations_seed": ("fox", 7)}
 TOKENIZED = ("mlx_v0.32.5_tokenize", "mlx_v0.34.4_tokenize")
+
+
+async def refuse(request):
+    """A script: what was understood is enough."""
+    yield Failed(1, BadRequest("enough"))
 
 
 def dialect_of(name):
@@ -99,6 +113,29 @@ async def test_a_request_for_more_than_text_is_refused_by_name(name):
         status, reason = await served.post("/completion", data=body_of(name))
         assert status == 501
         assert REFUSED[name] in reason.decode()
+
+
+@pytest.mark.parametrize("name", PICTURES)
+async def test_a_request_for_a_picture_is_understood_where_the_model_makes_pictures(name):
+    loop = ScriptedLoop(refuse, status=EngineStatus(state=EngineState.READY, makes_pictures=True))
+    async with serve(dialect_of(name), loop) as served:
+        await served.post("/completion", data=body_of(name))
+        assert loop.requests == [PICTURES[name]]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+async def test_a_request_for_a_picture_runs(name):
+    async with served_pipeline(dialect_of(name), FakePipeline()) as served:
+        status, body = await served.post("/completion", data=body_of(name))
+        if PICTURES[name].images:
+            # The recorded picture is no more than the beginning of one.
+            assert (status, body) == (400, b"images[0] is not a picture in PNG, JPEG, WebP or GIF format\n")
+            return
+        assert status == 200
+        *steps, last = [json.loads(line) for line in body.splitlines()]
+        assert {(line["total"], line["done"]) for line in steps} == {(PICTURES[name].steps or 4, False)}
+        assert (last["done"], last["seed"]) == (True, PICTURES[name].seed)
+        assert last["image"].startswith("iVBORw0KGgo")
 
 
 @pytest.mark.parametrize("name", SIZELESS)

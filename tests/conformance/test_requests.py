@@ -8,7 +8,8 @@ import pytest
 from protocol.ollamarunner import LayersOnDevice, LoadRequest
 from runner.config import DialectName
 from runner.engine.load import LoadOptions
-from runner.engine.types import EngineStatus, SamplingParams, TextRequest
+from runner.engine.types import EngineState, EngineStatus, Failed, ImageRequest, SamplingParams, TextRequest
+from runner.errors import BadRequest
 from tests.fakes_wire import ScriptedLoop, serve
 
 REQUESTS = Path(__file__).parent / "requests"
@@ -55,6 +56,11 @@ REFUSED = {
 }
 
 
+async def refuse(request):
+    """A script: what was understood is enough."""
+    yield Failed(1, BadRequest("enough"))
+
+
 def dialect_of(name):
     return {"mlx": DialectName.MLX, "imagegen": DialectName.IMAGEGEN, "classic": DialectName.CLASSIC}[
         name.split("_")[0]
@@ -79,6 +85,14 @@ async def test_a_request_for_more_than_text_is_refused_by_name(name):
         status, reason = await served.post("/completion", data=body_of(name))
         assert status == 501
         assert REFUSED[name] in reason.decode()
+
+
+async def test_an_image_request_with_all_that_a_parent_may_write_is_understood():
+    loop = ScriptedLoop(refuse, status=EngineStatus(state=EngineState.READY, makes_pictures=True))
+    async with serve(DialectName.IMAGEGEN, loop) as served:
+        await served.post("/completion", data=body_of("imagegen_v0.32_image"))
+        picture = ImageRequest("a cat", width=1024, height=1024, steps=9, seed=42, images=(b"\x89PNG",))
+        assert loop.requests == [picture]
 
 
 async def test_the_sequence_of_loads_that_a_parent_goes_through():
