@@ -5,7 +5,7 @@ one after another, each with the bytes that it would have had alone. `generate` 
 where a request can be given up.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -36,7 +36,7 @@ class Abilities:
     steps: int
     """Denoising steps by default."""
     guidance: float
-    """The default scale; 0 is off."""
+    """The default scale."""
     takes_guidance: bool
     """False for a distilled model: it has no unguided half to be steered away from."""
     takes_negative_prompt: bool
@@ -49,6 +49,8 @@ class Abilities:
     width: int = 1024
     height: int = 1024
     strength: float = 0.6
+    guidance_above: float = 0.0
+    """Guidance is off up to this scale: what a pipeline with `takes_guidance` takes for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +160,5 @@ class Family:
     """Builds the pipeline. Thread: the MLX thread. Raises ModelError."""
     abilities: Callable[[Checkpoint], Abilities]
     """What its pipeline will be able to do, by its configuration files alone. Thread: any. Raises CheckpointError."""
+    unused: Callable[[Checkpoint], Mapping[str, tuple[str, ...]]] = lambda _: {}
+    """By component, what the names of tensors begin with (without `model.`) that are never loaded. Thread: any."""

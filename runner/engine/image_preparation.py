@@ -95,8 +95,12 @@ def _guidance(request: ImageRequest, abilities: Abilities) -> float:
         guidance = _number("guidance", request.guidance, 0.0, MAX_GUIDANCE)
         if guidance > 0 and not abilities.takes_guidance:
             raise BadRequest(f"guidance {guidance:g} cannot be honoured: this pipeline is distilled and works without")
-    if request.negative_prompt and guidance == 0:
-        raise BadRequest("negative_prompt cannot be honoured at guidance 0; set guidance to more than 1")
+        if 0 < guidance < (least := abilities.guidance_above):
+            raise BadRequest(
+                f"guidance must be 0 or at least {least:g}, not {guidance:g}: this pipeline knows none below"
+            )
+    if request.negative_prompt and guidance <= abilities.guidance_above:
+        raise BadRequest(f"negative_prompt cannot be honoured at guidance {guidance:g}; set guidance to more than 1")
     return guidance
 
 

@@ -29,10 +29,10 @@ from models.image.flux2.config import is_distilled, transformer_config
 from models.image.flux2.memory import autoencoder_bytes
 from models.image.flux2.references import MAX_REFERENCES, check_references, prepare_reference, seen_size
 from models.image.flux2.transformer import Denoiser, Grid, Transformer
-from models.image.loading import component_config, load_component
+from models.image.loading import component_config, component_spans, load_component
 from models.image.schedulers import FlowMatchEuler, read_scheduler
 from models.image.step_cache import StepCache
-from models.image.text_encoder import MAX_TOKENS, Reading, TextEncoder
+from models.image.text_encoder import MAX_TOKENS, Reading, TextEncoder, unused_tensors
 
 READING = Reading(hidden_states=(9, 18, 27), enable_thinking=False, padded=True)
 
@@ -117,7 +117,7 @@ class Flux2KleinPipeline:
         """
         check_references(request.images)
         grid = self._grid(request.width, request.height)
-        guided = self._abilities.takes_guidance and request.guidance > 1
+        guided = self._abilities.takes_guidance and request.guidance > self._abilities.guidance_above
         prompts = (request.prompt, request.negative_prompt) if guided else (request.prompt,)
         embeddings = self._text_encoder.encode(*prompts)
         yield ImageStep("encode", 0, request.steps)
@@ -199,6 +199,7 @@ def read_abilities(checkpoint: Checkpoint) -> Abilities:
         size_multiple=downscale * PATCH,
         width=_DEFAULT_SIDE_LATENTS * downscale,
         height=_DEFAULT_SIDE_LATENTS * downscale,
+        guidance_above=1.0,
     )
 
 
@@ -213,7 +214,7 @@ def load_pipeline(checkpoint: Checkpoint, choices: LoadChoices) -> Flux2KleinPip
             f"in_channels is {transformer.config.channels}, and the autoencoder makes {autoencoder.token_channels}",
             file="transformer/config.json",
         )
-    spans = _spans(checkpoint)
+    spans = component_spans(checkpoint, _COMPONENTS)
     text_encoder = TextEncoder(checkpoint, READING, choices, spans[0])
     if text_encoder.width != transformer.config.text_dim:
         raise CheckpointError(
@@ -227,16 +228,10 @@ def load_pipeline(checkpoint: Checkpoint, choices: LoadChoices) -> Flux2KleinPip
     return Flux2KleinPipeline(abilities, text_encoder, transformer, autoencoder, scheduler)
 
 
-def _spans(checkpoint: Checkpoint) -> list[tuple[float, float]]:
-    """Each component's part of the load, by its bytes."""
-    sizes = [sum(info.nbytes for info in checkpoint.infos(component)) for component in _COMPONENTS]
-    bounds = np.cumsum([0, *sizes]) / max(sum(sizes), 1)
-    return [(float(low), float(high)) for low, high in pairwise(bounds)]
-
-
 FAMILY = Family(
     class_names=("Flux2KleinPipeline",),
     components=_COMPONENTS,
     load=load_pipeline,
     abilities=read_abilities,
+    unused=lambda checkpoint: unused_tensors(checkpoint, READING),
 )

@@ -1,6 +1,6 @@
 """Reference pictures: which can be used, and what of them is looked at.
 
-Follows diffusers (Flux2ImageProcessor and Flux2KleinPipeline, v0.42.1) in every number. Touches no MLX.
+Follows diffusers (Flux2ImageProcessor and Flux2KleinPipeline, v0.42.1) in every index. Touches no MLX.
 """
 
 import math
@@ -31,17 +31,15 @@ def check_references(images: Sequence[Pixels]) -> None:
     """Refuse pictures that are too small or too long.
 
     Raises:
-        PictureError: one is; the message says which, counted from 1.
+        PictureError: one is; the message says which, by its place in the request.
     """
-    for number, image in enumerate(images, start=1):
+    for index, image in enumerate(images):
         height, width = image.shape[:2]
         if min(width, height) < LEAST_SIDE:
-            raise PictureError(
-                f"input image {number} is {width}x{height}; both sides must be at least {LEAST_SIDE} pixels"
-            )
+            raise PictureError(f"images[{index}] is {width}x{height}; both sides must be at least {LEAST_SIDE} pixels")
         if max(width, height) > GREATEST_ASPECT * min(width, height):
             raise PictureError(
-                f"input image {number} is {width}x{height}; "
+                f"images[{index}] is {width}x{height}; "
                 f"the longer side must be at most {GREATEST_ASPECT} times the shorter"
             )
 

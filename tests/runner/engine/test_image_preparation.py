@@ -160,6 +160,21 @@ def test_what_this_pipeline_cannot_honour_is_refused_by_name(fields, words):
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"guidance": 0.5}, "guidance must be 0 or at least 1, not 0.5"),
+        ({"guidance": 1.0, "negative_prompt": "blur"}, "negative_prompt cannot be honoured at guidance 1;"),
+        ({"guidance": 0.0, "negative_prompt": "blur"}, "negative_prompt cannot be honoured at guidance 0;"),
+    ],
+    ids=str,
+)
+def test_guidance_that_would_be_none_is_refused_by_name(fields, words):
+    with pytest.raises(BadRequest) as caught:
+        prepared(replace(FULL, guidance_above=1.0), **fields)
+    assert words in str(caught.value)
+
+
 def test_no_guidance_is_what_a_distilled_pipeline_does_anyway():
     assert prepared(DISTILLED, guidance=0.0).guidance == 0
 
