@@ -144,7 +144,7 @@ def _match(model: nn.Module, infos: list[TensorInfo], reference: str, unused: tu
         bare = info.name.removeprefix("model.")
         target = next((name for name in (info.name, f"model.{info.name}", bare) if name in parameters), None)
         if target is None:
-            if not bare.startswith(unused) and not _is_harmless(info.name, parameters):
+            if not is_unused(info.name, unused) and not _is_harmless(info.name, parameters):
                 raise CheckpointError("the architecture has no such tensor", file=info.file, tensor=info.name)
             continue
         if target not in missing:
@@ -168,6 +168,11 @@ def _flat(module: nn.Module) -> list[tuple[str, mx.array]]:
     flat = tree_flatten(module.parameters())
     assert isinstance(flat, list)
     return flat
+
+
+def is_unused(name: str, unused: tuple[str, ...]) -> bool:
+    """Whether a tensor is one that may lack a parameter (see `load_weights`). Thread: any."""
+    return name.removeprefix("model.").startswith(unused)
 
 
 def _is_harmless(name: str, parameters: dict[str, tuple[int, ...]]) -> bool:

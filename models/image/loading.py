@@ -19,7 +19,7 @@ from models.image.base import LoadChoices
 from models.image.lora import MergedCheckpoint
 from models.quantization import WeightPolicy, keeps_quantized
 from models.sources.hf import parse_config
-from models.weights import WeightReport, load_weights, planned_nbytes
+from models.weights import WeightReport, is_unused, load_weights, planned_nbytes
 
 # Components whose arithmetic needs float32 wherever it runs.
 FLOAT32_COMPONENTS = frozenset({"vae"})
@@ -102,6 +102,15 @@ def component_spans(checkpoint: Checkpoint, components: Sequence[str]) -> list[t
 def dense_dtype(component: str) -> mx.Dtype | None:
     """What a component's dense tensors are cast to on this device; None keeps them as stored. Thread: any."""
     return mx.float32 if device().kind == "cpu" or component in FLOAT32_COMPONENTS else None
+
+
+def component_nbytes(
+    checkpoint: Checkpoint, component: str, policy: WeightPolicy, *, unused: tuple[str, ...] = ()
+) -> int:
+    """The bytes that a component will take once `load_component` has loaded it, by its headers. Thread: any."""
+    infos = [info for info in checkpoint.infos(component) if not is_unused(info.name, unused)]
+    keep = _keeps_quantized(checkpoint, component, policy)
+    return planned_nbytes(infos, keep_quantized=keep, dense_dtype=dense_dtype(component))
 
 
 def load_component(

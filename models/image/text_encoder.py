@@ -18,7 +18,7 @@ from models.config_reader import ConfigReader
 from models.errors import CheckpointError, TokenizerError
 from models.host import wait
 from models.image.base import LoadChoices
-from models.image.loading import component_view, load_component
+from models.image.loading import component_nbytes, component_view, load_component
 from models.llm.base import Row
 from models.llm.qwen3 import read_config
 from models.nn.decoder import Decoder, DecoderConfig
@@ -71,8 +71,8 @@ class TextEncoder:
         view = component_view(checkpoint, _COMPONENT, tokenizer="tokenizer")
         self._checkpoint, self._reading, self._choices = checkpoint, reading, choices
         config = _read_config(view.config)
-        self._stored_layers = config.num_layers
-        self._layers = tuple(n if n >= 0 else config.num_layers + 1 + n for n in reading.hidden_states)
+        self._unused = unused_tensors(checkpoint, reading)[_COMPONENT]
+        self._layers = _depths(reading, config)
         if not all(0 < n < config.num_layers for n in self._layers):
             raise CheckpointError(
                 f"its {config.num_layers} layers are too few for this pipeline", file=f"{view.reference}/config.json"
@@ -83,7 +83,12 @@ class TextEncoder:
         if reading.padded and self.tokenizer.pad_id is None:
             raise TokenizerError(f"{view.reference}: its tokenizer has no pad_token")
         self._embeddings: OrderedDict[str, mx.array] = OrderedDict()
-        self._model: Decoder | FusedDecoder | None = self._load(span) if choices.keep_text_encoder else None
+        self._model: Decoder | FusedDecoder | None = None
+        self._weight_bytes = 0
+        if choices.keep_text_encoder:
+            self._model = self._load(span)
+        else:
+            self._weight_bytes = component_nbytes(checkpoint, _COMPONENT, choices.policy, unused=self._unused)
 
     @property
     def width(self) -> int:
@@ -92,11 +97,11 @@ class TextEncoder:
 
     @property
     def working_bytes(self) -> int:
-        """What encoding the longest prompt takes at its peak, beyond the weights: attention scores, or the MLP."""
+        """What encoding the longest prompt takes at its peak, beyond weights that are kept: scores, or the MLP."""
         config, tokens = self.config, MAX_TOKENS
         wide = max(config.num_heads * tokens, 2 * config.intermediate_size) + 4 * config.hidden_size
         kept = sum(config.cache_nbytes_per_layer(tokens, itemsize=4)) + 4 * tokens * self.width * KEPT_PROMPTS
-        return 4 * tokens * wide + kept
+        return 4 * tokens * wide + kept + self._weight_bytes
 
     def encode(self, *prompts: str) -> list[mx.array]:
         """The embeddings of each prompt, evaluated, in the model's type.
@@ -135,8 +140,7 @@ class TextEncoder:
 
     def _load(self, span: tuple[float, float]) -> Decoder | FusedDecoder:
         model = Decoder(self.config)
-        unused = tuple(f"layers.{layer}." for layer in range(self.config.num_layers, self._stored_layers))
-        load_component(model, self._checkpoint, _COMPONENT, self._choices, span, unused=unused)
+        load_component(model, self._checkpoint, _COMPONENT, self._choices, span, unused=self._unused)
         return FusedDecoder(model) if device().kind == "cpu" and model.is_dense_float32() else model
 
     def _run(self, model: Decoder | FusedDecoder, tokens: list[int]) -> mx.array:
@@ -148,6 +152,22 @@ class TextEncoder:
         embeddings = mx.concatenate([outputs[layer] for layer in self._layers], axis=-1)
         wait([embeddings])
         return embeddings
+
+
+def unused_tensors(checkpoint: Checkpoint, reading: Reading) -> dict[str, tuple[str, ...]]:
+    """What is never loaded (see `Family.unused`): layers behind the last that is read, and the head. Thread: any.
+
+    Raises:
+        CheckpointError: the text encoder's configuration cannot be used.
+    """
+    config = _read_config(component_view(checkpoint, _COMPONENT).config)
+    layers = range(max(_depths(reading, config)), config.num_layers)
+    return {_COMPONENT: (*(f"layers.{layer}." for layer in layers), "lm_head.")}
+
+
+def _depths(reading: Reading, config: DecoderConfig) -> tuple[int, ...]:
+    """How many layers make each of the hidden states."""
+    return tuple(n if n >= 0 else config.num_layers + 1 + n for n in reading.hidden_states)
 
 
 def _read_config(config: Mapping[str, JSON]) -> DecoderConfig:

@@ -17,6 +17,7 @@ from models.image.base import Abilities, LoadChoices, Lora
 from models.image.loading import FLOAT32_COMPONENTS, component_config
 from models.image.lora import check_loras
 from models.quantization import WeightPolicy
+from models.weights import is_unused
 from runner.config import RunnerConfig
 from runner.engine.blueprint import (
     FLOAT32_BYTES,
@@ -108,7 +109,11 @@ class _Planner:
         self._checkpoint = checkpoint
         self._config = config
         self._abilities: Abilities = family.abilities(checkpoint)
-        self._infos = {name: tuple(checkpoint.infos(name)) for name in family.components}
+        unused = family.unused(checkpoint)
+        self._infos = {
+            name: tuple(info for info in checkpoint.infos(name) if not is_unused(info.name, unused.get(name, ())))
+            for name in family.components
+        }
         self._loras = tuple(Lora(lora.path, lora.scale) for lora in config.loras)
         check_loras(checkpoint, family.components, self._loras)
         self._device = backend.device()

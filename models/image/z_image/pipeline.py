@@ -20,7 +20,7 @@ from models.image.base import Abilities, Family, ImageResult, ImageStep, LoadCho
 from models.image.loading import component_config, component_spans, load_component
 from models.image.schedulers import FlowMatchEuler, Sigmas, first_step, read_scheduler
 from models.image.step_cache import StepCache
-from models.image.text_encoder import Reading, TextEncoder
+from models.image.text_encoder import Reading, TextEncoder, unused_tensors
 from models.image.z_image.config import PATCH, read_abilities, read_transformer_config
 from models.image.z_image.transformer import Conditioning, Transformer
 
@@ -166,4 +166,5 @@ FAMILY = Family(
     components=_COMPONENTS,
     load=load_pipeline,
     abilities=read_abilities,
+    unused=lambda checkpoint: unused_tensors(checkpoint, READING),
 )
