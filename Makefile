@@ -2,12 +2,13 @@
 
 PYTHON ?= python3
 PROMPT ?= What is the capital of France?
+PICTURE = $(if $(filter file,$(origin PROMPT)),a red circle on a white background,$(PROMPT))
 VENV := .venv
 BIN := $(VENV)/bin
 FIXTURES_VENV := .venv-fixtures
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types bench bench-serve bench-ollama fixtures clean ollama ollama-serve test-ollama
+.PHONY: help run run-image test check lint types bench bench-serve bench-ollama fixtures clean ollama ollama-serve test-ollama
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +29,9 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 
 run: $(VENV)/.installed  ## Ask the default model a question: make run PROMPT="Why is the sky blue?"
 	@$(BIN)/ollama-mlx-runner try "$${PROMPT}"
+
+run-image: $(VENV)/.installed  ## Make a picture with the demonstration model: make run-image PROMPT="a blue star on black"
+	@$(BIN)/ollama-mlx-runner try --image "$${PICTURE}" -o image.png
 
 test: $(VENV)/.installed-dev  ## Run the tests
 	$(BIN)/pytest
@@ -106,4 +110,4 @@ clean:  ## Remove everything that the other targets made here
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find runner models protocol tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-export PROMPT
+export PROMPT PICTURE

@@ -14,7 +14,16 @@ from typing import assert_never
 from models import backend
 from models.errors import ModelError
 from runner import logs
-from runner.config import CreateConfig, FetchConfig, HelpCommand, RunnerConfig, TryConfig, VersionCommand, parse
+from runner.config import (
+    CreateConfig,
+    FetchConfig,
+    HelpCommand,
+    RunnerConfig,
+    TryConfig,
+    TryImageConfig,
+    VersionCommand,
+    parse,
+)
 from runner.errors import RunnerError
 from runner.flags import UsageError
 from runner.socket_binding import bind
@@ -65,6 +74,11 @@ def _dispatch(parent: int) -> int:
 
             logs.configure(command.runner.debug)
             return try_command.run(command)
+        case TryImageConfig():
+            from runner import try_image  # noqa: PLC0415
+
+            logs.configure(command.runner.debug)
+            return try_image.run(command)
         case CreateConfig():
             from runner import create_command  # noqa: PLC0415
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
 from runner.flags import Settings, UsageError, Value, parse_bool, parse_flags, variable
+from runner.image_flags import PictureFlags, picture_flags
 from runner.usage import (
     CLASSIC_PORT,
     COMMANDS,
@@ -21,6 +22,7 @@ from runner.usage import (
     QUANT_TYPES,
     RUNNER_FLAGS,
     TRY_FLAGS,
+    TRY_IMAGE_FLAGS,
     TUNING_FLAGS,
     help_text,
     with_variables,
@@ -120,6 +122,20 @@ class TryConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TryImageConfig:
+    """The `try --image` command: a picture or several through a child process."""
+
+    prompt: str
+    model: str | None
+    """None is the embedded demonstration model."""
+    picture: PictureFlags
+    runner: RunnerConfig
+    """What the child is told, but for port and model."""
+    runner_flags: tuple[str, ...]
+    """The flags that say so."""
+
+
+@dataclass(frozen=True, slots=True)
 class FetchConfig:
     """The `fetch-default-model` command."""
 
@@ -154,7 +170,9 @@ class HelpCommand:
     text: str
 
 
-Command: TypeAlias = RunnerConfig | TryConfig | FetchConfig | CreateConfig | VersionCommand | HelpCommand
+Command: TypeAlias = (
+    RunnerConfig | TryConfig | TryImageConfig | FetchConfig | CreateConfig | VersionCommand | HelpCommand
+)
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
@@ -174,6 +192,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
 
 def _command_of_word(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
     match argv[0]:
+        case "try" if {"-image", "--image"} & set(_before_words_end(argv)):
+            return _try_image_config(argv[1:], environ)
         case "try":
             return _try_config(argv[1:], environ)
         case "create":
@@ -285,6 +305,21 @@ def _try_config(argv: Sequence[str], environ: Mapping[str, str]) -> TryConfig:
         seed=settings.integer("seed", least=0),
         cache=cache_folder(environ),
         runner=_runner_config(settings, environ, DialectName.CLASSIC),
+        runner_flags=_pass_on(values),
+    )
+
+
+def _try_image_config(argv: Sequence[str], environ: Mapping[str, str]) -> TryImageConfig:
+    flags = with_variables(TRY_IMAGE_FLAGS)
+    values, words = parse_flags(argv, flags, interspersed=True)
+    if not words:
+        raise UsageError('try --image needs a prompt: try --image "a red circle on a white background"')
+    settings = Settings(values, flags, environ)
+    return TryImageConfig(
+        prompt=" ".join(words),
+        model=settings.text("model"),
+        picture=picture_flags(settings),
+        runner=_runner_config(settings, environ, DialectName.IMAGEGEN),
         runner_flags=_pass_on(values),
     )
 

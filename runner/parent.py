@@ -5,6 +5,7 @@ the parent's side only, by its bare JSON, so that a mistake in our own wire type
 """
 
 import asyncio
+import io
 import json
 import logging
 import re
@@ -14,7 +15,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -221,15 +222,28 @@ class Child:
         Raises:
             ChildError: the child refused, reported an error in the stream, or ended it without a last line.
         """
-        path, body = self._request(prompt, options)
+        async with aclosing(self.exchange(*self._request(prompt, options))) as lines:
+            async for line in lines:
+                yield _piece(line)
+
+    async def exchange(self, path: str, body: JSON) -> AsyncGenerator[Mapping[str, JSON], None]:
+        """Post a request and stream its answer's lines, the last of which says that it is.
+
+        Raises:
+            ChildError: as `complete`.
+        """
+        data = io.BytesIO(json.dumps(body).encode())
+        headers = {"Content-Type": "application/json"}
+        url = self.url + path
         try:
-            async with self.session.post(self.url + path, json=body, read_bufsize=LINE_BYTES) as response:
+            async with self.session.post(url, data=data, headers=headers, read_bufsize=LINE_BYTES) as response:
                 if response.status != 200:
                     raise ChildError((await response.text()).strip())
-                async for line in response.content:
-                    piece = _piece(json.loads(line))
-                    yield piece
-                    if piece.done:
+                async for text in response.content:
+                    line = json.loads(text)
+                    _check(line)
+                    yield line
+                    if _field(line, "done", "Done"):
                         return
         except aiohttp.ClientError as error:
             raise ChildError(f"the stream broke: {error}") from error
@@ -277,21 +291,20 @@ def _count(line: Mapping[str, JSON], *names: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _piece(line: Mapping[str, JSON]) -> Piece:
-    """One line of any dialect.
-
-    Raises:
-        ChildError: the line is an error.
-    """
+def _check(line: Mapping[str, JSON]) -> None:
+    """Raise ChildError if the line is an error."""
     content, error = str(_field(line, "content", "Content") or ""), _field(line, "Error", "error")
-    done = bool(_field(line, "done", "Done"))
     if isinstance(error, Mapping):
         error = error.get("error") or error.get("Status") or "error"
-    if error or (done and content.startswith("error: ")):
+    if error or (_field(line, "done", "Done") and content.startswith("error: ")):
         raise ChildError(str(error or content.removeprefix("error: ")))
+
+
+def _piece(line: Mapping[str, JSON]) -> Piece:
+    """One line of text of any dialect."""
     return Piece(
-        content=content,
-        done=done,
+        content=str(_field(line, "content", "Content") or ""),
+        done=bool(_field(line, "done", "Done")),
         length=_count(line, "done_reason", "DoneReason") == 1 or line.get("stop_reason") == "length",
         prompt_tokens=_count(line, "prompt_eval_count", "PromptEvalCount"),
         prompt_ns=_count(line, "prompt_eval_duration", "PromptEvalDuration"),

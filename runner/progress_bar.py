@@ -15,12 +15,12 @@ class ProgressBar:
         self._live = sys.stderr.isatty()
         self._drawn = False
 
-    def show(self, fraction: float) -> None:
-        """Draw it at 0 to 1."""
+    def show(self, fraction: float, note: str = "") -> None:
+        """Draw it at 0 to 1, with a note instead of the percentage if there is one."""
         if self._live:
             filled = round(BAR_WIDTH * min(1.0, max(0.0, fraction)))
             bar = "#" * filled + "-" * (BAR_WIDTH - filled)
-            sys.stderr.write(f"\r{self._label} [{bar}] {fraction:4.0%}")
+            sys.stderr.write(f"\r{self._label} [{bar}] {note or f'{fraction:4.0%}'}")
             sys.stderr.flush()
             self._drawn = True
 

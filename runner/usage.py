@@ -73,6 +73,23 @@ TRY_FLAGS = (
     Flag("seed", "N", "the same seed draws the same answer"),
     *TUNING_FLAGS,
 )
+TRY_IMAGE_FLAGS = (
+    Flag("image", "", "make a picture; the flags above from --system to --num-predict are for text, those below not"),
+    Flag("model", "NAME", "an image pipeline in the Ollama store, or its folder (default: the demonstration model)"),
+    Flag("o", "FILE", "where the picture goes; several are numbered (default image.png)"),
+    Flag("width", "N", "pixels (default: as the pipeline, or the first input picture, has it; --height likewise)"),
+    Flag("height", "N", "pixels"),
+    Flag("steps", "N", "denoising steps (default: as the pipeline has it)"),
+    Flag("seed", "N", "the same seed makes the same picture"),
+    Flag("guidance", "G", "how strongly the prompt is followed; 0 is off (default: as the pipeline has it)"),
+    Flag("negative-prompt", "TEXT", "what the picture shall not be like"),
+    Flag("input-image", "FILE", "a picture to edit or to refer to; give it again for several", repeats=True),
+    Flag("strength", "S", "how far an input picture is taken towards noise, 0 to 1"),
+    Flag("format", "FORMAT", "png, jpeg or webp (default: by the file's name)"),
+    Flag("n", "N", "make several pictures, each from the next seed"),
+    Flag("step-cache", "T", "reuse a step whose input changed by less than that, such as 0.1 (default 0: never)"),
+    *TUNING_FLAGS,
+)
 CREATE_FLAGS = (
     Flag("from", "PATH", "a Hugging Face folder, an image pipeline's folder, or a GGUF file"),
     Flag("quantize", "TYPE", f"{', '.join(QUANT_TYPES[:-1])} or {QUANT_TYPES[-1]} (default: weights stay as they are)"),
@@ -83,6 +100,7 @@ CREATE_FLAGS = (
 COMMANDS = (
     ("runner", "serve one model to a parent process (the word may be left out)"),
     ("try", 'start a runner as Ollama would, ask it one question and stop it: try "Why is the sky blue?"'),
+    ("try --image", 'the same for a picture: try --image "a red circle on a white background" -o circle.png'),
     ("create", "write a model into an Ollama store: create NAME --from PATH"),
     ("fetch-default-model", "fetch the model that `try` uses by default, once"),
 )
@@ -104,8 +122,13 @@ def help_text() -> str:
     """The commands, flags and environment variables."""
     lines = [f"usage: {PROGRAM} COMMAND [flags]", "", "commands:"]
     lines += [f"  {name:<22}{what}" for name, what in COMMANDS]
-    own = TRY_FLAGS[: -len(TUNING_FLAGS)]
-    for title, flags in (("runner", RUNNER_FLAGS), ("try", own), ("create", CREATE_FLAGS)):
+    own, own_image = (flags[: -len(TUNING_FLAGS)] for flags in (TRY_FLAGS, TRY_IMAGE_FLAGS))
+    for title, flags in (
+        ("runner", RUNNER_FLAGS),
+        ("try", own),
+        ("try --image", own_image),
+        ("create", CREATE_FLAGS),
+    ):
         lines += ["", f"flags of {title} (-x, --x, --x=VALUE and --x VALUE mean the same):"]
         for flag in with_variables(flags):
             lines.append(f"  {f'--{flag.name} {flag.metavar}'.rstrip():<22}{flag.help}")
