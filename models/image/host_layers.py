@@ -76,6 +76,13 @@ def layer_norm(x: Floats, scale: Floats, shift: Floats, eps: float, out: Floats)
     out += shift
 
 
+def rms_norm(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
+    """Normalise rows to a mean square of 1, then scale. Shapes: x and out (N, D), may be the same; weight (D,)."""
+    mean_square = np.vecdot(x, x) / np.float32(x.shape[1])
+    np.multiply(x, (1.0 / np.sqrt(mean_square + np.float32(eps)))[:, None], out=out)
+    out *= weight
+
+
 def head_norm(x: Floats, weight: Floats, eps: float) -> None:
     """RMS norm of each head, in place. Shapes: x (N, H, d), weight (d,)."""
     mean_square = np.einsum("ijk,ijk->ij", x, x) / np.float32(x.shape[2])

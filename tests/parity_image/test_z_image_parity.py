@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from models.checkpoint import open_checkpoint
+from models.gemm import host_gemm
 from models.image import find_family
 from models.image.base import ImageResult, ImageStep, LoadChoices, PictureRequest
 from models.image.loading import component_config, load_component
@@ -18,12 +19,13 @@ from models.image.schedulers import FlowMatchEuler
 from models.image.text_encoder import TextEncoder
 from models.image.z_image import pipeline as z_image
 from models.image.z_image.config import read_transformer_config
+from models.image.z_image.host_blocks import use_host
 from models.image.z_image.transformer import Transformer, patchify, unpatchify
 
 FOLDER = Path(__file__).parent / "z_image"
 PROMPT, NEGATIVE = "the quick brown fox jumps over the sea", "no lazy dog"
 TOLERANCE = 1e-4
-FORMS = ("plain",)
+FORMS = ("plain", "host")
 FORWARDS = ("square", "wide", "tall", "exact")
 # Steps, guidance and strength of each run, as `make_z_image.py` has them.
 RUNS = {
@@ -49,6 +51,11 @@ def transformer(request: pytest.FixtureRequest) -> Transformer:
     checkpoint = open_checkpoint(str(FOLDER), FOLDER)
     model = Transformer(read_transformer_config(component_config(checkpoint, "transformer")))
     load_component(model, checkpoint, "transformer", LoadChoices())
+    if request.param == "host":
+        gemm = host_gemm()
+        if gemm is None:
+            pytest.skip("needs a fast BLAS")
+        use_host(model, gemm)
     return model
 
 

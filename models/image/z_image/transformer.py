@@ -1,12 +1,11 @@
 """Z-Image's transformer: image and caption tokens in one stream, its blocks scaled and gated by the time.
 
 Attribute names are the checkpoints' tensor names. This is the form in which weights are loaded and GPUs compute;
-`models.image.z_image.fused` takes the blocks over on a CPU. Shapes: one picture at a time, a sequence is (L, D).
+`host_blocks` has the form of the blocks that is fast on a CPU. Shapes: one picture at a time, a sequence is (L, D).
 
 Source: diffusers' `ZImageTransformer2DModel` (v0.42.1), its basic mode at batch 1, where padding is attended to.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,16 +47,34 @@ class Conditioning:
     """Of image and caption: complex64 (N + M, 1, d / 2)."""
 
 
-class BlockForm(Protocol):
-    """A block as the transformer runs it, in either form."""
+class Stack(Protocol):
+    """Blocks that follow one another, in either form."""
 
-    def __call__(self, x: mx.array, rotations: mx.array, time: mx.array | None) -> mx.array:
-        """Shapes: x (L, D), rotations (L, 1, d / 2), time (1, E); returns (L, D). `x` may be overwritten."""
+    def __call__(self, x: mx.array, rotations: mx.array, time: mx.array | None, wanted: int | None = None) -> mx.array:
+        """Run them all.
+
+        Args:
+            x: (L, D).
+            rotations: (L, 1, d / 2).
+            time: (1, E); None without modulation.
+            wanted: so many of the first rows are needed; None: all.
+
+        Shape: (wanted, D).
+        """
         ...
 
-    def attention_input(self, x: mx.array, time: mx.array) -> mx.array:
-        """What the attention would see. Shapes: x (L, D), time (1, E); returns (L, D)."""
+    def first_input(self, x: mx.array, time: mx.array) -> mx.array:
+        """What the first block's attention would see. Shapes: x (L, D), time (1, E); returns float32 (L, D)."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stacks:
+    """All blocks of the transformer."""
+
+    noise: Stack
+    context: Stack
+    joint: Stack
 
 
 class Attention(nn.Module):
@@ -114,7 +131,7 @@ class Block(nn.Module):
             self.adaLN_modulation = [nn.Linear(config.time_dim, 4 * config.dim)]
 
     def __call__(self, x: mx.array, rotations: mx.array, time: mx.array | None) -> mx.array:
-        """See `BlockForm`; `time` is None for a block without modulation."""
+        """Shapes: x (L, D), rotations (L, 1, d / 2), time (1, E), None without modulation; returns (L, D)."""
         scale_in, gate_in, scale_mlp, gate_mlp = self.modulation(time)
         attended = self.attention(self.attention_norm1(x) * scale_in, rotations)
         x = x + gate_in * self.attention_norm2(attended)
@@ -122,7 +139,7 @@ class Block(nn.Module):
         return out
 
     def attention_input(self, x: mx.array, time: mx.array) -> mx.array:
-        """See `BlockForm`."""
+        """What the attention sees. Shapes: x (L, D), time (1, E); returns (L, D)."""
         out: mx.array = self.attention_norm1(x) * self.modulation(time)[0]
         return out
 
@@ -132,6 +149,23 @@ class Block(nn.Module):
             return 1.0, 1.0, 1.0, 1.0
         scale_in, gate_in, scale_mlp, gate_mlp = mx.split(self.adaLN_modulation[0](time), 4, axis=-1)
         return 1.0 + scale_in, mx.tanh(gate_in), 1.0 + scale_mlp, mx.tanh(gate_mlp)
+
+
+class PlainStack:
+    """Blocks as they were loaded; see `Stack`."""
+
+    def __init__(self, blocks: list[Block]) -> None:
+        self._blocks = blocks
+
+    def __call__(self, x: mx.array, rotations: mx.array, time: mx.array | None, wanted: int | None = None) -> mx.array:
+        """See `Stack`."""
+        for block in self._blocks:
+            x = block(x, rotations, time)
+        return x[:wanted]
+
+    def first_input(self, x: mx.array, time: mx.array) -> mx.array:
+        """See `Stack`."""
+        return self._blocks[0].attention_input(x, time).astype(mx.float32)
 
 
 class TimeEmbedder(nn.Module):
@@ -175,9 +209,10 @@ class Transformer(nn.Module):
         self.x_pad_token = mx.zeros((1, dim))
         self.cap_pad_token = mx.zeros((1, dim))
         refiners = range(config.num_refiner_layers)
-        self.noise_refiner: Sequence[BlockForm] = [Block(config, modulated=True) for _ in refiners]
-        self.context_refiner: Sequence[BlockForm] = [Block(config, modulated=False) for _ in refiners]
-        self.layers: Sequence[BlockForm] = [Block(config, modulated=True) for _ in range(config.num_layers)]
+        self.noise_refiner = [Block(config, modulated=True) for _ in refiners]
+        self.context_refiner = [Block(config, modulated=False) for _ in refiners]
+        self.layers = [Block(config, modulated=True) for _ in range(config.num_layers)]
+        self.stacks = Stacks(*map(PlainStack, (self.noise_refiner, self.context_refiner, self.layers)))
 
     @property
     def config(self) -> TransformerConfig:
@@ -200,8 +235,7 @@ class Transformer(nn.Module):
         filling = np.zeros((-len(image_positions) % SEQUENCE_MULTIPLE, 3), dtype=np.int32)
         ours = self._rotations(np.concatenate([image_positions, filling]))
         theirs = self._rotations(caption_positions)
-        for block in self.context_refiner:
-            x = block(x, theirs, None)
+        x = self.stacks.context(x, theirs, None)
         return Conditioning(x, ours, mx.concatenate([ours, theirs]))
 
     def __call__(self, latents: mx.array, t: float, known: Conditioning, cache: StepCache | None = None) -> mx.array:
@@ -217,9 +251,9 @@ class Transformer(nn.Module):
         """
         time = self.t_embedder(t * self._config.time_scale)
         x = self.embed(latents, time.dtype)
-        added = None if cache is None else cache.lookup(self._indicator(x, time))
+        added = None if cache is None else cache.lookup(self.stacks.noise.first_input(x, time))
         if added is None:
-            hidden = self.joint(self.refine(x, time, known), time, known)[: x.shape[0]]
+            hidden = self.joint(self.refine(x, time, known), time, known, wanted=x.shape[0])
             if cache is not None:
                 cache.keep(hidden - x)
         else:
@@ -233,20 +267,11 @@ class Transformer(nn.Module):
 
     def refine(self, x: mx.array, time: mx.array, known: Conditioning) -> mx.array:
         """The image's tokens among themselves, filled up. Shapes: x (h * w / 4, D), time (1, E); returns (N, D)."""
-        x = _filled(x, self.x_pad_token)
-        for block in self.noise_refiner:
-            x = block(x, known.image_rotations, time)
-        return x
+        return self.stacks.noise(_filled(x, self.x_pad_token), known.image_rotations, time)
 
-    def joint(self, x: mx.array, time: mx.array, known: Conditioning) -> mx.array:
-        """Image and caption together. Shapes: x (N, D), time (1, E); returns (N + M, D)."""
-        x = mx.concatenate([x, known.caption])
-        for block in self.layers:
-            x = block(x, known.rotations, time)
-        return x
-
-    def _indicator(self, x: mx.array, time: mx.array) -> mx.array:
-        return [*self.noise_refiner, *self.layers][0].attention_input(x, time).astype(mx.float32)
+    def joint(self, x: mx.array, time: mx.array, known: Conditioning, wanted: int | None = None) -> mx.array:
+        """Image and caption together. Shapes: x (N, D), time (1, E); returns (N + M, D), or the first rows of it."""
+        return self.stacks.joint(mx.concatenate([x, known.caption]), known.rotations, time, wanted)
 
     def _rotations(self, positions: np.ndarray) -> mx.array:
         return mx.array(axis_rotations(positions, self._config.axes_dims, self._config.theta)[:, None])
