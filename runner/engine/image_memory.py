@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from models.image.base import ImagePipeline, PictureRequest
+from runner.engine.memory_limits import in_words
 from runner.errors import InsufficientMemory
 
 NEGLIGIBLE_BYTES = 64 << 20
 """What is dared whatever the figures say: systems that compress or swap often call nearly nothing free."""
-GIB = 2**30
 
 
 class ImageMemory:
@@ -53,7 +53,7 @@ class ImageMemory:
         fitting = largest_size(pipeline, request, max(free, NEGLIGIBLE_BYTES))
         remedy = f"the largest size that fits is {fitting[0]}x{fitting[1]}" if fitting else "no size fits"
         raise InsufficientMemory(
-            f"insufficient memory: {request.width}x{request.height} needs {_gib(needed)} and {_gib(free)} are "
+            f"insufficient memory: {request.width}x{request.height} needs {in_words(needed)} and {in_words(free)} are "
             f"available; {remedy}, or start the runner with --check-memory=false to try all the same"
         )
 
@@ -80,7 +80,3 @@ def largest_size(pipeline: ImagePipeline, request: PictureRequest, available: in
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return size(low) if low else None
-
-
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / GIB:.1f} GiB" if nbytes >= GIB / 10 else f"{nbytes / 2**20:.0f} MiB"

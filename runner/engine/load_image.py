@@ -21,7 +21,6 @@ from models.weights import is_unused
 from runner.config import RunnerConfig
 from runner.engine.blueprint import (
     FLOAT32_BYTES,
-    GIB,
     DeviceMemory,
     MemoryPlan,
     allocation_failures,
@@ -31,7 +30,7 @@ from runner.engine.blueprint import (
 from runner.engine.image import ImageEngine
 from runner.engine.image_memory import ImageMemory
 from runner.engine.loop import Progress
-from runner.engine.memory_limits import available_bytes, free_bytes
+from runner.engine.memory_limits import available_bytes, free_bytes, in_words
 from runner.engine.types import Engine
 
 TEXT_ENCODER = "text_encoder"
@@ -70,10 +69,10 @@ class ImageBlueprint:
     def refusal(self) -> str:
         """See `Blueprint.refusal`."""
         memory = self.memory
-        parts = ", ".join(f"{name} {nbytes / GIB:.1f}" for name, nbytes in self.components.items())
+        parts = ", ".join(f"{name} {in_words(nbytes)}" for name, nbytes in self.components.items())
         return (
-            f"insufficient memory: {self.checkpoint.reference} needs {memory.total / GIB:.1f} GiB "
-            f"({parts}, working space {memory.device.graph / GIB:.1f}) and {memory.available / GIB:.1f} GiB are "
+            f"insufficient memory: {self.checkpoint.reference} needs {in_words(memory.total)} "
+            f"({parts}, working space {in_words(memory.device.graph)}) and {in_words(memory.available)} are "
             f"available; {self._remedy()}, or --check-memory=false to try all the same"
         )
 

@@ -73,3 +73,8 @@ def available_bytes(device: backend.Device) -> int:
 def free_bytes() -> int:
     """The same now, with what MLX keeps for it. Thread: any."""
     return available_bytes(backend.device()) + mx.get_cache_memory()
+
+
+def in_words(nbytes: int) -> str:
+    """A size for a person to read."""
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 / 10 else f"{nbytes / 2**20:.0f} MiB"
