@@ -203,7 +203,7 @@ def _command_of_word(argv: Sequence[str], environ: Mapping[str, str]) -> Command
                 raise UsageError(f'fetch-default-model takes no arguments, not "{argv[1]}"')
             return FetchConfig(cache_folder(environ))
         case word if word != "runner" and not word.startswith("-"):
-            names = ", ".join(name for name, _ in COMMANDS)
+            names = ", ".join(name for name, _ in COMMANDS if " " not in name)
             raise UsageError(f'unknown command "{word}"; the commands are {names}')
         case _:
             return from_args(argv, environ)
@@ -244,9 +244,8 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
     if port is None:
         port = CLASSIC_PORT if dialect is DialectName.CLASSIC else 0
     cache_dir_bytes = settings.integer("cache-dir-bytes", least=0, most=MAX_BYTES)
-    vae_tile = settings.integer("vae-tile", least=0)
-    if vae_tile is not None and 0 < vae_tile < LEAST_VAE_TILE:
-        raise UsageError(f"--vae-tile must be 0 or at least {LEAST_VAE_TILE}, not {vae_tile}")
+    # 0 is no tile at all; a smaller one than the least would be nearly all overlap.
+    vae_tile = settings.integer("vae-tile", least=0) and settings.integer("vae-tile", least=LEAST_VAE_TILE)
     return RunnerConfig(
         dialect=dialect,
         model=settings.text("model"),

@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 
 from models.cache import CacheType
+from models.image.base import LoadChoices
 from models.quantization import WeightPolicy
 from runner.config import (
     CACHE_TYPES,
@@ -13,6 +14,7 @@ from runner.config import (
     DialectName,
     FetchConfig,
     HelpCommand,
+    LoraFile,
     RunnerConfig,
     TryConfig,
     VersionCommand,
@@ -79,6 +81,9 @@ def test_a_classic_runner_without_flags_takes_ollamas_defaults():
         ("--context 0", "--context must be at least 1, not 0"),
         ("--verbose=perhaps", '--verbose must be true or false, not "perhaps"'),
         ("--weights q4", '--weights must be one of auto, float32, keep, not "q4"'),
+        ("--vae-tile 31", "--vae-tile must be at least 32, not 31"),
+        ("--text-encoder no", '--text-encoder must be one of keep, free, auto, not "no"'),
+        ("--lora a.safetensors=inf", 'the scale of --lora a.safetensors must be a finite number, not "inf"'),
         ("--gpu-layers 5", "unknown flag --gpu-layers; --help lists the flags"),
         ("--port 1 qwen3", 'unexpected argument "qwen3"; a model is given as --model qwen3'),
         ("serve", 'unknown command "serve"; the commands are runner, try, create, fetch-default-model'),
@@ -102,6 +107,9 @@ def test_what_is_wrong_is_named_with_what_to_write_instead(argv, message):
         ("PARALLEL", "2", "parallel", 2),
         ("PREFILL_CHUNK", "64", "prefill_chunk", 64),
         ("DRAFT", "8", "draft", 8),
+        ("LORA", "/a.safetensors=0.5", "loras", (LoraFile(Path("/a.safetensors"), 0.5),)),
+        ("TEXT_ENCODER", "free", "text_encoder", "free"),
+        ("VAE_TILE", "0", "vae_tile", 0),
         ("CHECK_MEMORY", "0", "check_memory", False),
         ("VERIFY_DIGESTS", "true", "verify_digests", True),
         ("STORE", "/store", "store", Path("/store")),
@@ -114,7 +122,9 @@ def test_each_setting_may_come_from_the_environment_and_the_flag_is_stronger(var
     assert getattr(from_args([], environ), field) == value
     flag = "--" + variable.lower().replace("_", "-")
     assert getattr(from_args([f"{flag}={text}"], HOME), field) == value
-    other = {"WEIGHTS": "float32", "STORE": "/other", "HOST": "0.0.0.0"}.get(variable, "1")
+    other = {"WEIGHTS": "float32", "STORE": "/other", "HOST": "0.0.0.0", "TEXT_ENCODER": "keep", "VAE_TILE": "32"}.get(
+        variable, "1"
+    )
     assert from_args([f"{flag}={other}"], environ) == from_args([f"{flag}={other}"], HOME)
 
 
@@ -141,6 +151,30 @@ def test_ollama_debug_is_read_as_ollama_reads_it(text, level):
 def test_verbose_never_lowers_the_level():
     assert from_args(["--verbose"], HOME | {"OLLAMA_DEBUG": "2"}).debug == 2
     assert from_args(["--verbose"], HOME).debug == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--lora a.safetensors --lora b=c.safetensors=-0.5 --lora=d=1e-1",
+        "--lora=a.safetensors,b=c.safetensors=-0.5,d=.1,",
+    ],
+)
+def test_lora_files_come_one_by_one_or_with_commas_in_the_order_given(argv):
+    assert from_args(argv.split(), HOME).loras == (
+        LoraFile(Path("a.safetensors"), 1.0),
+        LoraFile(Path("b=c.safetensors"), -0.5),
+        LoraFile(Path("d"), 0.1),
+    )
+
+
+def test_a_lora_file_may_begin_with_a_tilde_behind_an_equals_sign():
+    assert from_args(["--lora=~/a.safetensors"], HOME).loras == (LoraFile(Path("/home/somebody/a.safetensors")),)
+    assert from_args([], HOME).loras == ()
+
+
+def test_the_tiles_of_the_autoencoder_are_as_large_as_the_models_package_has_them():
+    assert from_args([], HOME).vae_tile == LoadChoices().vae_tile
 
 
 def test_the_weight_policies_are_those_of_the_models_package():
@@ -174,6 +208,9 @@ def test_help_names_every_setting_of_the_runner_and_its_variable():
         "parallel",
         "prefill-chunk",
         "draft",
+        "lora",
+        "text-encoder",
+        "vae-tile",
         "check-memory",
     ):
         assert f"--{name}" in command.text

@@ -8,6 +8,7 @@ FLAGS = (
     Flag("name", "TEXT", "a text", ("NAME", "OLD_NAME")),
     Flag("count", "N", "a number"),
     Flag("loud", "", "a switch"),
+    Flag("file", "FILE", "several files", ("FILES",), repeats=True),
 )
 
 
@@ -19,6 +20,15 @@ def test_values_know_the_flag_they_came_from():
         "loud": Value("true", "--loud"),
     }
     assert words == []
+
+
+def test_only_a_flag_that_repeats_keeps_all_its_values():
+    values, _ = parse_flags(["--file", "a", "--count=1", "-file=b,c", "--count=2", "--file="], FLAGS)
+    settings = Settings(values, FLAGS, {"FILES": "z"})
+    assert settings.texts("file") == ["a", "b", "c"]
+    assert values["count"].text == "2"
+    assert Settings({}, FLAGS, {"FILES": "x,y"}).texts("file") == ["x", "y"]
+    assert Settings({}, FLAGS, {}).texts("file") == []
 
 
 def test_a_value_may_look_like_a_flag():
