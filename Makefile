@@ -53,6 +53,9 @@ bench: $(VENV)/.installed-dev  ## Measure beside others, into bench-results/: ma
 bench-serve: $(VENV)/.installed-dev  ## The same for many requests at once: make bench-serve BENCH="--quick"
 	$(BIN)/python -m tests.bench.serving $(BENCH)
 
+bench-image: $(VENV)/.installed-dev  ## The same for pictures, beside diffusers and mflux: make bench-image BENCH="--quick"
+	$(BIN)/python -m tests.bench.image $(BENCH)
+
 bench-ollama: $(VENV)/.installed-ollama ollama  ## Measure what a real Ollama adds to a token
 	$(BIN)/python -m tests.bench.ollama_parent $(BENCH)
 

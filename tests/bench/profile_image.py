@@ -1,0 +1,191 @@
+"""Where a step, a decode, an encode spend their time on a CPU: `python -m tests.bench.profile_image --pipeline FOLDER`.
+
+Python's own profiler runs in every thread of a `Crew`; what compiled code does is charged to the function of this
+project that called it, and functions to the kinds of work in `KINDS`. Whatever is not named there is told by name.
+"""
+
+import argparse
+import cProfile
+import json
+import pstats
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from models import backend
+from tests.bench.image_sections import profile_lines
+from tests.bench.preparation import REPOSITORY
+
+if TYPE_CHECKING:
+    from models.image.z_image.pipeline import ZImagePipeline
+
+ATTENTION, NORMS, WAITING = "attention", "norms and residuals", "waiting for the other thread"
+PRODUCTS, TRANSFORMS = "matrix products", "Winograd transforms"
+KINDS: Mapping[str, str] = {
+    # A function, or a function as called by another.
+    "multiply": PRODUCTS,
+    "multiply_stacks": PRODUCTS,
+    "multiply < attend_rows": ATTENTION,
+    "multiply < project_rows": ATTENTION,
+    "multiply < convolve": TRANSFORMS,
+    "multiply < transform": TRANSFORMS,
+    "multiply < measure": NORMS,
+    "attend": ATTENTION,
+    "attend_rows": ATTENTION,
+    "project_rows": ATTENTION,
+    "rms_norm": NORMS,
+    "add_normed": NORMS,
+    "layer_norm": NORMS,
+    "_inverse_norms": NORMS,
+    "norm": NORMS,
+    "measure": NORMS,
+    "turn_heads": "rotations",
+    "swiglu": "SwiGLU",
+    "read": "norm, SiLU and cutting into tiles",
+    "write": "bias, residual and putting together",
+    "share": WAITING,
+}
+REPEATS = 3
+Function: TypeAlias = tuple[str, int, str]
+"""File, line, name, as `pstats` has it."""
+Ledger: TypeAlias = dict[Function, float]
+TINY_S = 1e-9
+"""So that what took no time has callers as well."""
+
+
+@contextmanager
+def profiled() -> Iterator[list[cProfile.Profile]]:
+    """A profile of this thread and, behind it, of each other worker of a `Crew`, complete when the block is left."""
+    from models.gemm import Crew
+
+    own, others, original = cProfile.Profile(), dict[int, cProfile.Profile](), Crew.share
+    profiles = [own]
+
+    def share(crew: Crew, work: Callable[[int, Any], None], items: Any) -> None:
+        def watched(worker: int, item: Any) -> None:
+            if worker == 0:
+                work(worker, item)
+                return
+            profile = others.setdefault(worker, cProfile.Profile())
+            profile.enable()
+            try:
+                work(worker, item)
+            finally:
+                profile.disable()
+
+        original(crew, watched, items)
+
+    Crew.share = share
+    own.enable()
+    try:
+        yield profiles
+    finally:
+        own.disable()
+        Crew.share = original
+        profiles += others.values()
+
+
+def is_ours(function: Function) -> bool:
+    return function[0].startswith(str(REPOSITORY)) and "site-packages" not in function[0]
+
+
+def shared(stats: Mapping[Function, Any], function: Function, seconds: float, seen: frozenset[Function]) -> Ledger:
+    """Seconds spent in a function, given to the project's functions that called it; its own keep theirs."""
+    callers = {caller: max(each[2], TINY_S) for caller, each in stats[function][4].items() if caller not in seen}
+    if is_ours(function) or not callers:
+        return {function: seconds}
+    found: Ledger = defaultdict(float)
+    for caller, weight in callers.items():
+        part = seconds * weight / sum(callers.values())
+        for owner, value in shared(stats, caller, part, seen | {function}).items():
+            found[owner] += value
+    return found
+
+
+def by_kind(stats: Mapping[Function, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds by kind of work, and by function of the project for what is of no kind."""
+    owners: Ledger = defaultdict(float)
+    for function, (_, _, own_seconds, _, _) in stats.items():
+        for owner, value in shared(stats, function, own_seconds, frozenset({function})).items():
+            owners[owner] += value
+    kinds: dict[str, float] = defaultdict(float)
+    unnamed: dict[str, float] = defaultdict(float)
+    for function, seconds in owners.items():
+        name = function[2]
+        callers = {caller[2]: max(each[2], TINY_S) for caller, each in stats[function][4].items()} or {"": 1.0}
+        for caller, weight in callers.items():
+            kind = KINDS.get(f"{name} < {caller}", KINDS.get(name))
+            (unnamed if kind is None else kinds)[kind or name] += seconds * weight / sum(callers.values())
+    return dict(kinds), dict(unnamed)
+
+
+def profile(work: Callable[[], object]) -> dict[str, Any]:
+    """Seconds as it is, and by kind in all threads together; of some runs the fastest."""
+    whole, best, shortest = [], pstats.Stats(), float("inf")
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        work()
+        whole.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        with profiled() as profiles:
+            work()
+        taken = time.perf_counter() - begin
+        if taken < shortest:
+            best, shortest = pstats.Stats(*profiles), taken
+    kinds, unnamed = by_kind(best.stats)  # type: ignore[attr-defined]
+    most = dict(sorted(unnamed.items(), key=lambda item: -item[1])[:6])
+    return {
+        "whole_s": min(whole),
+        "profiled_s": shortest,
+        "kinds_s": kinds,
+        "unnamed_s": sum(unnamed.values()),
+        "most_unnamed_s": most,
+    }
+
+
+def load(folder: Path, threads: int) -> "ZImagePipeline":
+    backend.prepare(threads=threads)
+    from models.checkpoint import open_checkpoint
+    from models.image import load_image_pipeline
+    from models.image.base import LoadChoices
+    from models.image.z_image.pipeline import ZImagePipeline
+
+    backend.configure()
+    pipeline = load_image_pipeline(open_checkpoint(str(folder), Path()), LoadChoices(policy="float32"))
+    assert isinstance(pipeline, ZImagePipeline)
+    return pipeline
+
+
+def run(folder: Path, threads: int, parts: list[str]) -> dict[str, dict[str, Any]]:
+    pipeline = load(folder, threads)
+    import mlx.core as mx
+
+    with np.load(folder / "inputs.npz") as inputs:
+        latents, caption = mx.array(inputs["latents"])[0].transpose(1, 2, 0), mx.array(inputs["caption"])
+    transformer, autoencoder = pipeline._transformer, pipeline._autoencoder
+    height, width = latents.shape[:2]
+    known = transformer.prepare(caption, height, width)
+    works: dict[str, Callable[[], object]] = {
+        "step": lambda: mx.eval(transformer(latents, 0.5, known)),
+        "decode": lambda: mx.eval(autoencoder.decode(latents[None])),
+        "encode": lambda: mx.eval(autoencoder.encode(mx.zeros((1, 8 * height, 8 * width, 3)))),
+    }
+    for part in parts:
+        works[part]()
+    return {part: profile(works[part]) for part in parts}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pipeline", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=backend.usable_cores())
+    parser.add_argument("--parts", nargs="+", choices=("step", "decode", "encode"), default=["step", "decode"])
+    parser.add_argument("--show", action="store_true", help="for people, instead of JSON")
+    asked = parser.parse_args()
+    report = run(asked.pipeline, asked.threads, asked.parts)
+    print("\n".join(profile_lines(report)) if asked.show else json.dumps(report))
