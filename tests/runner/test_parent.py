@@ -12,7 +12,7 @@ import pytest
 
 from runner import parent as parent_module
 from runner.config import DialectName
-from runner.parent import Child, ChildError, Piece, _piece, free_port, spawn
+from runner.parent import Child, ChildError, Piece, _check, _piece, free_port, spawn
 
 ANY_DIALECT = pytest.mark.parametrize("dialect", list(DialectName), ids=lambda dialect: dialect.value)
 
@@ -182,7 +182,7 @@ def test_a_line_of_any_dialect_is_read(line, piece):
 )
 def test_an_error_inside_a_stream_is_raised(line):
     with pytest.raises(ChildError, match=r"^the reason$"):
-        _piece(line)
+        _check(line)
 
 
 async def answering(*lines: bytes):
