@@ -19,7 +19,6 @@ from models.image.schedulers import FlowMatchEuler
 from models.image.text_encoder import TextEncoder
 from models.image.z_image import pipeline as z_image
 from models.image.z_image.config import read_transformer_config
-from models.image.z_image.host_blocks import use_host
 from models.image.z_image.transformer import Transformer, patchify, unpatchify
 
 FOLDER = Path(__file__).parent / "z_image"
@@ -51,11 +50,9 @@ def transformer(request: pytest.FixtureRequest) -> Transformer:
     checkpoint = open_checkpoint(str(FOLDER), FOLDER)
     model = Transformer(read_transformer_config(component_config(checkpoint, "transformer")))
     load_component(model, checkpoint, "transformer", LoadChoices())
-    if request.param == "host":
-        gemm = host_gemm()
-        if gemm is None:
-            pytest.skip("needs a fast BLAS")
-        use_host(model, gemm)
+    if request.param == "host" and host_gemm() is None:
+        pytest.skip("needs a fast BLAS")
+    model.prepare(on_host=request.param == "host")
     return model
 
 
@@ -110,7 +107,7 @@ def test_every_part_of_a_forward_pass_is_the_references(goldens: Goldens, transf
         return goldens[f"forward.{name}.{part}"]
 
     latents = mx.array(golden("latents")).transpose(1, 2, 0)
-    known = transformer.prepare(mx.array(golden("embeddings")), latents.shape[0], latents.shape[1])
+    known = transformer.condition(mx.array(golden("embeddings")), latents.shape[0], latents.shape[1])
     assert_close(known.caption, golden("caption"))
     time = transformer.t_embedder(float(np.float32(0.3)) * 1000.0)
     assert_close(time[0], golden("time"))

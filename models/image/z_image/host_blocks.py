@@ -1,6 +1,6 @@
 """The blocks of Z-Image's transformer in the form that is fast on a CPU: numpy arrays, a BLAS, a thread for each core.
 
-Owns the weights that it takes from `transformer`, lent by MLX as they lie there; the lists of blocks are empty
+Owns the weights that it takes from `blocks`, lent by MLX as they lie there; the lists of blocks are empty
 afterwards. A norm's weight and the time's modulation behind it are one vector a pass, and the scale of the attention's
 scores is in the weight of the queries' norm.
 """
@@ -28,8 +28,8 @@ from models.image.host_layers import (
     swiglu,
     turn,
 )
+from models.image.z_image.blocks import QK_EPS, Block
 from models.image.z_image.config import TransformerConfig
-from models.image.z_image.transformer import QK_EPS, Block, Stacks, Transformer
 
 ALIGNED = 64
 """A wide row begins at a multiple of so many numbers: products into it are a fifth faster."""
@@ -79,7 +79,7 @@ class Weights:
 
 
 class HostStack:
-    """Blocks that follow one another; see `transformer.Stack`. Thread: the MLX thread, which others help meanwhile."""
+    """Blocks that follow one another; see `blocks.Stack`. Thread: the MLX thread, which others help meanwhile."""
 
     def __init__(self, gemm: Gemm, blocks: list[Block], config: TransformerConfig) -> None:
         """Take the weights out of the blocks; the list is empty then."""
@@ -90,7 +90,7 @@ class HostStack:
             self._blocks.append(_weights(blocks.pop(0), config))
 
     def __call__(self, x: mx.array, rotations: mx.array, time: mx.array | None, wanted: int | None = None) -> mx.array:
-        """See `transformer.Stack`."""
+        """See `blocks.Stack`."""
         # A copy, for its strides too: those of a single row can be anything.
         moment = None if time is None else lend(time).copy()
         with Crew(self._gemm) as crew:
@@ -109,7 +109,7 @@ class HostStack:
         return mx.array(run.x[:wanted])
 
     def first_input(self, x: mx.array, time: mx.array) -> mx.array:
-        """See `transformer.Stack`."""
+        """See `blocks.Stack`."""
         hidden = lend(x)
         out = np.empty_like(hidden)
         vectors = self._blocks[0].vectors(self._gemm, lend(time).copy())
@@ -184,18 +184,6 @@ class _Pass:
 
     def _by_rows(self, count: int, work: Callable[[slice], None]) -> None:
         self._crew.share(lambda _, rows: work(rows), chunks(count, ROWS))
-
-
-def use_host(transformer: Transformer, gemm: Gemm) -> None:
-    """Have a transformer compute in this form from now on. Thread: the MLX thread.
-
-    Args:
-        transformer: loaded, all weights float32.
-        gemm: the BLAS.
-    """
-    config = transformer.config
-    lists = (transformer.noise_refiner, transformer.context_refiner, transformer.layers)
-    transformer.stacks = Stacks(*(HostStack(gemm, blocks, config) for blocks in lists))
 
 
 def _aligned(width: int) -> int:

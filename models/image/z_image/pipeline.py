@@ -109,7 +109,7 @@ class ZImagePipeline:
 
     def _side(self, embeddings: mx.array, request: PictureRequest, steps: int) -> _Side:
         height, width = self._latent_size(request)
-        known = self._transformer.prepare(embeddings, height, width)
+        known = self._transformer.condition(embeddings, height, width)
         wait([known.caption, known.image_rotations, known.rotations])
         return _Side(known, StepCache(request.step_cache, steps) if request.step_cache > 0 else None)
 
@@ -156,6 +156,7 @@ def load_pipeline(checkpoint: Checkpoint, choices: LoadChoices) -> ZImagePipelin
                 f"{key} is {wanted}, and what makes them makes {made}", file="transformer/config.json"
             )
     load_component(transformer, checkpoint, "transformer", choices, spans[1])
+    transformer.prepare()
     load_component(autoencoder, checkpoint, "vae", choices, spans[2])
     autoencoder.prepare()
     return ZImagePipeline(abilities, text_encoder, transformer, autoencoder, scheduler)

@@ -1,38 +1,30 @@
 """Z-Image's transformer: image and caption tokens in one stream, its blocks scaled and gated by the time.
 
-Attribute names are the checkpoints' tensor names. This is the form in which weights are loaded and GPUs compute;
-`host_blocks` has the form of the blocks that is fast on a CPU. Shapes: one picture at a time, a sequence is (L, D).
+Attribute names are the checkpoints' tensor names. Shapes: one picture at a time, a sequence is (L, D).
 
 Source: diffusers' `ZImageTransformer2DModel` (v0.42.1), its basic mode at batch 1, where padding is attended to.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
+from mlx.utils import tree_flatten
 
-from models.image.layers import (
-    attend,
-    axis_rotations,
-    grid_positions,
-    layer_norm,
-    rotate,
-    silu,
-    swiglu,
-    timestep_embedding,
-)
+from models.backend import device
+from models.gemm import host_gemm
+from models.image.layers import axis_rotations, grid_positions, layer_norm, silu, timestep_embedding
 from models.image.step_cache import StepCache
+from models.image.z_image.blocks import Block, PlainStack, Stack
 from models.image.z_image.config import PATCH, TransformerConfig
+from models.image.z_image.host_blocks import HostStack
 
 SEQUENCE_MULTIPLE = 32
 """Image and caption are each filled up to a multiple of it with learned tokens."""
 
 _PATCHES = f"{PATCH}-1"
-
-QK_EPS = 1e-5
-"""Of the norms of queries and keys, whatever norm_eps says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +39,6 @@ class Conditioning:
     """Of image and caption: complex64 (N + M, 1, d / 2)."""
 
 
-class Stack(Protocol):
-    """Blocks that follow one another, in either form."""
-
-    def __call__(self, x: mx.array, rotations: mx.array, time: mx.array | None, wanted: int | None = None) -> mx.array:
-        """Run them all.
-
-        Args:
-            x: (L, D).
-            rotations: (L, 1, d / 2).
-            time: (1, E); None without modulation.
-            wanted: so many of the first rows are needed; None: all.
-
-        Shape: (wanted, D).
-        """
-        ...
-
-    def first_input(self, x: mx.array, time: mx.array) -> mx.array:
-        """What the first block's attention would see. Shapes: x (L, D), time (1, E); returns float32 (L, D)."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Stacks:
     """All blocks of the transformer."""
@@ -75,97 +46,7 @@ class Stacks:
     noise: Stack
     context: Stack
     joint: Stack
-
-
-class Attention(nn.Module):
-    """Everyone looks at everyone."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self._heads, dim = config.num_heads, config.dim
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_k = nn.Linear(dim, dim, bias=False)
-        self.to_v = nn.Linear(dim, dim, bias=False)
-        self.to_out = [nn.Linear(dim, dim, bias=False)]
-        if config.qk_norm:
-            self.norm_q = nn.RMSNorm(config.head_dim, eps=QK_EPS)
-            self.norm_k = nn.RMSNorm(config.head_dim, eps=QK_EPS)
-
-    def __call__(self, x: mx.array, rotations: mx.array) -> mx.array:
-        """Shapes: x (L, D), rotations (L, 1, d / 2); returns (L, D)."""
-        queries, keys, values = (
-            linear(x).reshape(x.shape[0], self._heads, -1) for linear in (self.to_q, self.to_k, self.to_v)
-        )
-        if "norm_q" in self:
-            queries, keys = self.norm_q(queries), self.norm_k(keys)
-        out: mx.array = self.to_out[0](attend(rotate(queries, rotations), rotate(keys, rotations), values))
-        return out
-
-
-class FeedForward(nn.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.w1 = nn.Linear(config.dim, config.mlp_dim, bias=False)
-        self.w2 = nn.Linear(config.mlp_dim, config.dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.mlp_dim, bias=False)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Shape: (L, D), kept."""
-        return self.w2(swiglu(self.w1(x), self.w3(x)))
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each between two norms; with `modulated`, the time scales what goes in and out."""
-
-    def __init__(self, config: TransformerConfig, *, modulated: bool) -> None:
-        super().__init__()
-        self.attention = Attention(config)
-        self.feed_forward = FeedForward(config)
-        self.attention_norm1 = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.attention_norm2 = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm1 = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm2 = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        if modulated:
-            self.adaLN_modulation = [nn.Linear(config.time_dim, 4 * config.dim)]
-
-    def __call__(self, x: mx.array, rotations: mx.array, time: mx.array | None) -> mx.array:
-        """Shapes: x (L, D), rotations (L, 1, d / 2), time (1, E), None without modulation; returns (L, D)."""
-        scale_in, gate_in, scale_mlp, gate_mlp = self.modulation(time)
-        attended = self.attention(self.attention_norm1(x) * scale_in, rotations)
-        x = x + gate_in * self.attention_norm2(attended)
-        out: mx.array = x + gate_mlp * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * scale_mlp))
-        return out
-
-    def attention_input(self, x: mx.array, time: mx.array) -> mx.array:
-        """What the attention sees. Shapes: x (L, D), time (1, E); returns (L, D)."""
-        out: mx.array = self.attention_norm1(x) * self.modulation(time)[0]
-        return out
-
-    def modulation(self, time: mx.array | None) -> tuple[mx.array | float, ...]:
-        """Scale and gate of the attention, scale and gate of the feed-forward. Shapes: time (1, E); each (1, D)."""
-        if time is None:
-            return 1.0, 1.0, 1.0, 1.0
-        scale_in, gate_in, scale_mlp, gate_mlp = mx.split(self.adaLN_modulation[0](time), 4, axis=-1)
-        return 1.0 + scale_in, mx.tanh(gate_in), 1.0 + scale_mlp, mx.tanh(gate_mlp)
-
-
-class PlainStack:
-    """Blocks as they were loaded; see `Stack`."""
-
-    def __init__(self, blocks: list[Block]) -> None:
-        self._blocks = blocks
-
-    def __call__(self, x: mx.array, rotations: mx.array, time: mx.array | None, wanted: int | None = None) -> mx.array:
-        """See `Stack`."""
-        for block in self._blocks:
-            x = block(x, rotations, time)
-        return x[:wanted]
-
-    def first_input(self, x: mx.array, time: mx.array) -> mx.array:
-        """See `Stack`."""
-        return self._blocks[0].attention_input(x, time).astype(mx.float32)
+    """Of image and caption."""
 
 
 class TimeEmbedder(nn.Module):
@@ -212,14 +93,27 @@ class Transformer(nn.Module):
         self.noise_refiner = [Block(config, modulated=True) for _ in refiners]
         self.context_refiner = [Block(config, modulated=False) for _ in refiners]
         self.layers = [Block(config, modulated=True) for _ in range(config.num_layers)]
-        self.stacks = Stacks(*map(PlainStack, (self.noise_refiner, self.context_refiner, self.layers)))
+        self.stacks = Stacks(*(PlainStack(blocks, config) for blocks in self._blocks()))
 
     @property
     def config(self) -> TransformerConfig:
         """What it was built from. Thread: any."""
         return self._config
 
-    def prepare(self, caption: mx.array, height: int, width: int) -> Conditioning:
+    def prepare(self, *, on_host: bool | None = None) -> None:
+        """Bring the loaded weights to the form that is computed in.
+
+        Args:
+            on_host: on numpy arrays, which a CPU with a fast BLAS is best at if no weight is quantised, or in MLX's
+                graph; None lets device and weights decide.
+        """
+        if on_host is None:
+            weights = cast("list[tuple[str, mx.array]]", tree_flatten(self.parameters()))
+            on_host = device().kind == "cpu" and all(array.dtype == mx.float32 for _, array in weights)
+        if on_host and (gemm := host_gemm()) is not None:
+            self.stacks = Stacks(*(HostStack(gemm, blocks, self._config) for blocks in self._blocks()))
+
+    def condition(self, caption: mx.array, height: int, width: int) -> Conditioning:
         """Do what need not be done again in each step.
 
         Args:
@@ -244,7 +138,7 @@ class Transformer(nn.Module):
         Args:
             latents: float32 (h, w, C).
             t: the model's time, 1 - sigma.
-            known: by `prepare`, for latents of this size.
+            known: by `condition`, for latents of this size.
             cache: what is remembered of earlier steps, if anything is to be.
 
         Shape: (h, w, C), in the weights' type.
@@ -260,6 +154,18 @@ class Transformer(nn.Module):
             hidden = x + added
         return unpatchify(self.all_final_layer[_PATCHES](hidden, time), latents.shape[0], latents.shape[1])
 
+    def working_bytes(self, height: int, width: int, caption: int) -> int:
+        """A step's peak beyond the weights. Thread: any.
+
+        Args:
+            height: of the latents.
+            width: of the latents.
+            caption: tokens.
+        """
+        length = sum(tokens + -tokens % SEQUENCE_MULTIPLE for tokens in (height * width // PATCH**2, caption))
+        rotations = 2 * 4 * length * self._config.head_dim
+        return self.stacks.joint.working_bytes(length) + rotations
+
     def embed(self, latents: mx.array, dtype: mx.Dtype) -> mx.array:
         """The image's tokens. Shapes: (h, w, C); returns (h * w / 4, D)."""
         tokens: mx.array = self.all_x_embedder[_PATCHES](patchify(latents).astype(dtype))
@@ -272,6 +178,9 @@ class Transformer(nn.Module):
     def joint(self, x: mx.array, time: mx.array, known: Conditioning, wanted: int | None = None) -> mx.array:
         """Image and caption together. Shapes: x (N, D), time (1, E); returns (N + M, D), or the first rows of it."""
         return self.stacks.joint(mx.concatenate([x, known.caption]), known.rotations, time, wanted)
+
+    def _blocks(self) -> tuple[list[Block], list[Block], list[Block]]:
+        return self.noise_refiner, self.context_refiner, self.layers
 
     def _rotations(self, positions: np.ndarray) -> mx.array:
         return mx.array(axis_rotations(positions, self._config.axes_dims, self._config.theta)[:, None])
