@@ -4,8 +4,9 @@ Source: diffusers' ZImagePipeline and ZImageImg2ImgPipeline, v0.42.1. One differ
 to the mean of the autoencoder's distribution, not to a sample of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -16,11 +17,12 @@ from models.checkpoint import Checkpoint
 from models.errors import CheckpointError
 from models.host import wait
 from models.image.autoencoder import Autoencoder, read_autoencoder_config, to_pixels
+from models.image.autoencoder_config import autoencoder_bytes
 from models.image.base import Abilities, Family, ImageResult, ImageStep, LoadChoices, PictureRequest, Pixels
 from models.image.loading import component_config, component_spans, load_component
 from models.image.schedulers import FlowMatchEuler, Sigmas, first_step, read_scheduler
 from models.image.step_cache import StepCache
-from models.image.text_encoder import Reading, TextEncoder, unused_tensors
+from models.image.text_encoder import MAX_TOKENS, Reading, TextEncoder, unused_tensors
 from models.image.z_image.config import PATCH, read_abilities, read_transformer_config
 from models.image.z_image.transformer import Conditioning, Transformer
 
@@ -72,33 +74,47 @@ class ZImagePipeline:
 
     def working_bytes(self, request: PictureRequest) -> int:
         """See `ImagePipeline`."""
-        raise NotImplementedError
+        height, width = self._latent_size(request)
+        latents = 4 * height * width * self._transformer.config.channels
+        sides = 2 if self._is_guided(request) else 1
+        captions = 4 * sides * MAX_TOKENS * self._transformer.config.dim
+        return max(
+            self._text_encoder.working_bytes,
+            self._transformer.working_bytes(height, width, MAX_TOKENS) + captions + 3 * latents,
+            autoencoder_bytes(self._autoencoder.config, request.width * request.height) + latents,
+        )
 
     def generate(self, request: PictureRequest) -> Iterator[ImageStep | ImageResult]:
         """See `ImagePipeline`. Raises TokenizerError."""
-        guided = request.guidance > 0
-        first = first_step(request.steps, request.strength) if request.images else 0
-        total = request.steps - first
-        embeddings = self._text_encoder.encode(request.prompt, *[request.negative_prompt] * guided)
-        yield ImageStep("encode", 0, total)
-        sigmas = self._sigmas(request)[first:]
+        latents, steps, computed = yield from self._denoise(request)
+        for picture in self._autoencoder.decode_steps(latents[None]):
+            if picture is None:
+                yield ImageStep("decode", steps, steps)
+            else:
+                yield ImageResult(to_pixels(picture), computed)
+
+    def _denoise(self, request: PictureRequest) -> Generator[ImageStep, None, tuple[mx.array, int, int]]:
+        """From noise, or a picture with noise, to clean latents (h, w, C); how many steps, and of them computed."""
+        skipped = first_step(request.steps, request.strength) if request.images else 0
+        steps = request.steps - skipped
+        embeddings = self._text_encoder.encode(request.prompt, *[request.negative_prompt] * self._is_guided(request))
+        yield ImageStep("encode", 0, steps)
+        sigmas = self._sigmas(request)[skipped:]
         latents = self._noise(request)
         for image in request.images:
             latents = sigmas[0] * latents + (1.0 - sigmas[0]) * self._encoded(image, request)
             wait([latents])
-            yield ImageStep("encode", 0, total)
-        sides = [self._side(each, request, total) for each in embeddings]
-        for step in range(total):
-            velocity = self._velocity(latents, sigmas[step], sides, request.guidance)
-            latents = latents + (sigmas[step + 1] - sigmas[step]) * velocity
+            yield ImageStep("encode", 0, steps)
+        sides = [self._side(each, request, steps) for each in embeddings]
+        for step, (sigma, following) in enumerate(pairwise(sigmas), start=1):
+            latents = latents + (following - sigma) * self._velocity(latents, sigma, sides, request.guidance)
             wait([latents])
-            yield ImageStep("denoise", step + 1, total)
-        for picture in self._autoencoder.decode_steps(latents[None]):
-            if picture is None:
-                yield ImageStep("decode", total, total)
-            else:
-                cache = sides[0].cache
-                yield ImageResult(to_pixels(picture), total if cache is None else cache.computed)
+            yield ImageStep("denoise", step, steps)
+        cache = sides[0].cache
+        return latents, steps, steps if cache is None else cache.computed
+
+    def _is_guided(self, request: PictureRequest) -> bool:
+        return request.guidance > self._abilities.guidance_above
 
     def _velocity(self, latents: mx.array, sigma: float, sides: Sequence[_Side], guidance: float) -> mx.array:
         """The predicted noise - picture, guided where there is something to be guided away from. Shape: (h, w, C)."""
