@@ -43,8 +43,10 @@ class ImageMemory:
         Raises:
             InsufficientMemory: it is not; the message has the figures and the largest size that fits.
         """
+        if not self._enforced:
+            return
         needed = pipeline.working_bytes(request)
-        if not self._enforced or needed <= max(self._free_bytes() + held, NEGLIGIBLE_BYTES):
+        if needed <= max(self._free_bytes() + held, NEGLIGIBLE_BYTES):
             return
         self._give_back()
         free = self._free_bytes() + held

@@ -281,7 +281,7 @@ async def test_a_picture_too_large_for_the_memory_is_refused_by_the_engine(confi
         await thread.close()
 
 
-@pytest.mark.parametrize("folder", [KLEIN])
+@pytest.mark.parametrize("folder", [KLEIN, PARITY_IMAGE / "z_image"])
 def test_the_rough_figure_of_a_plan_is_of_the_order_of_the_pipelines_own(config, folder):
     checkpoint = open_checkpoint(str(folder), folder)
     planner = load_image._Planner(checkpoint, replace(config, vae_tile=0))
