@@ -105,7 +105,7 @@ def test_a_forward_pass_is_the_references(
     parts = np.cumsum([0, *(h * w for h, w in (grid, *others))])
     tokens = mx.array(goldens[f"forward.{shape}.tokens"])
     references = [(tokens[parts[n + 1] : parts[n + 2]], each) for n, each in enumerate(others)]
-    conditions = transformer.condition(mx.array(goldens["forward.text"]), references, grid)
+    (conditions,) = transformer.condition([mx.array(goldens["forward.text"])], references, grid)
     modulations = transformer.modulations(float(np.float32(0.6)))
     output = transformer(tokens[: parts[1]], modulations, conditions)
     assert_close(output, goldens[f"forward.{shape}.output"])

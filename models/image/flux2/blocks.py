@@ -29,6 +29,11 @@ class Conditions:
     rotations: mx.array
     """complex64 (L + S + R, 1, head_dim / 2)."""
 
+    def arrays(self) -> list[mx.array]:
+        """All that there are."""
+        arrays = [self.text, self.rotations]
+        return arrays if self.references is None else [*arrays, self.references]
+
 
 @dataclass(frozen=True, slots=True)
 class Modulations:

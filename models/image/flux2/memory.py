@@ -9,20 +9,20 @@ _FULL_SIZE_ARRAYS = 5
 """Arrays of the widest channels at full size that the autoencoder holds at once."""
 
 
-def denoising_bytes(config: TransformerConfig, lengths: Sequence[int], *, itemsize: int, scores_at_once: int) -> int:
+def denoising_bytes(config: TransformerConfig, lengths: Sequence[int], *, itemsize: int, scores: int) -> int:
     """A step's peak.
 
     Args:
         config: the transformer's.
         lengths: tokens of the text, the picture, and each reference.
         itemsize: bytes of a number.
-        scores_at_once: attention scores that are held at the same time, at most; 0 where a kernel holds none.
+        scores: attention scores that are held at the same time; 0 where a kernel holds none.
     """
     length = sum(lengths)
     # The stream, its norm, what goes through one block's widest matrix, and what comes out of that.
     numbers = length * (2 * config.dim + 4 * config.dim + 3 * config.mlp_dim)
     rotations = 8 * length * config.head_dim // 2
-    return numbers * itemsize + 4 * min(scores_at_once, config.num_heads * length**2) + rotations
+    return numbers * itemsize + 4 * scores + rotations
 
 
 def autoencoder_bytes(config: AutoencoderConfig, pixels: int) -> int:

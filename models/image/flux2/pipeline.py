@@ -3,8 +3,8 @@
 Source: diffusers' Flux2KleinPipeline, v0.42.1, and for the first size Ollama's x/imagegen at v0.32.5.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import mlx.core as mx
@@ -116,28 +116,32 @@ class Flux2KleinPipeline:
             TokenizerError: the prompt cannot be tokenised.
         """
         check_references(request.images)
+        latents, computed = yield from self._denoise(request)
+        for picture in self._autoencoder.decode_steps(latents):
+            if picture is None:
+                yield ImageStep("decode", request.steps, request.steps)
+            else:
+                yield ImageResult(to_pixels(picture), computed)
+
+    def _denoise(self, request: PictureRequest) -> Generator[ImageStep, None, tuple[mx.array, int]]:
+        """From noise to clean latents (1, h, w, C), and how many steps were computed. Holds nothing else afterwards."""
         grid = self._grid(request.width, request.height)
         guided = self._abilities.takes_guidance and request.guidance > self._abilities.guidance_above
-        prompts = (request.prompt, request.negative_prompt) if guided else (request.prompt,)
-        embeddings = self._text_encoder.encode(*prompts)
+        embeddings = self._text_encoder.encode(request.prompt, *[request.negative_prompt] * guided)
         yield ImageStep("encode", 0, request.steps)
         references = []
         for image in request.images:
             references.append(self._encode(image))
             yield ImageStep("encode", 0, request.steps)
-        sides = self._sides(request, embeddings, references)
+        sides = [self._side(each, request) for each in self._transformer.condition(embeddings, references, grid)]
         sigmas = self._scheduler.sigmas(request.steps, empirical_mu(grid[0] * grid[1], request.steps))
         latents = self._noise(request, grid)
         for step, (sigma, following) in enumerate(pairwise(sigmas), start=1):
             latents = latents + (following - sigma) * self._predict(latents, sigma, sides, request.guidance)
             wait([latents])
             yield ImageStep("denoise", step, request.steps)
-        for picture in self._autoencoder.decode_steps(latents.reshape(1, *grid, -1)):
-            if picture is None:
-                yield ImageStep("decode", request.steps, request.steps)
-            else:
-                cache = sides[0].cache
-                yield ImageResult(to_pixels(picture), request.steps if cache is None else cache.computed)
+        cache = sides[0].cache
+        return latents.reshape(1, *grid, -1), request.steps if cache is None else cache.computed
 
     def _grid(self, width: int, height: int) -> Grid:
         return height // self._multiple, width // self._multiple
@@ -151,23 +155,9 @@ class Flux2KleinPipeline:
         wait([tokens])
         return tokens, (latents.shape[1], latents.shape[2])
 
-    def _sides(
-        self, request: PictureRequest, embeddings: Sequence[mx.array], references: Sequence[tuple[mx.array, Grid]]
-    ) -> list[_Side]:
-        """Everything that the steps need and do not change, evaluated: for the prompt, and for the negative one."""
-        grid = self._grid(request.width, request.height)
-        conditions = [self._transformer.condition(each, references, grid) for each in embeddings]
-        wanted = conditions[0]
-        shared = [wanted.rotations] if wanted.references is None else [wanted.rotations, wanted.references]
-        wait(shared + [each.text for each in conditions])
-        return [
-            _Side(
-                # Positions and references are the same for both.
-                replace(wanted, text=each.text),
-                StepCache(request.step_cache, request.steps) if request.step_cache > 0 else None,
-            )
-            for each in conditions
-        ]
+    def _side(self, conditions: Conditions, request: PictureRequest) -> _Side:
+        wait(conditions.arrays())
+        return _Side(conditions, StepCache(request.step_cache, request.steps) if request.step_cache > 0 else None)
 
     def _noise(self, request: PictureRequest, grid: Grid) -> mx.array:
         """Tokens of pure noise. Shape: float32 (h * w, C)."""

@@ -37,8 +37,16 @@ class Denoiser(Protocol):
         """A step's peak beyond the weights, by the tokens of text, picture and references. Thread: any."""
         ...
 
-    def condition(self, text: mx.array, references: Sequence[tuple[mx.array, Grid]], grid: Grid) -> Conditions:
-        """What no step changes. Shapes: text (L, text_dim), each reference (h * w, C)."""
+    def condition(
+        self, texts: Sequence[mx.array], references: Sequence[tuple[mx.array, Grid]], grid: Grid
+    ) -> list[Conditions]:
+        """What no step changes, of each text; all else they have in common.
+
+        Args:
+            texts: embeddings of one length, (L, text_dim) each.
+            references: the tokens of each reference picture, (h * w, C).
+            grid: the picture's.
+        """
         ...
 
     def modulations(self, sigma: float) -> Modulations:
@@ -157,19 +165,18 @@ class Transformer(nn.Module):
         """See `Denoiser`."""
         if self._host_blocks is not None:
             return self._host_blocks.working_bytes(lengths)
-        scores = sum(lengths) ** 2 * 2 * self.config.num_heads if device().kind == "cpu" else 0
-        return denoising_bytes(self.config, lengths, itemsize=self.dtype.size, scores_at_once=scores)
+        # MLX's CPU backend holds all scores, and their softmax beside them.
+        scores = 2 * self.config.num_heads * sum(lengths) ** 2 if device().kind == "cpu" else 0
+        return denoising_bytes(self.config, lengths, itemsize=self.dtype.size, scores=scores)
 
-    def condition(self, text: mx.array, references: Sequence[tuple[mx.array, Grid]], grid: Grid) -> Conditions:
+    def condition(
+        self, texts: Sequence[mx.array], references: Sequence[tuple[mx.array, Grid]], grid: Grid
+    ) -> list[Conditions]:
         """See `Denoiser`."""
-        grids = [grid, *(each for _, each in references)]
         tokens = [each for each, _ in references]
         embedded = self.x_embedder(mx.concatenate(tokens).astype(self.dtype)) if tokens else None
-        return Conditions(
-            text=self.context_embedder(text.astype(self.dtype)),
-            references=embedded,
-            rotations=rotations(self.config, text.shape[0], grids),
-        )
+        turns = rotations(self.config, texts[0].shape[0], [grid, *(each for _, each in references)])
+        return [Conditions(self.context_embedder(text.astype(self.dtype)), embedded, turns) for text in texts]
 
     def modulations(self, sigma: float) -> Modulations:
         """See `Denoiser`."""
