@@ -17,6 +17,7 @@ from models.image.autoencoder_config import AutoencoderConfig, read_autoencoder_
 from models.image.base import Pixels
 from models.image.convolution import Conv2d
 from models.image.host_autoencoder import HostNetwork
+from models.image.tiling import Tiling
 
 __all__ = ["Autoencoder", "AutoencoderConfig", "read_autoencoder_config", "to_pixels"]
 
@@ -24,9 +25,11 @@ __all__ = ["Autoencoder", "AutoencoderConfig", "read_autoencoder_config", "to_pi
 class Autoencoder(nn.Module):
     """Encoder and decoder of one VAE. `prepare` must run after its weights are loaded. Thread: the MLX thread."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, tiling: Tiling | None = None) -> None:
+        """Build it without weights; `tiling` says from which size on pictures are taken in strips."""
         super().__init__()
         self._config = config
+        self._tiling = tiling or Tiling()
         self._host_encoder: HostNetwork | None = None
         self._host_decoder: HostNetwork | None = None
         latent = config.latent_channels
@@ -76,18 +79,22 @@ class Autoencoder(nn.Module):
         return picture
 
     def decode_steps(self, latents: mx.array) -> Iterator[mx.array | None]:
-        """`decode` in pieces: None after each tile, at last the picture. It may be given up at any of them."""
+        """`decode` in pieces: None after each, at last the picture. It may be given up at any of them."""
         x = self.unscaled(latents)
         if self._config.use_post_quant_conv:
             x = self.post_quant_conv(x)
-        yield (self._host_decoder or self.decoder)(x)
+        tiling = self._tiling if self._tiling.applies(x.shape[1], x.shape[2]) else None
+        return (self._host_decoder or self.decoder).steps(x, tiling)
 
     def encode(self, picture: mx.array) -> mx.array:
         """The mean of the latents' distribution.
 
         Shapes: picture (1, H, W, 3), -1 to 1, sides multiples of the scale; returns (1, h, w, C).
         """
-        moments = (self._host_encoder or self.encoder)(picture.astype(mx.float32))
+        height, width = (side // self._config.downscale for side in picture.shape[1:3])
+        tiling = self._tiling if self._tiling.applies(height, width) else None
+        steps = (self._host_encoder or self.encoder).steps(picture.astype(mx.float32), tiling)
+        (moments,) = (step for step in steps if step is not None)
         if self._config.use_quant_conv:
             moments = self.quant_conv(moments)
         return self.scaled(moments[..., : self._config.latent_channels])

@@ -22,6 +22,7 @@ class Conv2d(nn.Module):
         self.weight = mx.contiguous(self.weight.transpose(0, 2, 3, 1))
         mx.eval(self.weight)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Shapes: x (B, H, W, I); returns (B, H', W', O)."""
-        return mx.conv2d(x, self.weight, stride=self._stride, padding=self._padding) + self.bias
+    def __call__(self, x: mx.array, *, padded: bool = False) -> mx.array:
+        """Shapes: x (B, H, W, I); returns (B, H', W', O). `padded` says that x has its padding above and below."""
+        padding = (0, self._padding) if padded else self._padding
+        return mx.conv2d(x, self.weight, stride=self._stride, padding=padding) + self.bias

@@ -5,7 +5,10 @@ modules are empty afterwards. At most three pictures
 are in memory at once: a residual block's input, its middle and, where the widths differ, its output.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import mlx.core as mx
 import numpy as np
@@ -15,7 +18,9 @@ from models.host import lend
 from models.image import autoencoder_blocks as blocks
 from models.image import winograd
 from models.image.convolution import Conv2d
-from models.image.host_convolution import Affine, Convolver, FeatureMap, Floats, Kernel, norm, project
+from models.image.feature_map import FeatureMap, Floats
+from models.image.host_convolution import Affine, Convolver, Kernel, Planes, Tally, project, store
+from models.image.tiling import Tiling
 
 QUERIES = 128
 """So many places attend at once: their scores stay in the cache."""
@@ -28,10 +33,6 @@ class Norm:
     weight: Floats
     bias: Floats
     groups: int
-
-    def __call__(self, crew: Crew, x: FeatureMap) -> Affine:
-        """What normalising `x` comes to."""
-        return norm(crew, x, self.weight, self.bias, self.groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,10 @@ class Weights:
     conv_out: Kernel
 
 
+Unit: TypeAlias = "Callable[[_Pass, FeatureMap], FeatureMap]"
+"""What is done between two moments at which the work can be given up."""
+
+
 class HostNetwork:
     """A whole encoder or decoder. Thread: the MLX thread."""
 
@@ -85,51 +90,128 @@ class HostNetwork:
         self._resize = winograd.downsampling() if self._encodes else winograd.upsampling()
         self._plain = winograd.plain()
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Shapes: (1, H, W, I); returns (1, H', W', O)."""
-        with Crew(self._gemm) as crew:
-            result = _Pass(crew, Convolver(crew, self._plain), Convolver(crew, self._resize)).run(
-                self._weights, FeatureMap.copy_of(lend(x)[0]), encodes=self._encodes
-            )
-        return mx.array(result.inside)[None]
+    def steps(self, x: mx.array, tiling: Tiling | None) -> Iterator[mx.array | None]:
+        """Run it: None after each unit of work, at last the result.
+
+        Shapes: x (1, H, W, I); the result (1, H', W', O).
+
+        Args:
+            x: a picture, or latents.
+            tiling: how large maps are cut; None holds all of them whole.
+        """
+        units = self._encoding(tiling) if self._encodes else self._decoding(tiling)
+        current = FeatureMap.copy_of(lend(x)[0])
+        for unit in units:
+            with Crew(self._gemm) as crew:
+                current = unit(_Pass(crew, Convolver(crew, self._plain), Convolver(crew, self._resize)), current)
+            yield None
+        yield mx.array(current.inside)[None]
+
+    def _encoding(self, tiling: Tiling | None) -> Iterator[Unit]:
+        weights, levels = self._weights, self._weights.levels
+        # The first levels are the large ones.
+        large = 0 if tiling is None else len(levels) - len(levels) // 2
+        yield lambda run, x: run.convolve(x, weights.conv_in, half=large > 0)
+        for number, level in enumerate(levels):
+            half = number < large
+            for resnet in level.resnets:
+                yield partial(_Pass.resnet, weights=resnet, half=half)
+            if (resize := level.resize) is not None:
+                yield partial(_Pass.shrink, kernel=resize, half=number + 1 < large)
+        yield from self._middle()
+        yield lambda run, x: run.finish(x, weights)
+
+    def _decoding(self, tiling: Tiling | None) -> Iterator[Unit]:
+        weights, levels = self._weights, self._weights.levels
+        small = len(levels) if tiling is None else len(levels) // 2
+        yield lambda run, x: run.convolve(x, weights.conv_in)
+        yield from self._middle()
+        resize: Kernel | None = None
+        for number, level in enumerate(levels):
+            first, *rest = level.resnets
+            if resize is None:
+                yield partial(_Pass.resnet, weights=first)
+            elif tiling is None or number < small:
+                yield partial(_Pass.grow, kernel=resize)
+                yield partial(_Pass.resnet, weights=first)
+            else:
+                yield partial(_Pass.grow_in_strips, kernel=resize, weights=first, tiling=tiling)
+            for resnet in rest:
+                yield partial(_Pass.resnet, weights=resnet, half=number >= small)
+            resize = level.resize
+        yield lambda run, x: run.finish(x, weights)
+
+    def _middle(self) -> Iterator[Unit]:
+        first, second = self._weights.mid
+        yield partial(_Pass.resnet, weights=first)
+        if (attention := self._weights.attention) is not None:
+            yield partial(_Pass.attend, weights=attention)
+        yield partial(_Pass.resnet, weights=second)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """One picture's way through the network."""
+    """The units of work, with the threads that share it."""
 
     crew: Crew
     convolve: Convolver
     resize: Convolver
 
-    def run(self, weights: Weights, x: FeatureMap, *, encodes: bool) -> FeatureMap:
-        x = self.convolve(x, weights.conv_in)
-        if not encodes:
-            x = self.middle(weights, x)
-        for level in weights.levels:
-            for resnet in level.resnets:
-                x = self.resnet(resnet, x)
-            if level.resize is not None:
-                x = self.resize(x, level.resize)
-        if encodes:
-            x = self.middle(weights, x)
-        return self.convolve(x, weights.conv_out, weights.norm_out(self.crew, x))
-
-    def middle(self, weights: Weights, x: FeatureMap) -> FeatureMap:
-        x = self.resnet(weights.mid[0], x)
-        if weights.attention is not None:
-            self.attend(weights.attention, x)
-        return self.resnet(weights.mid[1], x)
-
-    def resnet(self, weights: Resnet, x: FeatureMap) -> FeatureMap:
+    def resnet(self, x: FeatureMap, *, weights: Resnet, half: bool = False) -> FeatureMap:
         """Without a shortcut the result takes the place of `x`."""
-        middle = self.convolve(x, weights.conv1, weights.norm1(self.crew, x))
-        onto = x if weights.shortcut is None else project(self.crew, x, weights.shortcut)
-        return self.convolve(middle, weights.conv2, weights.norm2(self.crew, middle), onto)
+        middle = self.convolve(x, weights.conv1, self.norm(weights.norm1, x), half=half)
+        onto = x if weights.shortcut is None else project(self.crew, x, weights.shortcut, half=half)
+        return self.convolve(middle, weights.conv2, self.norm(weights.norm2, middle), onto=onto)
 
-    def attend(self, weights: AttentionWeights, x: FeatureMap) -> None:
-        """Add to each place what it finds at all others. Scores are held for a few queries at a time."""
-        affine, gemm, channels = weights.norm(self.crew, x), self.crew.gemm, x.channels
+    def grow(self, x: FeatureMap, *, kernel: Kernel) -> FeatureMap:
+        """Shapes: (h, w, C); returns (2h, 2w, C)."""
+        return self.resize(x, kernel)
+
+    def shrink(self, x: FeatureMap, *, kernel: Kernel, half: bool) -> FeatureMap:
+        """Shapes: (H, W, C); returns (H / 2, W / 2, C)."""
+        return self.resize(x, kernel, half=half)
+
+    def grow_in_strips(self, x: FeatureMap, *, kernel: Kernel, weights: Resnet, tiling: Tiling) -> FeatureMap:
+        """`grow` and `resnet`, the map between them made twice, strip by strip, and never held.
+
+        Shapes: (h, w, I); returns (2h, 2w, O), held in bfloat16.
+        """
+        grown, first = self.resize.planes(kernel), self.convolve.planes(weights.conv1)
+        strips = chunks(x.height, max(1, tiling.strip_rows(4 * x.width, x.channels)))
+        tally = Tally(self.crew)
+        for strip in strips:
+            piece, own = self._grown_strip(x, strip, grown)
+            tally.add(piece, own)
+        affine = tally.moments(weights.norm1.groups).affine(weights.norm1.weight, weights.norm1.bias)
+        outputs = first.stack.shape[2]
+        middle, out = (FeatureMap.empty(2 * x.height, 2 * x.width, outputs, half=True) for _ in range(2))
+        for strip in strips:
+            piece, own = self._grown_strip(x, strip, grown)
+            rows = slice(2 * strip.start, 2 * strip.stop)
+            residual = piece if weights.shortcut is None else project(self.crew, piece, weights.shortcut)
+            store(residual.inside[own].copy(), out, rows)
+            store(self.convolve(piece, first, affine).inside[own].copy(), middle, rows)
+        return self.convolve(middle, weights.conv2, self.norm(weights.norm2, middle), onto=out)
+
+    def _grown_strip(self, x: FeatureMap, strip: slice, planes: Planes) -> tuple[FeatureMap, slice]:
+        """Some rows twice as large, with a margin of a row or two, and which of them are without it."""
+        above, below = min(strip.start, 1), min(x.height - strip.stop, 1)
+        piece = self.resize(x.rows(slice(strip.start - above, strip.stop + below)), planes)
+        return piece, slice(2 * above, piece.height - 2 * below)
+
+    def norm(self, weights: Norm, x: FeatureMap) -> Affine:
+        """What normalising `x` comes to."""
+        tally = Tally(self.crew)
+        tally.add(x)
+        return tally.moments(weights.groups).affine(weights.weight, weights.bias)
+
+    def finish(self, x: FeatureMap, weights: Weights) -> FeatureMap:
+        """The last norm and convolution."""
+        return self.convolve(x, weights.conv_out, self.norm(weights.norm_out, x))
+
+    def attend(self, x: FeatureMap, *, weights: AttentionWeights) -> FeatureMap:
+        """Add to each place what it finds at all others, in place. Scores are held for a few queries at a time."""
+        affine, gemm, channels = self.norm(weights.norm, x), self.crew.gemm, x.channels
         places = x.height * x.width
         qkv = np.empty((places, 3 * channels), np.float32)
         rows = chunks(x.height, max(1, QUERIES // x.width))
@@ -158,6 +240,7 @@ class _Pass:
 
         self.crew.share(project_rows, rows)
         self.crew.share(attend_rows, rows)
+        return x
 
 
 def _weights(network: blocks.Encoder | blocks.Decoder) -> Weights:

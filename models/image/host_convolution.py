@@ -5,61 +5,26 @@ through the transform (`winograd`), the products and the transform back, to the 
 shared by a `Crew`. So the picture itself is read and written once a convolution, and nothing of its size is in between.
 """
 
+import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
 from models.gemm import Crew, chunks
+from models.image.feature_map import FeatureMap, Floats, Halves, narrow, widened
 from models.image.winograd import Transform
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-
-ALIGNMENT = 8
-"""Rows and columns are allocated in multiples of it, so that every tile of outputs has its place."""
-
 TILES = 64
-"""About so many tiles make a block: enough rows for the BLAS, few enough for the cache."""
+"""A block has at most so many tiles: enough rows for the BLAS, few enough for the cache."""
 
 STRIP_FLOATS = 1 << 17
 """About so much of a picture is gone over at once where there are no tiles."""
 
 EPSILON = 1e-6
 """Added to the variance in every norm."""
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureMap:
-    """A picture of C channels. `data` (rows, columns, C) may be larger than it; what is outside is arbitrary."""
-
-    data: Floats
-    height: int
-    width: int
-
-    @classmethod
-    def empty(cls, height: int, width: int, channels: int) -> "FeatureMap":
-        """One with room for every tile, its values arbitrary."""
-        rows, columns = (-(-side // ALIGNMENT) * ALIGNMENT for side in (height, width))
-        return cls(np.empty((rows, columns, channels), np.float32), height, width)
-
-    @classmethod
-    def copy_of(cls, picture: Floats) -> "FeatureMap":
-        """Shapes: picture (H, W, C)."""
-        made = cls.empty(*picture.shape)
-        made.inside[...] = picture
-        return made
-
-    @property
-    def inside(self) -> Floats:
-        """The picture itself, (H, W, C), a view."""
-        return self.data[: self.height, : self.width]
-
-    @property
-    def channels(self) -> int:
-        """C."""
-        return int(self.data.shape[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +45,21 @@ class Affine:
 
 
 @dataclass(frozen=True, slots=True)
+class Moments:
+    """The statistics of a picture's groups of channels. Shapes: (groups,)."""
+
+    mean: npt.NDArray[np.float64]
+    variance: npt.NDArray[np.float64]
+
+    def affine(self, weight: Floats, bias: Floats) -> Affine:
+        """What a norm with these weights comes to. Shapes: (C,)."""
+        each = len(weight) // len(self.mean)
+        scale = np.repeat(1.0 / np.sqrt(self.variance + EPSILON), each) * weight
+        shift = bias - np.repeat(self.mean, each) * scale
+        return Affine(scale.astype(np.float32), shift.astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
 class _Block:
     """Some tiles of one picture: rows and columns of the grid of tiles."""
 
@@ -91,42 +71,67 @@ class _Block:
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
 
-def norm(crew: Crew, x: FeatureMap, weight: Floats, bias: Floats, groups: int) -> Affine:
-    """The statistics of `groups` of neighbouring channels, and what normalising by them comes to.
+class Tally:
+    """Gathers the statistics of a picture, piece by piece.
 
     Each strip is centred by itself before it is squared, and strips are joined in float64: no cancellation.
     """
-    channels = x.channels
-    strips = chunks(x.height, max(1, STRIP_FLOATS // (x.width * channels)))
-    means, squares = (np.empty((len(strips), channels)) for _ in range(2))
-    longest = max(strip.stop - strip.start for strip in strips) * x.width
-    scratch = np.empty((crew.size, longest, channels), np.float32)
-    ones = np.ones((1, longest), np.float32)
 
-    def measure(worker: int, index: int) -> None:
-        values = x.inside[strips[index]].reshape(-1, channels)
-        count = len(values)
-        centred, sums = scratch[worker, :count], np.empty((1, channels), np.float32)
-        crew.gemm.multiply(ones[:, :count], values, sums)
-        sums /= count
-        np.subtract(values, sums, out=centred)
-        means[index] = sums[0]
-        np.square(centred, out=centred)
-        crew.gemm.multiply(ones[:, :count], centred, sums)
-        squares[index] = sums[0]
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self._strips: list[tuple[int, Floats, Floats]] = []
+        """Of each strip: pixels, each channel's mean, and its sum of squares about that. Shapes: (C,)."""
 
-    crew.share(measure, range(len(strips)))
-    counts = np.array([[(strip.stop - strip.start) * x.width] for strip in strips], np.float64)
-    # Of each channel over the strips, then of each group over its channels.
-    total = counts.sum()
-    mean = (counts * means).sum(axis=0) / total
-    square = (squares + counts * (means - mean) ** 2).sum(axis=0)
-    mean, square = mean.reshape(groups, -1), square.reshape(groups, -1)
-    group_mean = mean.mean(axis=1, keepdims=True)
-    variance = (square / total + (mean - group_mean) ** 2).mean(axis=1, keepdims=True)
-    scale = (np.broadcast_to(1.0 / np.sqrt(variance + EPSILON), mean.shape).reshape(-1)) * weight
-    shift = bias - np.repeat(group_mean[:, 0], channels // groups) * scale
-    return Affine(scale.astype(np.float32), shift.astype(np.float32))
+    def add(self, x: FeatureMap, rows: slice | None = None) -> None:
+        """Take in some rows of `x`, or all."""
+        rows = slice(0, x.height) if rows is None else rows
+        size = max(1, STRIP_FLOATS // (x.width * x.channels))
+        strips = [
+            slice(rows.start + part.start, rows.start + part.stop) for part in chunks(rows.stop - rows.start, size)
+        ]
+        most = max(strip.stop - strip.start for strip in strips) * x.width
+        scratch = np.empty((self._crew.size, most, x.channels), np.float32)
+        ones = np.ones((1, most), np.float32)
+
+        def measure(worker: int, strip: slice) -> None:
+            values = x.matrix(strip)
+            count = len(values)
+            centred = scratch[worker, :count]
+            mean, square = np.empty((2, 1, x.channels), np.float32)
+            self._crew.gemm.multiply(ones[:, :count], values, mean)
+            mean /= count
+            np.subtract(values, mean, out=centred)
+            np.square(centred, out=centred)
+            self._crew.gemm.multiply(ones[:, :count], centred, square)
+            measured[strip.start] = (count, mean[0], square[0])
+
+        measured: dict[int, tuple[int, Floats, Floats]] = {}
+        self._crew.share(measure, strips)
+        # In the picture's order, whichever worker came first: the same sums every time.
+        self._strips.extend(measured[strip.start] for strip in strips)
+
+    def moments(self, groups: int) -> Moments:
+        """Of `groups` of neighbouring channels over all that was added."""
+        counts = np.array([[count] for count, _, _ in self._strips], np.float64)
+        means = np.array([mean for _, mean, _ in self._strips], np.float64)
+        squares = np.array([square for _, _, square in self._strips], np.float64)
+        # Of each channel over the strips, then of each group over its channels.
+        total = counts.sum()
+        mean = (counts * means).sum(axis=0) / total
+        square = (squares + counts * (means - mean) ** 2).sum(axis=0)
+        mean, square = mean.reshape(groups, -1), square.reshape(groups, -1)
+        group_mean = mean.mean(axis=1, keepdims=True)
+        variance = (square / total + (mean - group_mean) ** 2).mean(axis=1)
+        return Moments(group_mean[:, 0], variance)
+
+
+@dataclass(frozen=True, slots=True)
+class Planes:
+    """A convolution's weights as `Convolver` multiplies them."""
+
+    stack: Floats
+    """(P, I, O)"""
+    bias: Floats
 
 
 class Convolver:
@@ -136,45 +141,58 @@ class Convolver:
         self._crew = crew
         self._transform = transform
 
-    def __call__(
-        self, x: FeatureMap, kernel: Kernel, affine: Affine | None = None, onto: FeatureMap | None = None
-    ) -> FeatureMap:
-        """Convolve SiLU(x * scale + shift), or x itself where there is no `affine`; add it `onto` that map if given.
-
-        Shapes: x (H, W, I); returns (H', W', O).
-        """
-        transform, channels = self._transform, kernel.matrices.shape[2]
-        # A window's new inputs become a tile's outputs.
-        height, width = (side * transform.tile // transform.step for side in (x.height, x.width))
-        out = FeatureMap.empty(height, width, channels) if onto is None else onto
-        blocks = _blocks(-(-height // transform.tile), -(-width // transform.tile))
-        planes = self._kernel_planes(kernel.matrices)
-        workspaces = [_Workspace(transform, blocks, x.channels, channels) for _ in range(self._crew.size)]
-        half = None if affine is None else Affine(affine.scale * np.float32(0.5), affine.shift * np.float32(0.5))
-
-        def convolve(worker: int, block: _Block) -> None:
-            space = workspaces[worker].of(block)
-            space.read(x, half)
-            self._crew.gemm.multiply(transform.inputs, space.tiles, space.planes)
-            tiles, outputs = space.stacks
-            self._crew.gemm.multiply_stacks(tiles, planes, outputs)
-            self._crew.gemm.multiply(transform.outputs, space.products, space.results)
-            space.write(out, kernel.bias, accumulate=onto is not None)
-
-        self._crew.share(convolve, blocks)
-        return out
-
-    def _kernel_planes(self, matrices: Floats) -> Floats:
-        """Shapes: (9, I, O) to (P, I, O)."""
-        taps, inputs, outputs = matrices.shape
+    def planes(self, kernel: Kernel) -> Planes:
+        """Transform a 3 x 3 kernel. Made anew for each picture: it is up to 11 times as large."""
+        taps, inputs, outputs = kernel.matrices.shape
         made = np.empty((self._transform.planes, inputs, outputs), np.float32)
-        flat, result = matrices.reshape(taps, -1), made.reshape(len(made), -1)
+        flat, result = kernel.matrices.reshape(taps, -1), made.reshape(len(made), -1)
 
         def transform(_: int, part: slice) -> None:
             self._crew.gemm.multiply(self._transform.kernels, flat[:, part], result[:, part])
 
         self._crew.share(transform, chunks(inputs * outputs, 1 << 14))
-        return made
+        return Planes(made, kernel.bias)
+
+    def __call__(
+        self,
+        x: FeatureMap,
+        kernel: Kernel | Planes,
+        affine: Affine | None = None,
+        *,
+        onto: FeatureMap | None = None,
+        half: bool = False,
+    ) -> FeatureMap:
+        """Convolve SiLU(x * scale + shift), or x itself where there is no `affine`.
+
+        Shapes: x (H, W, I); returns (H', W', O).
+
+        Args:
+            x: a picture.
+            kernel: the weights.
+            affine: scale and shift.
+            onto: what the result is added to, in its place; None makes a new map.
+            half: whether that is held in bfloat16.
+        """
+        planes = self.planes(kernel) if isinstance(kernel, Kernel) else kernel
+        transform, channels = self._transform, planes.stack.shape[2]
+        # A window's new inputs become a tile's outputs.
+        height, width = (side * transform.tile // transform.step for side in (x.height, x.width))
+        out = FeatureMap.empty(height, width, channels, half=half) if onto is None else onto
+        blocks = _blocks(-(-height // transform.tile), -(-width // transform.tile), self._crew.size)
+        workspaces = [_Workspace(transform, blocks, x.channels, channels) for _ in range(self._crew.size)]
+        halved = None if affine is None else Affine(affine.scale * np.float32(0.5), affine.shift * np.float32(0.5))
+
+        def convolve(worker: int, block: _Block) -> None:
+            space = workspaces[worker].of(block)
+            space.read(x, halved)
+            self._crew.gemm.multiply(transform.inputs, space.tiles, space.planes)
+            tiles, outputs = space.stacks
+            self._crew.gemm.multiply_stacks(tiles, planes.stack, outputs)
+            self._crew.gemm.multiply(transform.outputs, space.products, space.results)
+            space.write(out, planes.bias, accumulate=onto is not None)
+
+        self._crew.share(convolve, blocks)
+        return out
 
 
 class _Workspace:
@@ -223,10 +241,10 @@ class _Workspace:
         """The outputs, (tile ** 2, tiles * O)."""
         return self._flat(self._here, self._transform.tile**2, self._outputs)
 
-    def read(self, x: FeatureMap, half: Affine | None) -> None:
+    def read(self, x: FeatureMap, halved: Affine | None) -> None:
         """Cut the block's tiles out of the picture, behind norm and SiLU if there are any; zeros around the picture.
 
-        `half` is half of scale and shift: silu(2h) = h + h * tanh(h).
+        `halved` are half of scale and shift: silu(2h) = h + h * tanh(h).
         """
         height, width = self._window_shape(self._block)
         window, scratch = (
@@ -239,11 +257,14 @@ class _Workspace:
         source, target, tanh = x.data[rows, columns], window[own], scratch[own]
         if target.shape != window.shape:
             window.fill(0.0)
-        if half is None:
-            target[...] = source
+        if x.half:
+            source = widened(cast("Halves", source), target)
+        if halved is None:
+            if not x.half:
+                target[...] = source
         else:
-            np.multiply(source, half.scale, out=target)
-            target += half.shift
+            np.multiply(source, halved.scale, out=target)
+            target += halved.shift
             np.tanh(target, out=tanh)
             tanh += np.float32(1.0)
             target *= tanh
@@ -263,7 +284,12 @@ class _Workspace:
         top, left = self._block.rows.start * tile, self._block.columns.start * tile
         target = out.data[top : top + down * tile, left : left + across * tile]
         view = target.reshape(down, tile, across, tile, self._outputs).transpose(1, 3, 0, 2, 4)
-        if accumulate:
+        if out.half:
+            results += bias
+            if accumulate:
+                results += widened(cast("Halves", view))
+            narrow(results, cast("Halves", view))
+        elif accumulate:
             results += bias
             view += results
         else:
@@ -287,23 +313,37 @@ class _Workspace:
         return buffer[: planes * down * across * channels].reshape(planes, -1)
 
 
-def _blocks(down: int, across: int) -> list[_Block]:
-    """A grid of tiles in blocks, as square as may be: a block reads a margin around it once more."""
-    side = max(1, int(TILES**0.5))
-    columns = chunks(across, max(side, TILES // max(1, down)))
-    rows = chunks(down, max(1, TILES // max(part.stop - part.start for part in columns)))
+def _blocks(down: int, across: int, workers: int) -> list[_Block]:
+    """A grid of tiles in blocks of at most TILES, and one for each worker at least where there are enough.
+
+    As square as may be: a block reads a margin around it once more.
+    """
+    tiles = max(1, min(TILES, down * across // workers))
+    columns = chunks(across, max(math.isqrt(tiles), tiles // down))
+    rows = chunks(down, max(1, tiles // max(part.stop - part.start for part in columns)))
     return [_Block(row, column) for row in rows for column in columns]
 
 
-def project(crew: Crew, x: FeatureMap, kernel: Kernel) -> FeatureMap:
+def project(crew: Crew, x: FeatureMap, kernel: Kernel, *, half: bool = False) -> FeatureMap:
     """A 1 x 1 convolution. Shapes: x (H, W, I); returns (H, W, O)."""
     (matrix,) = kernel.matrices
-    out = FeatureMap.empty(x.height, x.width, matrix.shape[1])
+    out = FeatureMap.empty(x.height, x.width, matrix.shape[1], half=half)
 
     def multiply(_: int, rows: slice) -> None:
-        result = out.data[rows].reshape(-1, out.channels)
-        crew.gemm.multiply(x.data[rows].reshape(-1, x.channels), matrix, result)
+        inputs = x.matrix(rows)
+        result = np.empty((len(inputs), out.channels), np.float32)
+        crew.gemm.multiply(inputs, matrix, result)
         result += kernel.bias
+        store(result.reshape(-1, x.width, out.channels), out, rows)
 
-    crew.share(multiply, chunks(len(x.data), max(1, STRIP_FLOATS // (x.data.shape[1] * x.channels))))
+    crew.share(multiply, chunks(x.height, max(1, STRIP_FLOATS // (x.width * x.channels))))
     return out
+
+
+def store(values: Floats, out: FeatureMap, rows: slice) -> None:
+    """Put values into some rows; they may be overwritten. Shapes: (rows, W, C)."""
+    target = out.data[rows, : out.width]
+    if out.half:
+        narrow(values, cast("Halves", target))
+    else:
+        target[...] = values
