@@ -125,3 +125,26 @@ def test_both_forms_promise_the_same():
     said = (plain.vocab_size, plain.context_length, plain.num_layers, plain.cache_nbytes(1000))
     model = FusedDecoder(plain)
     assert (model.vocab_size, model.context_length, model.num_layers, model.cache_nbytes(1000)) == said
+
+
+@pytest.mark.usefixtures("arithmetic")
+def test_padding_sees_the_text_and_is_seen_by_nobody():
+    """In both forms, and before the final norm as well as behind it."""
+    valid, length = 5, len(TOKENS)
+    plain, fused = decoder(config(qk_norm=True)), FusedDecoder(decoder(config(qk_norm=True)))
+
+    def states(model: Decoder | FusedDecoder, tokens: list[int], hidden_from: int | None) -> list[np.ndarray]:
+        row = Row(len(tokens), model.new_cache(), hidden_from=hidden_from)
+        return [np.array(each) for each in model.residuals(mx.array(tokens), [row])]
+
+    padded = states(plain, TOKENS, valid)
+    for ours, theirs in zip(states(fused, TOKENS, valid), padded, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    for whole, alone in zip(padded, states(plain, TOKENS[:valid], None), strict=True):
+        np.testing.assert_allclose(whole[:valid], alone, atol=2e-5)
+    other = states(plain, [*TOKENS[:-1], 9 - TOKENS[-1]], valid)
+    same = states(plain, [*TOKENS[:valid], 9 - TOKENS[valid], *TOKENS[valid + 1 :]], valid)
+    assert len(padded) == plain.num_layers + 1
+    np.testing.assert_allclose(other[-1][: length - 1], padded[-1][: length - 1], atol=2e-5)
+    np.testing.assert_allclose(same[-1][valid + 1 :], padded[-1][valid + 1 :], atol=2e-5)
+    assert not np.allclose(same[-1][valid], padded[-1][valid], atol=1e-3)
