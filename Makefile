@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 FIXTURES_VENV := .venv-fixtures
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-image test check lint types bench bench-serve bench-ollama fixtures clean ollama ollama-serve test-ollama
+.PHONY: help run run-image test check lint types bench bench-serve bench-image bench-ollama fixtures clean ollama ollama-serve test-ollama
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

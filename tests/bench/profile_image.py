@@ -7,12 +7,13 @@ project that called it, and functions to the kinds of work in `KINDS`. Whatever 
 import argparse
 import cProfile
 import json
-import pstats
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -28,34 +29,44 @@ ATTENTION, NORMS, WAITING = "attention", "norms and residuals", "waiting for the
 PRODUCTS, TRANSFORMS = "matrix products", "Winograd transforms"
 KINDS: Mapping[str, str] = {
     # A function, or a function as called by another.
-    "multiply": PRODUCTS,
-    "multiply_stacks": PRODUCTS,
-    "multiply < attend_rows": ATTENTION,
-    "multiply < project_rows": ATTENTION,
-    "multiply < convolve": TRANSFORMS,
-    "multiply < transform": TRANSFORMS,
-    "multiply < measure": NORMS,
-    "attend": ATTENTION,
-    "attend_rows": ATTENTION,
-    "project_rows": ATTENTION,
+    "Gemm.multiply": PRODUCTS,
+    "Gemm.multiply_stacks": PRODUCTS,
+    "Gemm.multiply < attend.work": ATTENTION,
+    "Gemm.multiply < _Pass.attend.attend_rows": ATTENTION,
+    "Gemm.multiply < _Pass.attend.project_rows": ATTENTION,
+    "Gemm.multiply < Convolver.__call__.convolve": TRANSFORMS,
+    "Gemm.multiply < Convolver._kernel_planes.transform": TRANSFORMS,
+    "Gemm.multiply < moments.measure": NORMS,
+    "attend.work": ATTENTION,
+    "_Pass.attend.attend_rows": ATTENTION,
+    "_Pass.attend.project_rows": ATTENTION,
     "rms_norm": NORMS,
-    "add_normed": NORMS,
     "layer_norm": NORMS,
-    "_inverse_norms": NORMS,
-    "norm": NORMS,
-    "measure": NORMS,
-    "turn_heads": "rotations",
+    "head_norm": NORMS,
+    "moments": NORMS,
+    "moments.measure": NORMS,
+    "_Pass.block.add": NORMS,
+    "_Pass.block.add_attended": NORMS,
+    "turn": "rotations",
     "swiglu": "SwiGLU",
-    "read": "norm, SiLU and cutting into tiles",
-    "write": "bias, residual and putting together",
-    "share": WAITING,
+    "_Workspace.read": "norm, SiLU and cutting into tiles",
+    "_Workspace.write": "bias, residual and putting together",
+    "Crew.share": WAITING,
+    "Crew.__exit__": WAITING,
 }
 REPEATS = 3
-Function: TypeAlias = tuple[str, int, str]
-"""File, line, name, as `pstats` has it."""
-Ledger: TypeAlias = dict[Function, float]
 TINY_S = 1e-9
 """So that what took no time has callers as well."""
+Function: TypeAlias = tuple[str, str]
+"""File and qualified name, without `<locals>`; compiled code has no file."""
+
+
+@dataclass
+class Spent:
+    """Seconds in a function itself, in all and by who called it."""
+
+    seconds: float = 0.0
+    callers: dict[Function, float] = field(default_factory=dict)
 
 
 @contextmanager
@@ -90,43 +101,57 @@ def profiled() -> Iterator[list[cProfile.Profile]]:
         profiles += others.values()
 
 
+def spent(profiles: Sequence[cProfile.Profile]) -> dict[Function, Spent]:
+    """What all profiles say together."""
+    found: dict[Function, Spent] = defaultdict(Spent)
+
+    def named(code: CodeType | str) -> Function:
+        if isinstance(code, str):
+            return "", code
+        return code.co_filename, code.co_qualname.replace("<locals>.", "")
+
+    for profile in profiles:
+        for entry in profile.getstats():
+            function = named(entry.code)
+            found[function].seconds += entry.inlinetime
+            for called in entry.calls or ():
+                callers = found[named(called.code)].callers
+                callers[function] = callers.get(function, 0.0) + max(called.inlinetime, TINY_S)
+    return dict(found)
+
+
 def is_ours(function: Function) -> bool:
     return function[0].startswith(str(REPOSITORY)) and "site-packages" not in function[0]
 
 
-def shared(stats: Mapping[Function, Any], function: Function, seconds: float, seen: frozenset[Function]) -> Ledger:
+def owners(
+    found: Mapping[Function, Spent], function: Function, seconds: float, seen: frozenset[Function]
+) -> Iterator[tuple[Function, float]]:
     """Seconds spent in a function, given to the project's functions that called it; its own keep theirs."""
-    callers = {caller: max(each[2], TINY_S) for caller, each in stats[function][4].items() if caller not in seen}
+    callers = {caller: weight for caller, weight in found[function].callers.items() if caller not in seen}
     if is_ours(function) or not callers:
-        return {function: seconds}
-    found: Ledger = defaultdict(float)
+        yield function, seconds
+        return
     for caller, weight in callers.items():
-        part = seconds * weight / sum(callers.values())
-        for owner, value in shared(stats, caller, part, seen | {function}).items():
-            found[owner] += value
-    return found
+        yield from owners(found, caller, seconds * weight / sum(callers.values()), seen | {function})
 
 
-def by_kind(stats: Mapping[Function, Any]) -> tuple[dict[str, float], dict[str, float]]:
+def by_kind(found: Mapping[Function, Spent]) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds by kind of work, and by function of the project for what is of no kind."""
-    owners: Ledger = defaultdict(float)
-    for function, (_, _, own_seconds, _, _) in stats.items():
-        for owner, value in shared(stats, function, own_seconds, frozenset({function})).items():
-            owners[owner] += value
     kinds: dict[str, float] = defaultdict(float)
     unnamed: dict[str, float] = defaultdict(float)
-    for function, seconds in owners.items():
-        name = function[2]
-        callers = {caller[2]: max(each[2], TINY_S) for caller, each in stats[function][4].items()} or {"": 1.0}
-        for caller, weight in callers.items():
-            kind = KINDS.get(f"{name} < {caller}", KINDS.get(name))
-            (unnamed if kind is None else kinds)[kind or name] += seconds * weight / sum(callers.values())
+    for function, each in found.items():
+        for owner, seconds in owners(found, function, each.seconds, frozenset({function})):
+            name, callers = owner[1], found[owner].callers or {("", ""): 1.0}
+            for (_, caller), weight in callers.items():
+                kind = KINDS.get(f"{name} < {caller}", KINDS.get(name))
+                (unnamed if kind is None else kinds)[kind or name] += seconds * weight / sum(callers.values())
     return dict(kinds), dict(unnamed)
 
 
 def profile(work: Callable[[], object]) -> dict[str, Any]:
     """Seconds as it is, and by kind in all threads together; of some runs the fastest."""
-    whole, best, shortest = [], pstats.Stats(), float("inf")
+    whole, best, shortest = list[float](), dict[Function, Spent](), float("inf")
     for _ in range(REPEATS):
         begin = time.perf_counter()
         work()
@@ -136,8 +161,8 @@ def profile(work: Callable[[], object]) -> dict[str, Any]:
             work()
         taken = time.perf_counter() - begin
         if taken < shortest:
-            best, shortest = pstats.Stats(*profiles), taken
-    kinds, unnamed = by_kind(best.stats)  # type: ignore[attr-defined]
+            best, shortest = spent(profiles), taken
+    kinds, unnamed = by_kind(best)
     most = dict(sorted(unnamed.items(), key=lambda item: -item[1])[:6])
     return {
         "whole_s": min(whole),
@@ -169,7 +194,7 @@ def run(folder: Path, threads: int, parts: list[str]) -> dict[str, dict[str, Any
         latents, caption = mx.array(inputs["latents"])[0].transpose(1, 2, 0), mx.array(inputs["caption"])
     transformer, autoencoder = pipeline._transformer, pipeline._autoencoder
     height, width = latents.shape[:2]
-    known = transformer.prepare(caption, height, width)
+    known = transformer.condition(caption, height, width)
     works: dict[str, Callable[[], object]] = {
         "step": lambda: mx.eval(transformer(latents, 0.5, known)),
         "decode": lambda: mx.eval(autoencoder.decode(latents[None])),

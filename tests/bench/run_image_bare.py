@@ -51,7 +51,7 @@ class BarePainter:
         import mlx.core as mx
 
         transformer, (height, width) = self._pipeline._transformer, latents.shape[2:]
-        known = transformer.prepare(mx.array(self._job.caption), height, width)
+        known = transformer.condition(mx.array(self._job.caption), height, width)
         predicted = transformer(mx.array(latents)[0].transpose(1, 2, 0), 1.0 - sigma, known)
         return -np.array(predicted.transpose(2, 0, 1))
 

@@ -22,7 +22,7 @@ from tests.bench.image_report import (
 from tests.bench.image_sections import further_lines, profile_lines, soak_lines
 from tests.bench.image_soak import SoakResult
 from tests.bench.preparation import REPOSITORY
-from tests.bench.profile_image import by_kind
+from tests.bench.profile_image import Spent, by_kind
 from tests.bench.report import MIB, Spread
 
 
@@ -163,17 +163,17 @@ def test_a_soak_tells_growth_and_health():
 
 def test_compiled_code_is_charged_to_the_function_of_the_project_that_called_it():
     ours = str(REPOSITORY / "models" / "x.py")
-    attend, finish, multiply = (ours, 1, "attend_rows"), (ours, 2, "_finish"), (ours, 3, "multiply")
-    library = ("~", 0, "<sgemm>")
-    stats = {
-        attend: (1, 1, 0.5, 9.0, {}),
-        finish: (1, 1, 0.25, 9.0, {}),
-        multiply: (4, 4, 1.0, 9.0, {attend: (1, 1, 0.25, 1.0), finish: (3, 3, 0.75, 3.0)}),
-        library: (4, 4, 3.0, 3.0, {multiply: (4, 4, 3.0, 3.0)}),
-    }
-    kinds, unnamed = by_kind(stats)
+    attend, finish, multiply = (ours, "attend.work"), (ours, "finish"), (ours, "Gemm.multiply")
+    kinds, unnamed = by_kind(
+        {
+            attend: Spent(0.5),
+            finish: Spent(0.25),
+            multiply: Spent(1.0, {attend: 0.25, finish: 0.75}),
+            ("", "sgemm"): Spent(3.0, {multiply: 3.0}),
+        }
+    )
     assert kinds == {"attention": pytest.approx(0.5 + 1.0), "matrix products": pytest.approx(3.0)}
-    assert unnamed == {"_finish": pytest.approx(0.25)}
+    assert unnamed == {"finish": pytest.approx(0.25)}
 
 
 def test_sections_are_told_as_tables():
