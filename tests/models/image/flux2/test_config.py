@@ -25,7 +25,6 @@ KLEIN_4B = {
     "num_layers": 5,
     "num_single_layers": 20,
     "out_channels": None,
-    "rope_theta": 2000,
 }
 FOLDER = Path(__file__).parents[3] / "parity_image" / "flux2_klein"
 
