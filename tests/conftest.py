@@ -18,7 +18,7 @@ backend.prepare()
 from runner import default_model as default_model_module  # noqa: E402 - the device comes first
 from runner.config import DialectName, cache_folder  # noqa: E402
 from runner.parent import Child, spawn  # noqa: E402
-from tests.image_pipelines import write_wide_pipeline  # noqa: E402
+from tests.image_pipelines import fill_store, write_wide_pipeline  # noqa: E402
 
 PARITY = Path(__file__).parent / "parity"
 SpawnRunner = Callable[..., AbstractAsyncContextManager[Child]]
@@ -46,6 +46,12 @@ def tiny_pipeline() -> Path:
 def wide_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One with other random weights, wide enough for every quantisation."""
     return write_wide_pipeline(tmp_path_factory.mktemp("wide") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def pipeline_store(wide_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An Ollama store with that pipeline as it is (`p`) and in every quantisation (`p-int4`)."""
+    return fill_store(wide_pipeline, tmp_path_factory.mktemp("pipelines"))
 
 
 @pytest.fixture(scope="session")

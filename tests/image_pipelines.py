@@ -19,6 +19,8 @@ from models.image.z_image.config import read_transformer_config
 from models.image.z_image.transformer import Transformer
 from models.llm.qwen3 import read_config
 from models.nn.decoder import DecoderStack
+from models.store import CreateRequest, create_model
+from models.store.policy import QUANT_TYPES
 
 PARITY_IMAGE = Path(__file__).parent / "parity_image"
 WIDE = {
@@ -43,6 +45,14 @@ def write_wide_pipeline(folder: Path, dtype: mx.Dtype = mx.bfloat16) -> Path:
         arrays = {name: array.astype(dtype) for name, array in random_weights(module)}
         mx.save_safetensors(str(folder / f"{file}.safetensors"), arrays)
     return folder
+
+
+def fill_store(pipeline: Path, store: Path) -> Path:
+    """Create it as `p`, and as `p-int4` and so on in every quantisation."""
+    for quantize in (None, *QUANT_TYPES):
+        name = f"p-{quantize}" if quantize else "p"
+        create_model(CreateRequest(name=name, source=pipeline, store=store, quantize=quantize))
+    return store
 
 
 def random_weights(module: nn.Module) -> Iterator[tuple[str, mx.array]]:

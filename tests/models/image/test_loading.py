@@ -20,11 +20,10 @@ from models.image.z_image.transformer import Transformer
 from models.llm.qwen3 import read_config
 from models.nn.decoder import Decoder, DecoderStack
 from models.quantization import Packed, dequantize
-from models.store import CreateRequest, create_model
+from models.store.policy import QUANT_TYPES
 from models.tokenizer import load_tokenizer
 from tests.image_pipelines import picture_of
 
-QUANT_TYPES = ("int4", "int8", "nvfp4", "mxfp4", "mxfp8")
 # Mean difference of the pixels, of 255, to the unquantised picture: about half as much again as was found.
 BOUNDS = {"int4": 6.0, "int8": 0.5, "nvfp4": 6.0, "mxfp4": 6.0, "mxfp8": 2.0}
 
@@ -45,15 +44,17 @@ def rewrite(folder: Path, component: str, tensors: dict[str, mx.array], file: st
     mx.save_safetensors(str(folder / component / file), tensors)
 
 
-def loaded(reference: object, store: Path, component: str, policy: str = "float32", **options) -> dict[str, mx.array]:
-    """A component's parameters once loaded, by name; of quantised layers, the dequantised weights."""
+def loaded(
+    reference: object, store: Path, component: str, policy: str = "float32", kept: int = 0, **options
+) -> dict[str, mx.array]:
+    """A component's parameters once loaded, by name; of layers that stayed quantised, the dequantised weights."""
     checkpoint = open_checkpoint(str(reference), store)
     model: nn.Module
     if component == "transformer":
         model = Transformer(read_transformer_config(component_config(checkpoint, component)))
     else:
         model = DecoderStack(read_config(component_view(checkpoint, component).config))
-    load_component(model, checkpoint, component, LoadChoices(policy=policy), **options)
+    report = load_component(model, checkpoint, component, LoadChoices(policy=policy), **options)
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.QuantizedLinear):
@@ -67,7 +68,8 @@ def loaded(reference: object, store: Path, component: str, policy: str = "float3
                 dtype=mx.float32,
             )
             found[f"{name}.weight"] = dense
-    rest = {name: value for name, value in tree_flatten(model.parameters()) if f"{name}" not in found}
+    assert len(found) == report.kept_quantized == kept
+    rest = {name: value for name, value in tree_flatten(model.parameters()) if name not in found}
     return {name: value for name, value in rest.items() if not name.endswith((".scales", ".biases"))} | found
 
 
@@ -197,54 +199,43 @@ def test_of_several_variants_of_the_same_weights_one_is_taken(wide_pipeline, tmp
 
 
 @pytest.fixture(scope="module")
-def store(wide_pipeline, tmp_path_factory) -> Path:
-    """An Ollama store with the pipeline as it is (`p`) and in every quantisation (`p-int4`)."""
-    store = tmp_path_factory.mktemp("store")
-    for quantize in (None, *QUANT_TYPES):
-        name = f"p-{quantize}" if quantize else "p"
-        create_model(CreateRequest(name=name, source=wide_pipeline, store=store, quantize=quantize))
-    return store
+def picture(wide_pipeline, pipeline_store):
+    return picture_of(str(wide_pipeline), pipeline_store)
 
 
-@pytest.fixture(scope="module")
-def picture(wide_pipeline, store):
-    return picture_of(str(wide_pipeline), store)
-
-
-def test_the_store_gives_the_very_weights_and_picture_of_the_folder(wide_pipeline, store, picture):
+def test_the_store_gives_the_very_weights_and_picture_of_the_folder(wide_pipeline, pipeline_store, picture):
     for component in ("transformer", "text_encoder"):
-        assert_same(loaded("p", store, component), loaded(wide_pipeline, store, component))
-    np.testing.assert_array_equal(picture_of("p", store), picture)
+        assert_same(loaded("p", pipeline_store, component), loaded(wide_pipeline, pipeline_store, component))
+    np.testing.assert_array_equal(picture_of("p", pipeline_store), picture)
 
 
 @pytest.mark.parametrize("component", ["transformer", "text_encoder"])
 @pytest.mark.parametrize("quantize", QUANT_TYPES)
-def test_quantised_components_of_the_store_are_dequantised_as_mlx_does_or_kept(store, quantize, component):
-    checkpoint = open_checkpoint(f"p-{quantize}", store)
+def test_quantised_components_of_the_store_are_dequantised_as_mlx_does_or_kept(pipeline_store, quantize, component):
+    checkpoint = open_checkpoint(f"p-{quantize}", pipeline_store)
     expected = expected_from(checkpoint, component)
     quantized = {info.name for info in checkpoint.infos(component) if info.quantized}
     assert len(quantized) > 10
-    assert_same(loaded(f"p-{quantize}", store, component, "float32"), expected)
-    kept = loaded(f"p-{quantize}", store, component, "keep")
-    assert_same(kept, expected)
+    assert_same(loaded(f"p-{quantize}", pipeline_store, component, "float32"), expected)
+    assert_same(loaded(f"p-{quantize}", pipeline_store, component, "keep", kept=len(quantized)), expected)
 
 
 @pytest.mark.parametrize(
     ("quantize", "policy"), [*((each, "float32") for each in QUANT_TYPES), ("int4", "keep"), ("nvfp4", "keep")]
 )
-def test_a_quantised_pipeline_makes_nearly_the_same_picture(store, picture, quantize, policy):
-    ours = picture_of(f"p-{quantize}", store, LoadChoices(policy=policy))
+def test_a_quantised_pipeline_makes_nearly_the_same_picture(pipeline_store, picture, quantize, policy):
+    ours = picture_of(f"p-{quantize}", pipeline_store, LoadChoices(policy=policy))
     difference = np.abs(ours.astype(float) - picture).mean()
     assert 0 < difference < BOUNDS[quantize]
     assert picture.std() > 20
 
 
 @pytest.mark.parametrize("quantize", ["int4", "mxfp8"])
-def test_a_folder_whose_components_mlx_quantised_is_read(wide_pipeline, store, tmp_path, quantize):
+def test_a_folder_whose_components_mlx_quantised_is_read(wide_pipeline, pipeline_store, tmp_path, quantize):
     folder = copied(wide_pipeline, tmp_path / "pipeline")
     for component in ("transformer", "text_encoder"):
         tensors = {}
-        checkpoint = open_checkpoint(f"p-{quantize}", store)
+        checkpoint = open_checkpoint(f"p-{quantize}", pipeline_store)
         for tensor in checkpoint.tensors(component):
             if isinstance(tensor.value, Packed):
                 layer = tensor.name.removesuffix(".weight")
@@ -257,12 +248,12 @@ def test_a_folder_whose_components_mlx_quantised_is_read(wide_pipeline, store, t
         (spec,) = {info.spec for info in checkpoint.infos(component) if info.spec}
         settings = {"quantization": {"mode": spec.mode, "bits": spec.bits, "group_size": spec.group_size}}
         file.write_text(json.dumps(json.loads(file.read_text()) | settings))
-        assert_same(loaded(folder, store, component), loaded(f"p-{quantize}", store, component))
-    np.testing.assert_array_equal(picture_of(str(folder), store), picture_of(f"p-{quantize}", store))
+        assert_same(loaded(folder, pipeline_store, component), loaded(f"p-{quantize}", pipeline_store, component))
+    np.testing.assert_array_equal(picture_of(str(folder), pipeline_store), picture_of(f"p-{quantize}", pipeline_store))
 
 
-def test_auto_keeps_a_component_quantised_only_where_its_float32_form_does_not_fit(store, monkeypatch):
-    checkpoint = open_checkpoint("p-int4", store)
+def test_auto_keeps_a_component_quantised_only_where_its_float32_form_does_not_fit(pipeline_store, monkeypatch):
+    checkpoint = open_checkpoint("p-int4", pipeline_store)
     assert not loading._keeps_quantized(checkpoint, "transformer", "auto")
     small = loading.device().__class__("cpu", "a cpu", 1 << 20, 1 << 20)
     monkeypatch.setattr(loading, "device", lambda: small)

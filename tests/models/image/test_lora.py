@@ -16,7 +16,6 @@ from models.image.lora import MergedCheckpoint, check_loras
 from models.llm.qwen3 import read_config
 from models.nn.decoder import DecoderStack
 from models.quantization import Packed, dequantize
-from models.store import CreateRequest, create_model
 from tests.image_pipelines import picture_of
 
 COMPONENTS = ("text_encoder", "transformer", "vae")
@@ -100,16 +99,16 @@ def test_a_changed_weight_keeps_its_type_where_nothing_else_is_wanted(wide_pipel
 
 
 @pytest.mark.parametrize("quantize", ["int4", "int8", "nvfp4", "mxfp8"])
-def test_a_quantised_weight_is_changed_in_full_and_then_quantised_again_if_it_stays_so(
-    wide_pipeline, tmp_path, write, quantize
-):
-    create_model(CreateRequest(name="p", source=wide_pipeline, store=tmp_path, quantize=quantize))
+def test_a_quantised_weight_is_changed_in_full_and_then_quantised_again_if_it_stays_so(pipeline_store, write, quantize):
+    model = f"p-{quantize}"
     name = "layers.0.attention.to_q.weight"
-    stored = next(each for each in open_checkpoint("p", tmp_path).tensors("transformer") if each.name == name).value
+    stored = next(
+        each for each in open_checkpoint(model, pipeline_store).tensors("transformer") if each.name == name
+    ).value
     exact = np.array(dequantize(stored, mx.float32)) + B @ A
-    dense = merged("p", tmp_path, [write(GOOD)])
+    dense = merged(model, pipeline_store, [write(GOOD)])
     np.testing.assert_allclose(np.array(dense[name]), exact, atol=1e-5)
-    kept = merged("p", tmp_path, [write(GOOD)], requantize=True)
+    kept = merged(model, pipeline_store, [write(GOOD)], requantize=True)
     packed = kept.pop(name)
     assert isinstance(packed, Packed)
     assert packed.spec == stored.spec
@@ -121,7 +120,7 @@ def test_a_quantised_weight_is_changed_in_full_and_then_quantised_again_if_it_st
     assert mx.array_equal(packed.weight, parts[0])
     error = np.abs(np.array(dequantize(packed, mx.float32)) - exact).mean()
     assert error < {"int4": 0.15, "int8": 0.02, "nvfp4": 0.2, "mxfp8": 0.06}[quantize] * np.abs(exact).mean()
-    assert all(isinstance(kept[each], Packed) == (each in packed_names("p", tmp_path)) for each in kept)
+    assert all(isinstance(kept[each], Packed) == (each in packed_names(model, pipeline_store)) for each in kept)
 
 
 def packed_names(reference: str, store: Path) -> set[str]:

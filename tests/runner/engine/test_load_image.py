@@ -43,16 +43,6 @@ def on_device(monkeypatch):
     return choose
 
 
-@pytest.fixture
-def quantized(wide_pipeline, tmp_path_factory):
-    """The wide pipeline in a store, as int4."""
-    from models.store import CreateRequest, create_model
-
-    store = tmp_path_factory.mktemp("store")
-    create_model(CreateRequest(name="p", source=wide_pipeline, store=store, quantize="int4"))
-    return store
-
-
 def plan_of(config, reference):
     return ModelLoader(config).plan(str(reference), OPTIONS)
 
@@ -118,30 +108,30 @@ async def test_the_plan_is_what_the_loaded_pipeline_takes(config, wide_pipeline)
 
 
 def test_a_cpu_holds_quantised_weights_in_float32_if_a_picture_fits_beside_them_and_else_as_stored(
-    config, quantized, on_device
+    config, pipeline_store, on_device
 ):
-    config = replace(config, store=quantized)
+    config = replace(config, store=pipeline_store)
     stored = replace(config, weights="keep", text_encoder="keep")
     on_device("cpu", 1 << 30)
-    widened = plan_of(config, "p")
-    kept = plan_of(stored, "p")
-    assert widened.weights == plan_of(replace(config, weights="float32"), "p").weights
+    widened = plan_of(config, "p-int4")
+    kept = plan_of(stored, "p-int4")
+    assert widened.weights == plan_of(replace(config, weights="float32"), "p-int4").weights
     assert kept.weights < widened.weights / 2
     on_device("cpu", widened.total)
-    assert plan_of(config, "p").weights == widened.weights
+    assert plan_of(config, "p-int4").weights == widened.weights
     # Not even without the text encoder.
     on_device("cpu", widened.total - widened.device.weights[0] - 1)
-    assert plan_of(config, "p").weights == kept.weights
+    assert plan_of(config, "p-int4").weights == kept.weights
 
 
-def test_a_gpu_holds_weights_as_stored_but_the_autoencoder_in_float32(config, quantized, on_device):
+def test_a_gpu_holds_weights_as_stored_but_the_autoencoder_in_float32(config, pipeline_store, on_device):
     on_device("metal", 1 << 30)
-    plan = plan_of(replace(config, store=quantized), "p")
-    checkpoint = open_checkpoint("p", quantized)
+    plan = plan_of(replace(config, store=pipeline_store), "p-int4")
+    checkpoint = open_checkpoint("p-int4", pipeline_store)
     stored = [sum(info.nbytes for info in checkpoint.infos(name)) for name in COMPONENTS]
     assert plan.device.weights[1] == stored[1]
     assert plan.device.weights[0] < stored[0]
-    assert plan.device.weights[2] == float32_bytes("p", "vae", store=quantized) > stored[2]
+    assert plan.device.weights[2] == float32_bytes("p-int4", "vae", store=pipeline_store) > stored[2]
 
 
 def test_the_text_encoder_is_kept_if_it_fits_freed_if_not_and_otherwise_as_told(config, wide_pipeline, on_device):
