@@ -10,6 +10,7 @@ from mlx import nn
 from models.config_reader import ConfigReader
 from models.errors import UnsupportedArchitecture
 from models.image.autoencoder import Autoencoder, AutoencoderConfig, read_autoencoder_config
+from models.image.tiling import Tiling
 
 PATCH = 2
 """Latents of a patch's side."""
@@ -27,9 +28,9 @@ class BatchStatistics(nn.Module):
 class Flux2Autoencoder(Autoencoder):
     """An `Autoencoder` whose latents are patches: (1, h, w, 4C) with h and w in tokens. Thread: the MLX thread."""
 
-    def __init__(self, config: AutoencoderConfig, *, epsilon: float) -> None:
-        """Build it; `epsilon` is added to the variances."""
-        super().__init__(config)
+    def __init__(self, config: AutoencoderConfig, tiling: Tiling | None = None, *, epsilon: float) -> None:
+        """Build it without weights; `epsilon` is added to the variances, `tiling` is the `Autoencoder`'s."""
+        super().__init__(config, tiling)
         self._epsilon = epsilon
         self.bn = BatchStatistics(PATCH * PATCH * config.latent_channels)
 
@@ -64,7 +65,7 @@ def unpatchified(patches: mx.array) -> mx.array:
     return parts.transpose(0, 3, 1, 4, 2).reshape(1, PATCH * height, PATCH * width, -1)
 
 
-def build_autoencoder(reader: ConfigReader) -> Flux2Autoencoder:
+def build_autoencoder(reader: ConfigReader, tiling: Tiling | None = None) -> Flux2Autoencoder:
     """Read vae/config.json and build it, without weights.
 
     Raises:
@@ -73,4 +74,4 @@ def build_autoencoder(reader: ConfigReader) -> Flux2Autoencoder:
     """
     if (reader.sizes("patch_size") or (PATCH, PATCH)) != (PATCH, PATCH):
         raise UnsupportedArchitecture("FLUX.2's autoencoder is supported with patches of 2 x 2 only")
-    return Flux2Autoencoder(read_autoencoder_config(reader), epsilon=reader.number("batch_norm_eps", 1e-4))
+    return Flux2Autoencoder(read_autoencoder_config(reader), tiling, epsilon=reader.number("batch_norm_eps", 1e-4))

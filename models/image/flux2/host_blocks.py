@@ -82,10 +82,10 @@ class HostBlocks:
         while singles:
             self._singles.append(_single(singles.pop(0), scale))
 
-    def working_bytes(self, lengths: Sequence[int]) -> int:
-        """The peak of a pass, by the tokens of text, picture and references. Thread: any."""
-        config, length = self._config, sum(lengths)
-        numbers = length * (3 * config.dim + max(3 * config.dim + 2 * config.mlp_dim, 4 * config.dim))
+    def working_bytes(self, length: int) -> int:
+        """The peak of a pass through a sequence of so many tokens. Thread: any."""
+        config = self._config
+        numbers = length * (3 * config.dim + 3 * config.dim + 2 * config.mlp_dim)
         return 4 * numbers + attention_bytes(self._gemm.threads, length, length)
 
     def __call__(self, own: mx.array, modulations: Modulations, conditions: Conditions) -> mx.array:

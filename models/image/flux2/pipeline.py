@@ -14,6 +14,7 @@ from models.checkpoint import Checkpoint
 from models.errors import CheckpointError
 from models.host import wait
 from models.image.autoencoder import read_autoencoder_config, to_pixels
+from models.image.autoencoder_config import autoencoder_bytes
 from models.image.base import (
     Abilities,
     Family,
@@ -26,19 +27,22 @@ from models.image.base import (
 from models.image.flux2.autoencoder import PATCH, Flux2Autoencoder, build_autoencoder
 from models.image.flux2.blocks import Conditions
 from models.image.flux2.config import is_distilled, transformer_config
-from models.image.flux2.memory import autoencoder_bytes
 from models.image.flux2.references import MAX_REFERENCES, check_references, prepare_reference, seen_size
 from models.image.flux2.transformer import Denoiser, Grid, Transformer
 from models.image.loading import component_config, component_spans, load_component
+from models.image.preview import Preview
 from models.image.schedulers import FlowMatchEuler, read_scheduler
 from models.image.step_cache import StepCache
 from models.image.text_encoder import MAX_TOKENS, Reading, TextEncoder, unused_tensors
+from models.image.tiling import Tiling
 
 READING = Reading(hidden_states=(9, 18, 27), enable_thinking=False, padded=True)
 
 _DISTILLED_STEPS, _BASE_STEPS, _BASE_GUIDANCE = 4, 50, 4.0
 _DEFAULT_SIDE_LATENTS = 128
 _COMPONENTS = ("text_encoder", "transformer", "vae")
+_UNUSED = {"vae": ("bn.num_batches_tracked",)}
+"""What torch's batch norm counted in training."""
 
 
 def empirical_mu(tokens: int, steps: int) -> float:
@@ -80,6 +84,7 @@ class Flux2KleinPipeline:
         self._transformer = transformer
         self._autoencoder = autoencoder
         self._scheduler = scheduler
+        self._preview = Preview(autoencoder)
 
     @property
     def abilities(self) -> Abilities:
@@ -98,15 +103,13 @@ class Flux2KleinPipeline:
         """See `ImagePipeline`."""
         grids = [self._grid(request.width, request.height)]
         grids += [self._grid(*seen_size(image.shape[1], image.shape[0], self._multiple)) for image in request.images]
-        lengths = [MAX_TOKENS, *(height * width for height, width in grids)]
-        latents = 4 * 2 * self._autoencoder.token_channels * sum(lengths)
-        pixels = max(height * width for height, width in grids) * self._multiple**2
-        peak = max(
+        tokens = [height * width for height, width in grids]
+        known = 4 * sum(tokens[1:]) * self._autoencoder.token_channels
+        return max(
             self._text_encoder.working_bytes,
-            self._transformer.working_bytes(lengths),
-            autoencoder_bytes(self._autoencoder.config, pixels),
+            known + autoencoder_bytes(self._autoencoder.config, max(tokens) * self._multiple**2),
+            known + self._transformer.working_bytes([MAX_TOKENS, *tokens], texts=2 if self._is_guided(request) else 1),
         )
-        return peak + latents
 
     def generate(self, request: PictureRequest) -> Iterator[ImageStep | ImageResult]:
         """See `ImagePipeline`.
@@ -126,8 +129,7 @@ class Flux2KleinPipeline:
     def _denoise(self, request: PictureRequest) -> Generator[ImageStep, None, tuple[mx.array, int]]:
         """From noise to clean latents (1, h, w, C), and how many steps were computed. Holds nothing else afterwards."""
         grid = self._grid(request.width, request.height)
-        guided = self._abilities.takes_guidance and request.guidance > self._abilities.guidance_above
-        embeddings = self._text_encoder.encode(request.prompt, *[request.negative_prompt] * guided)
+        embeddings = self._text_encoder.encode(request.prompt, *[request.negative_prompt] * self._is_guided(request))
         yield ImageStep("encode", 0, request.steps)
         references = []
         for image in request.images:
@@ -137,11 +139,17 @@ class Flux2KleinPipeline:
         sigmas = self._scheduler.sigmas(request.steps, empirical_mu(grid[0] * grid[1], request.steps))
         latents = self._noise(request, grid)
         for step, (sigma, following) in enumerate(pairwise(sigmas), start=1):
-            latents = latents + (following - sigma) * self._predict(latents, sigma, sides, request.guidance)
+            predicted = self._predict(latents, sigma, sides, request.guidance)
+            latents = latents + (following - sigma) * predicted
             wait([latents])
-            yield ImageStep("denoise", step, request.steps)
+            shows = request.preview_every and step % request.preview_every == 0
+            preview = self._preview((latents - following * predicted).reshape(1, *grid, -1)) if shows else None
+            yield ImageStep("denoise", step, request.steps, preview)
         cache = sides[0].cache
         return latents.reshape(1, *grid, -1), request.steps if cache is None else cache.computed
+
+    def _is_guided(self, request: PictureRequest) -> bool:
+        return self._abilities.takes_guidance and request.guidance > self._abilities.guidance_above
 
     def _grid(self, width: int, height: int) -> Grid:
         return height // self._multiple, width // self._multiple
@@ -198,7 +206,7 @@ def load_pipeline(checkpoint: Checkpoint, choices: LoadChoices) -> Flux2KleinPip
     abilities = read_abilities(checkpoint)
     scheduler = read_scheduler(component_config(checkpoint, "scheduler", "scheduler_config.json"))
     transformer = Transformer(transformer_config(checkpoint))
-    autoencoder = build_autoencoder(component_config(checkpoint, "vae"))
+    autoencoder = build_autoencoder(component_config(checkpoint, "vae"), Tiling(choices.vae_tile))
     if transformer.config.channels != autoencoder.token_channels:
         raise CheckpointError(
             f"in_channels is {transformer.config.channels}, and the autoencoder makes {autoencoder.token_channels}",
@@ -213,7 +221,7 @@ def load_pipeline(checkpoint: Checkpoint, choices: LoadChoices) -> Flux2KleinPip
         )
     load_component(transformer, checkpoint, "transformer", choices, spans[1])
     transformer.prepare()
-    load_component(autoencoder, checkpoint, "vae", choices, spans[2], unused=("bn.num_batches_tracked",))
+    load_component(autoencoder, checkpoint, "vae", choices, spans[2], unused=_UNUSED["vae"])
     autoencoder.prepare()
     return Flux2KleinPipeline(abilities, text_encoder, transformer, autoencoder, scheduler)
 
@@ -223,5 +231,5 @@ FAMILY = Family(
     components=_COMPONENTS,
     load=load_pipeline,
     abilities=read_abilities,
-    unused=lambda checkpoint: unused_tensors(checkpoint, READING),
+    unused=lambda checkpoint: unused_tensors(checkpoint, READING) | _UNUSED,
 )

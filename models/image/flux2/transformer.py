@@ -19,7 +19,6 @@ from models.gemm import host_gemm
 from models.image.flux2.blocks import Conditions, DoubleBlock, Modulations, SingleBlock, modulated
 from models.image.flux2.config import TransformerConfig
 from models.image.flux2.host_blocks import HostBlocks
-from models.image.flux2.memory import denoising_bytes
 from models.image.layers import axis_rotations, grid_positions, silu, timestep_embedding
 from models.image.step_cache import StepCache
 
@@ -33,8 +32,15 @@ Grid = tuple[int, int]
 class Denoiser(Protocol):
     """What the pipeline wants of a transformer, in whichever form. Thread: the MLX thread."""
 
-    def working_bytes(self, lengths: Sequence[int]) -> int:
-        """A step's peak beyond the weights, by the tokens of text, picture and references. Thread: any."""
+    def working_bytes(self, lengths: Sequence[int], *, texts: int) -> int:
+        """A step's peak beyond the weights, with what all steps share.
+
+        Args:
+            lengths: the tokens of text, picture, and each reference.
+            texts: how many texts there are conditions of.
+
+        Thread: any.
+        """
         ...
 
     def condition(
@@ -161,13 +167,19 @@ class Transformer(nn.Module):
         if gemm is not None:
             self._host_blocks = HostBlocks(gemm, self.config, self.transformer_blocks, self.single_transformer_blocks)
 
-    def working_bytes(self, lengths: Sequence[int]) -> int:
+    def working_bytes(self, lengths: Sequence[int], *, texts: int) -> int:
         """See `Denoiser`."""
+        config, (text, picture, *references) = self.config, lengths
+        length, itemsize = sum(lengths), self.dtype.size
+        shared = itemsize * config.dim * (texts * text + sum(references)) + 4 * length * config.head_dim
+        around = 4 * picture * (2 * config.dim + 4 * config.channels)
         if self._host_blocks is not None:
-            return self._host_blocks.working_bytes(lengths)
+            return shared + around + self._host_blocks.working_bytes(length)
+        # The stream, its norm, what goes through one block's widest matrix, and what comes out of that.
+        numbers = length * (6 * config.dim + 3 * config.mlp_dim)
         # MLX's CPU backend holds all scores, and their softmax beside them.
-        scores = 2 * self.config.num_heads * sum(lengths) ** 2 if device().kind == "cpu" else 0
-        return denoising_bytes(self.config, lengths, itemsize=self.dtype.size, scores=scores)
+        scores = 2 * config.num_heads * length**2 if device().kind == "cpu" else 0
+        return shared + around + itemsize * numbers + 4 * scores
 
     def condition(
         self, texts: Sequence[mx.array], references: Sequence[tuple[mx.array, Grid]], grid: Grid

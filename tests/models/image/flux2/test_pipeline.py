@@ -85,6 +85,32 @@ def test_what_no_step_changes_is_done_once(base, monkeypatch):
     assert (len(encodings), len(conditions), len(modulations)) == (1, 1, 4)
 
 
+def previews(pipeline: Flux2KleinPipeline, **fields) -> dict[int, np.ndarray]:
+    """The previews of a run, by their steps."""
+    units = [unit for unit in pipeline.generate(asked(**fields)) if isinstance(unit, ImageStep)]
+    return {unit.step: unit.preview.astype(float) for unit in units if unit.preview is not None}
+
+
+def test_a_preview_comes_every_so_many_steps_and_is_of_the_picture_to_be(klein):
+    assert previews(klein, steps=5) == {}
+    assert list(previews(klein, steps=5, preview_every=2)) == [2, 4]
+    shown = previews(klein, steps=5, preview_every=1)
+    assert {preview.shape for preview in shown.values()} == {(6, 8, 3)}
+    errors = [float(np.abs(shown[step] - shown[5]).mean()) for step in (1, 4)]
+    assert errors[0] > errors[1] > 0
+
+
+def test_previews_change_nothing(klein):
+    np.testing.assert_array_equal(made(klein, preview_every=1).pixels, made(klein).pixels)
+
+
+def test_a_large_picture_is_decoded_in_pieces_between_which_it_can_be_given_up(klein):
+    pieces = load(FOLDER, vae_tile=2)
+    *units, result = pieces.generate(asked())
+    assert [unit.phase for unit in units].count("decode") > 2
+    assert difference(result, made(klein)) < 2
+
+
 def test_the_seed_alone_decides_the_noise(klein):
     first, again, other = made(klein, seed=5), made(klein, seed=5), made(klein, seed=6)
     np.testing.assert_array_equal(first.pixels, again.pixels)

@@ -105,6 +105,6 @@ def test_every_picture_has_a_place_of_its_own_on_the_first_axis(transformer):
 def test_the_working_space_grows_faster_than_the_sequence_only_without_blocks_of_scores(transformer, prepared):
     if prepared:
         transformer.prepare()
-    one, four = transformer.working_bytes([512, 4096]), transformer.working_bytes([512, 4096, 4096, 4096])
-    assert one < four
-    assert (four < 3 * one) == prepared
+    one, three = (transformer.working_bytes([512, 4096, *[4096] * references], texts=1) for references in (0, 2))
+    assert one < three
+    assert (three < 3 * one) == prepared
