@@ -102,9 +102,8 @@ def test_a_changed_weight_keeps_its_type_where_nothing_else_is_wanted(wide_pipel
 def test_a_quantised_weight_is_changed_in_full_and_then_quantised_again_if_it_stays_so(pipeline_store, write, quantize):
     model = f"p-{quantize}"
     name = "layers.0.attention.to_q.weight"
-    stored = next(
-        each for each in open_checkpoint(model, pipeline_store).tensors("transformer") if each.name == name
-    ).value
+    checkpoint = open_checkpoint(model, pipeline_store)
+    stored = next(each.value for each in checkpoint.tensors("transformer") if each.name == name)
     exact = np.array(dequantize(stored, mx.float32)) + B @ A
     dense = merged(model, pipeline_store, [write(GOOD)])
     np.testing.assert_allclose(np.array(dense[name]), exact, atol=1e-5)
@@ -120,11 +119,8 @@ def test_a_quantised_weight_is_changed_in_full_and_then_quantised_again_if_it_st
     assert mx.array_equal(packed.weight, parts[0])
     error = np.abs(np.array(dequantize(packed, mx.float32)) - exact).mean()
     assert error < {"int4": 0.15, "int8": 0.02, "nvfp4": 0.2, "mxfp8": 0.06}[quantize] * np.abs(exact).mean()
-    assert all(isinstance(kept[each], Packed) == (each in packed_names(model, pipeline_store)) for each in kept)
-
-
-def packed_names(reference: str, store: Path) -> set[str]:
-    return {info.name for info in open_checkpoint(reference, store).infos("transformer") if info.quantized}
+    quantized = {info.name for info in checkpoint.infos("transformer") if info.quantized}
+    assert {each for each in kept if isinstance(kept[each], Packed)} == quantized - {name}
 
 
 def test_a_global_scale_stays_as_it_is(tmp_path, write):
