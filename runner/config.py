@@ -41,7 +41,7 @@ CACHE_DIR_BYTES = 4 << 30
 WEIGHT_POLICIES: tuple[str, ...] = get_args(WeightPolicy)
 CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
 TEXT_ENCODER_POLICIES: tuple[str, ...] = get_args(TextEncoderPolicy)
-VAE_TILE, LEAST_VAE_TILE = 64, 32
+VAE_TILE = 64
 
 
 class DialectName(Enum):
@@ -95,7 +95,7 @@ class RunnerConfig:
     loras: tuple[LoraFile, ...] = ()
     text_encoder: TextEncoderPolicy = "auto"
     vae_tile: int = VAE_TILE
-    """Latents a side above which an image pipeline decodes in tiles of that size; 0 never does."""
+    """A picture of more latents than a square of this side is decoded piece by piece; 0: none is."""
     check_memory: bool = True
     verify_digests: bool = False
 
@@ -244,8 +244,7 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
     if port is None:
         port = CLASSIC_PORT if dialect is DialectName.CLASSIC else 0
     cache_dir_bytes = settings.integer("cache-dir-bytes", least=0, most=MAX_BYTES)
-    # 0 is no tile at all; a smaller one than the least would be nearly all overlap.
-    vae_tile = settings.integer("vae-tile", least=0) and settings.integer("vae-tile", least=LEAST_VAE_TILE)
+    vae_tile = settings.integer("vae-tile", least=0)
     return RunnerConfig(
         dialect=dialect,
         model=settings.text("model"),

@@ -50,7 +50,9 @@ TUNING_FLAGS = (
         "keep, free or auto: whether an image pipeline holds its text encoder between prompts (auto: if that fits)",
     ),
     Flag(
-        "vae-tile", "N", "latents a side above which a picture is decoded in tiles of that size (default 64; 0 never)"
+        "vae-tile",
+        "N",
+        "decode pictures of more than N x N latents piece by piece, which takes less memory (default 64; 0: none)",
     ),
     Flag("check-memory", "", "refuse a model or picture that is predicted not to fit (default true)"),
     Flag("verify-digests", "", "check the SHA-256 of blobs of the Ollama store while loading (default false)"),

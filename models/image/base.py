@@ -143,7 +143,7 @@ class LoadChoices:
     keep_text_encoder: bool = True
     """False: its weights are read again for each new prompt and freed behind it."""
     vae_tile: int = 64
-    """Latents a side above which the autoencoder decodes in tiles of that size; 0 never does."""
+    """A picture of more latents than a square of this side is decoded piece by piece (see tiling.py); 0: none is."""
     progress: Callable[[float], None] = lambda _: None
     """Told 0 to 1 as weights arrive; may raise to abandon the load."""
 

@@ -81,7 +81,7 @@ def test_a_classic_runner_without_flags_takes_ollamas_defaults():
         ("--context 0", "--context must be at least 1, not 0"),
         ("--verbose=perhaps", '--verbose must be true or false, not "perhaps"'),
         ("--weights q4", '--weights must be one of auto, float32, keep, not "q4"'),
-        ("--vae-tile 31", "--vae-tile must be at least 32, not 31"),
+        ("--vae-tile -1", "--vae-tile must be at least 0, not -1"),
         ("--text-encoder no", '--text-encoder must be one of keep, free, auto, not "no"'),
         ("--lora a.safetensors=inf", 'the scale of --lora a.safetensors must be a finite number, not "inf"'),
         ("--gpu-layers 5", "unknown flag --gpu-layers; --help lists the flags"),
