@@ -14,8 +14,8 @@ from models.sources.hf import parse_config
 PATCH = 2
 """Latents of a token's side. Checkpoints could carry other embedders; none does."""
 
-TURBO_SHIFT = 4.5
-"""A static shift below this tells Z-Image-Turbo (3) from Z-Image (6), whose files differ in nothing else."""
+TURBO_SHIFT = 3.0
+"""The static shift that tells Z-Image-Turbo from Z-Image (6.0), whose files differ in nothing else."""
 
 _FILE = "transformer/config.json"
 
@@ -103,7 +103,7 @@ def is_turbo(checkpoint: Checkpoint) -> bool:
     """
     scheduler = read_scheduler(component_config(checkpoint, "scheduler", "scheduler_config.json"))
     index = ConfigReader(checkpoint.config, "model_index.json")
-    return index.flag("is_distilled", default=not scheduler.dynamic and 1 < scheduler.shift < TURBO_SHIFT)
+    return index.flag("is_distilled", default=not scheduler.dynamic and scheduler.shift == TURBO_SHIFT)
 
 
 def read_abilities(checkpoint: Checkpoint) -> Abilities:

@@ -20,9 +20,11 @@ from models.image.autoencoder import Autoencoder, read_autoencoder_config, to_pi
 from models.image.autoencoder_config import autoencoder_bytes
 from models.image.base import Abilities, Family, ImageResult, ImageStep, LoadChoices, PictureRequest, Pixels
 from models.image.loading import component_config, component_spans, load_component
+from models.image.preview import Preview
 from models.image.schedulers import FlowMatchEuler, Sigmas, first_step, read_scheduler
 from models.image.step_cache import StepCache
 from models.image.text_encoder import MAX_TOKENS, Reading, TextEncoder, unused_tensors
+from models.image.tiling import Tiling
 from models.image.z_image.config import PATCH, read_abilities, read_transformer_config
 from models.image.z_image.transformer import Conditioning, Transformer
 
@@ -55,6 +57,7 @@ class ZImagePipeline:
         self._transformer = transformer
         self._autoencoder = autoencoder
         self._scheduler = scheduler
+        self._preview = Preview(autoencoder)
 
     @property
     def abilities(self) -> Abilities:
@@ -107,9 +110,12 @@ class ZImagePipeline:
             yield ImageStep("encode", 0, steps)
         sides = [self._side(each, request, steps) for each in embeddings]
         for step, (sigma, following) in enumerate(pairwise(sigmas), start=1):
-            latents = latents + (following - sigma) * self._velocity(latents, sigma, sides, request.guidance)
+            velocity = self._velocity(latents, sigma, sides, request.guidance)
+            clean = latents - sigma * velocity
+            latents = latents + (following - sigma) * velocity
             wait([latents])
-            yield ImageStep("denoise", step, steps)
+            is_shown = request.preview_every > 0 and step % request.preview_every == 0
+            yield ImageStep("denoise", step, steps, self._preview(clean[None]) if is_shown else None)
         cache = sides[0].cache
         return latents, steps, steps if cache is None else cache.computed
 
@@ -160,7 +166,7 @@ def load_pipeline(checkpoint: Checkpoint, choices: LoadChoices) -> ZImagePipelin
     abilities = read_abilities(checkpoint)
     scheduler = read_scheduler(component_config(checkpoint, "scheduler", "scheduler_config.json"))
     transformer = Transformer(read_transformer_config(component_config(checkpoint, "transformer")))
-    autoencoder = Autoencoder(read_autoencoder_config(component_config(checkpoint, "vae")))
+    autoencoder = Autoencoder(read_autoencoder_config(component_config(checkpoint, "vae")), Tiling(choices.vae_tile))
     spans = component_spans(checkpoint, _COMPONENTS)
     text_encoder = TextEncoder(checkpoint, READING, choices, spans[0])
     for key, wanted, made in (

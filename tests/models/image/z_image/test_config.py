@@ -30,7 +30,7 @@ SCHEDULER, INDEX = "scheduler/scheduler_config.json", "model_index.json"
     [
         ({SCHEDULER: {"shift": 3.0}}, True),
         ({SCHEDULER: {"shift": 6.0}}, False),
-        ({SCHEDULER: {"shift": 1.0}}, False),
+        ({SCHEDULER: {"shift": 2.0}}, False),
         ({SCHEDULER: {"use_dynamic_shifting": True}}, False),
         ({SCHEDULER: {"shift": 6.0}, INDEX: {"is_distilled": True}}, True),
         ({SCHEDULER: {"shift": 3.0}, INDEX: {"is_distilled": False}}, False),

@@ -165,3 +165,21 @@ def test_a_given_noise_is_taken_as_it_is(pipeline: ZImagePipeline):
     given = replace(REQUEST, latents=noise(REQUEST.seed))
     np.testing.assert_array_equal(picture(pipeline, given), picture(pipeline, REQUEST))
     assert (picture(pipeline, replace(REQUEST, latents=noise(5))) != picture(pipeline, REQUEST)).any()
+
+
+def test_previews_come_as_often_as_asked(pipeline: ZImagePipeline):
+    *steps, result = pipeline.generate(replace(REQUEST, steps=5, preview_every=2))
+    shown = [step.preview for step in steps if isinstance(step, ImageStep) and step.phase == "denoise"]
+    assert [preview is not None for preview in shown] == [False, True, False, True, False]
+    assert isinstance(result, ImageResult)
+    np.testing.assert_array_equal(result.pixels, picture(pipeline, replace(REQUEST, steps=5)))
+
+
+def test_the_last_preview_is_of_the_latents_that_are_decoded(pipeline: ZImagePipeline, monkeypatch: pytest.MonkeyPatch):
+    decoded: list[mx.array] = []
+    decode = pipeline._autoencoder.decode_steps
+    monkeypatch.setattr(pipeline._autoencoder, "decode_steps", lambda x: (decoded.append(x), decode(x))[1])
+    steps = list(pipeline.generate(replace(REQUEST, preview_every=3)))
+    (preview,) = (step.preview for step in steps if isinstance(step, ImageStep) and step.preview is not None)
+    assert preview.shape == (6, 8, 3)
+    assert np.abs(preview.astype(np.int32) - pipeline._preview(decoded[0])).max() <= 1
