@@ -140,6 +140,41 @@ async def test_a_second_request_is_told_its_place_and_runs_behind_the_first(serv
     assert all(isinstance(output, ImageProgress | ImageQueued | ImageDone) for _, output in heard)
 
 
+async def test_a_place_is_told_without_waiting_for_another_step(serve):
+    second_step, third_step = UnitGate(SECOND_STEP), UnitGate(SECOND_STEP + 1)
+
+    def gates(*unit):
+        second_step(*unit)
+        third_step(*unit)
+
+    loop = await serve(FakePipeline(before_unit=gates))
+    first = asyncio.create_task(picture(loop))
+    await second_step.reached()
+    async with loop.submit(ImageRequest("waits")) as outputs:
+        second_step.open()
+        async with asyncio.timeout(10):
+            assert await anext(outputs) == ImageQueued(2, 1)
+        third_step.open()
+    await first
+
+
+async def test_a_pipelines_iterator_is_closed_even_if_somebody_holds_it(serve, monkeypatch):
+    gate = UnitGate(SECOND_STEP)
+    pipeline = FakePipeline(before_unit=gate)
+    held = []
+    generate = pipeline.generate
+    monkeypatch.setattr(pipeline, "generate", lambda request: held.append(generate(request)) or held[-1])
+    loop = await serve(pipeline)
+    leaving = asyncio.create_task(picture(loop))
+    await gate.reached()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    gate.open()
+    await picture(loop)
+    assert held[0].gi_frame is None
+    assert pipeline.living_latents() == 0
+
+
 async def test_a_cancelled_picture_stops_within_a_step_and_the_next_is_as_if_alone(serve):
     gate = UnitGate(SECOND_STEP)
     pipeline = FakePipeline(before_unit=gate)
