@@ -14,26 +14,35 @@ from models.image.preview import Preview
 PARITY_IMAGE = Path(__file__).parents[2] / "parity_image"
 
 
-@pytest.fixture(scope="module", params=["autoencoder", "autoencoder_quant"])
-def autoencoder(request: pytest.FixtureRequest) -> Autoencoder:
-    checkpoint = open_checkpoint(str(PARITY_IMAGE / request.param), PARITY_IMAGE / "no-store")
+@pytest.fixture(scope="module")
+def autoencoder() -> Autoencoder:
+    """Random weights, but blocks add nothing to what goes past them: random ones would make pictures of no likeness."""
+    checkpoint = open_checkpoint(str(PARITY_IMAGE / "autoencoder"), PARITY_IMAGE / "no-store")
     made = Autoencoder(read_autoencoder_config(component_config(checkpoint, "vae")))
     load_component(made, checkpoint, "vae", LoadChoices())
+    for name, module in made.named_modules():
+        if name.endswith(("conv2", "to_out.0")):
+            module.update({"weight": mx.zeros_like(module.weight), "bias": mx.zeros_like(module.bias)})
     made.prepare()
     return made
 
 
 def test_a_preview_looks_like_the_decoded_picture_made_small(autoencoder: Autoencoder):
-    """The fixtures' weights are random: of their pictures even the best linear map tells no more than 0.6 to 0.8."""
     scale = autoencoder.config.downscale
-    latents = autoencoder.encode(mx.array(preview.drawn_picture(16 * scale, 7)[None]))
+    y, x = np.mgrid[: 16 * scale, : 16 * scale] / (16 * scale)
+    slopes = np.stack([2 * x - 1, 1 - 2 * y, np.sign(x - y)], axis=-1)
+    latents = autoencoder.encode(mx.array(slopes[None].astype(np.float32)))
     pixels = Preview(autoencoder)(latents)
     assert (pixels.shape, pixels.dtype) == ((16, 16, 3), np.uint8)
     decoded = np.array(autoencoder.decode(latents))[0].reshape(16, scale, 16, scale, 3).mean(axis=(1, 3))
-    expected = np.clip(decoded / 2 + 0.5, 0, 1) * 255
-    assert np.corrcoef(pixels.ravel(), expected.ravel())[0, 1] > 0.5
-    mirrored = expected[::-1, ::-1]
-    assert np.corrcoef(pixels.ravel(), mirrored.ravel())[0, 1] < 0.4
+    assert alike(pixels, decoded) > 0.7
+    assert alike(pixels, decoded[::-1, ::-1]) < 0
+
+
+def alike(one: np.ndarray, other: np.ndarray) -> float:
+    """The correlation of two pictures, each colour about its own mean."""
+    pair = [picture - picture.mean(axis=(0, 1)) for picture in (one, other)]
+    return float(np.corrcoef(pair[0].ravel(), pair[1].ravel())[0, 1])
 
 
 def test_the_map_is_fitted_once_and_always_the_same(autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch):
