@@ -35,7 +35,7 @@ def profile_lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def further_lines(found: Mapping[str, Any]) -> list[str]:
-    """The answer of `run_image_further`: the step cache, and a decode by tiles."""
+    """The answer of `run_image_further`: the step cache, and a decode in strips."""
     cache = found["step_cache"]
     where = f"{cache['pipeline']}, {cache['steps']} steps, {cache['side']}x{cache['side']}"
     said = [f"The step cache on {where}: means over {cache['pictures']} pictures, each against itself without it.", ""]
@@ -46,9 +46,9 @@ def further_lines(found: Mapping[str, Any]) -> list[str]:
     head = ["threshold", "steps computed", "time over that without", "mean difference, 1/255"]
     said += table(head, rows)
     if tiles := found.get("tiles"):
-        said += ["", f"The same latents decoded by tiles of {tiles['tile']} latents, and whole:", ""]
+        said += ["", f"The same latents decoded in strips, as with --vae-tile={tiles['tile']}, and whole:", ""]
         said += table(
-            ["tiled, s", "whole, s", "mean difference, 1/255", "largest"],
+            ["in strips, s", "whole, s", "mean difference, 1/255", "largest"],
             [[f"{tiles[name]:.2f}" for name in ("tiled_s", "whole_s", "mean_apart", "most_apart")]],
         )
     return said
@@ -81,5 +81,5 @@ def soak_lines(result: SoakResult) -> list[str]:
 
 SECTIONS = (
     Section("profile", "Where the time goes", "profile_image", profile_lines),
-    Section("further", "Step cache and tiles", "run_image_further", further_lines),
+    Section("further", "Step cache and strips", "run_image_further", further_lines),
 )

@@ -11,6 +11,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 OURS, OTHERS = "#0b6e4f", "#8a94a6"
 PANELS = (
@@ -18,7 +19,19 @@ PANELS = (
     ("decode", "seconds a VAE decode (shorter is better)"),
     ("peak", "peak RSS, MiB (smaller is better)"),
 )
-KIND_COLORS = ("#0b6e4f", "#3f9c7b", "#8cc9b0", "#f2b84b", "#e08e45", "#c8553d", "#7a5c8e", "#8a94a6", "#d5d9e0")
+KIND_COLORS = (
+    "#0b6e4f",
+    "#8cc9b0",
+    "#f2b84b",
+    "#c8553d",
+    "#7a5c8e",
+    "#4a7fb5",
+    "#e08e45",
+    "#a3b18a",
+    "#d4a5c9",
+    "#2f3e46",
+)
+REST_COLOR = "#d5d9e0"
 
 
 def bars(axis: Axes, contestants: list[dict[str, Any]], metric: str, title: str) -> None:
@@ -30,15 +43,18 @@ def bars(axis: Axes, contestants: list[dict[str, Any]], metric: str, title: str)
         [middle - min(value) for middle, value in zip(middles, values, strict=True)],
         [max(value) - middle for middle, value in zip(middles, values, strict=True)],
     ]
-    colors = [OURS if each["name"] in ("runner", "bare", "bare-1") else OTHERS for each in shown]
+    by_side = [OURS if each["name"] in ("runner", "bare", "bare-1") else OTHERS for each in shown]
     labels = [each["label"] for each in shown]
-    axis.barh(labels, middles, xerr=spans, color=colors, error_kw={"ecolor": "#222", "capsize": 3, "lw": 1})
+    axis.barh(labels, middles, xerr=spans, color=by_side, error_kw={"ecolor": "#222", "capsize": 3, "lw": 1})
     for row, (middle, value) in enumerate(zip(middles, values, strict=True)):
         number = f"{middle:.0f}" if middle >= 100 else f"{middle:.1f}" if middle >= 10 else f"{middle:.2f}"
         axis.text(max(value), row, f"  {number}", va="center", fontsize=10)
     axis.set_xlabel(title, fontsize=10)
     if metric == "step" and middles:
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlim(min(middles) / 2, 3 * max(middles))
     else:
         axis.set_xlim(0, 1.2 * max([*(max(value) for value in values), 1e-9]))
@@ -46,22 +62,32 @@ def bars(axis: Axes, contestants: list[dict[str, Any]], metric: str, title: str)
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def kinds_of(profile: dict[str, Any]) -> list[str]:
+    """The kinds of work, the one with the largest share first."""
+    most: dict[str, float] = {}
+    for each in profile.values():
+        for kind, seconds in each["kinds_s"].items():
+            most[kind] = max(most.get(kind, 0.0), seconds / sum(each["kinds_s"].values()))
+    return sorted(most, key=lambda kind: -most[kind])
+
+
+def colors(count: int) -> list[str]:
+    return [*(KIND_COLORS[index % len(KIND_COLORS)] for index in range(count - 1)), REST_COLOR]
+
+
 def shares(axis: Axes, profile: dict[str, Any]) -> None:
     """Where the time of a step and of a decode goes, one stacked bar each."""
-    kinds = list(dict.fromkeys(kind for each in profile.values() for kind in each["kinds_s"]))
-    parts = list(profile)
-    totals = [sum(each["kinds_s"].values()) + each["unnamed_s"] for each in profile.values()]
-    left = [0.0] * len(parts)
-    for kind, color in zip([*kinds, "the rest"], KIND_COLORS * 2, strict=False):
-        seconds = [
-            each["unnamed_s"] if kind == "the rest" else each["kinds_s"].get(kind, 0.0) for each in profile.values()
-        ]
-        widths = [100 * value / total for value, total in zip(seconds, totals, strict=True)]
-        axis.barh([f"a {part}" for part in parts], widths, left=left, color=color, label=kind)
+    seconds = {kind: [each["kinds_s"].get(kind, 0.0) for each in profile.values()] for kind in kinds_of(profile)}
+    seconds["the rest"] = [each["unnamed_s"] for each in profile.values()]
+    totals = [sum(column) for column in zip(*seconds.values(), strict=True)]
+    left = [0.0] * len(profile)
+    for (kind, values), color in zip(seconds.items(), colors(len(seconds)), strict=True):
+        widths = [100 * value / total for value, total in zip(values, totals, strict=True)]
+        axis.barh([f"a {part}" for part in profile], widths, left=left, color=color, label=kind)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axis.set_xlim(0, 100)
     axis.set_xlabel("where the runner's time goes, %", fontsize=10)
-    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
     axis.invert_yaxis()
     axis.spines[["top", "right"]].set_visible(False)
 

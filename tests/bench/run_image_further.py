@@ -1,4 +1,4 @@
-"""What the step cache saves and what it costs, and a decode by tiles beside a whole one: the runner's parts alone."""
+"""What the step cache saves and what it costs, and a decode in strips beside a whole one: the runner's parts alone."""
 
 import argparse
 import json
@@ -13,10 +13,12 @@ from tests.bench.image_soak import PROMPTS, SIDE, soak_pipeline
 from tests.bench.preparation import REPOSITORY
 
 if TYPE_CHECKING:
-    from models.image.base import ImagePipeline, ImageResult
+    from models.image.base import ImagePipeline, ImageResult, Pixels
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4)
 SEEDS = (1, 2)
+TILE = 16
+"""Latents: the bench's 32 x 32 are more than a square of it, so they are taken in strips."""
 
 
 def load(folder: Path) -> "ImagePipeline":
@@ -72,6 +74,40 @@ def step_cache() -> dict[str, Any]:
     return {"pipeline": named, "steps": steps, "side": SIDE, "pictures": len(asked), "rows": rows}
 
 
+def decoded(folder: Path, tile: int) -> tuple["Pixels", float]:
+    """The pipeline's latents as a picture, in strips if they are more than a square of `tile`; and the seconds."""
+    import mlx.core as mx
+
+    from models.checkpoint import open_checkpoint
+    from models.image.autoencoder import Autoencoder, read_autoencoder_config, to_pixels
+    from models.image.base import LoadChoices
+    from models.image.loading import component_config, load_component
+    from models.image.tiling import Tiling
+
+    checkpoint = open_checkpoint(str(folder), Path())
+    autoencoder = Autoencoder(read_autoencoder_config(component_config(checkpoint, "vae")), Tiling(tile))
+    load_component(autoencoder, checkpoint, "vae", LoadChoices(policy="float32"))
+    autoencoder.prepare()
+    with np.load(folder / "inputs.npz") as inputs:
+        latents = mx.array(inputs["latents"]).transpose(0, 2, 3, 1)
+    to_pixels(autoencoder.decode(latents[:, :8, :8]))
+    begin = time.perf_counter()
+    return to_pixels(autoencoder.decode(latents)), time.perf_counter() - begin
+
+
+def strips(folder: Path) -> dict[str, Any]:
+    whole, whole_s = decoded(folder, 0)
+    cut, cut_s = decoded(folder, TILE)
+    apart = np.abs(whole.astype(int) - cut)
+    return {
+        "tile": TILE,
+        "tiled_s": cut_s,
+        "whole_s": whole_s,
+        "mean_apart": float(apart.mean()),
+        "most_apart": float(apart.max()),
+    }
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--pipeline", type=Path, required=True)
@@ -79,4 +115,4 @@ if __name__ == "__main__":
     given = parser.parse_args()
     backend.prepare(threads=given.threads)
     backend.configure()
-    print(json.dumps({"step_cache": step_cache()}))
+    print(json.dumps({"step_cache": step_cache(), "tiles": strips(given.pipeline)}))

@@ -1,7 +1,9 @@
 """The image benchmark's arithmetic: steps, ratios round by round, goals, agreement, and who failed."""
 
+import ast
 import itertools
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from tests.bench.image_report import (
 from tests.bench.image_sections import further_lines, profile_lines, soak_lines
 from tests.bench.image_soak import SoakResult
 from tests.bench.preparation import REPOSITORY
-from tests.bench.profile_image import Spent, by_kind
+from tests.bench.profile_image import KINDS, Spent, by_kind
 from tests.bench.report import MIB, Spread
 
 
@@ -174,6 +176,22 @@ def test_compiled_code_is_charged_to_the_function_of_the_project_that_called_it(
     )
     assert kinds == {"attention": pytest.approx(0.5 + 1.0), "matrix products": pytest.approx(3.0)}
     assert unnamed == {"finish": pytest.approx(0.25)}
+
+
+def test_every_function_that_the_profile_names_exists():
+    folder = REPOSITORY / "models"
+    files = [folder / "gemm.py", *folder.glob("image/*.py"), *folder.glob("image/z_image/*.py")]
+    there = {name for file in files for name in qualified_names(ast.parse(file.read_text()), "")}
+    assert {part for key in KINDS for part in key.split(" < ")} <= there
+
+
+def qualified_names(node: ast.AST, within: str) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+            yield within + child.name
+            yield from qualified_names(child, f"{within}{child.name}.")
+        else:
+            yield from qualified_names(child, within)
 
 
 def test_sections_are_told_as_tables():
