@@ -14,6 +14,7 @@ from models.gemm import host_gemm
 from models.host import to_uint8
 from models.image.autoencoder_blocks import Decoder, Encoder
 from models.image.autoencoder_config import AutoencoderConfig, read_autoencoder_config
+from models.image.autoencoder_memory import peak_bytes
 from models.image.base import Pixels
 from models.image.convolution import Conv2d
 from models.image.host_autoencoder import HostNetwork
@@ -49,6 +50,10 @@ class Autoencoder(nn.Module):
     def config(self) -> AutoencoderConfig:
         """What it was built from. Thread: any."""
         return self._config
+
+    def working_bytes(self, height: int, width: int) -> int:
+        """The peak of encoding or decoding so many pixels, beyond the weights. Thread: any; touches no MLX."""
+        return peak_bytes(self._config, self._tiling, height, width, on_host=self.on_host)
 
     def prepare(self, *, on_host: bool | None = None) -> None:
         """Bring the loaded weights to the form that is computed in.

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError, UnsupportedArchitecture
 
-_FULL_SIZE_ARRAYS = 5
-"""Arrays of the widest channels at full size that are held at once."""
-
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderConfig:
@@ -65,9 +62,3 @@ def read_autoencoder_config(reader: ConfigReader) -> AutoencoderConfig:
                 file="vae/config.json",
             )
     return config
-
-
-def autoencoder_bytes(config: AutoencoderConfig, pixels: int) -> int:
-    """The peak of encoding or decoding so many pixels at once, beyond weights. Thread: any."""
-    widest = max(config.block_out_channels[:2] + config.decoder_block_out_channels[:2])
-    return 4 * pixels * widest * _FULL_SIZE_ARRAYS

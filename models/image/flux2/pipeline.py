@@ -14,7 +14,6 @@ from models.checkpoint import Checkpoint
 from models.errors import CheckpointError
 from models.host import wait
 from models.image.autoencoder import read_autoencoder_config, to_pixels
-from models.image.autoencoder_config import autoencoder_bytes
 from models.image.base import (
     Abilities,
     Family,
@@ -107,7 +106,7 @@ class Flux2KleinPipeline:
         known = 4 * sum(tokens[1:]) * self._autoencoder.token_channels
         return max(
             self._text_encoder.working_bytes,
-            known + autoencoder_bytes(self._autoencoder.config, max(tokens) * self._multiple**2),
+            known + max(self._autoencoder.working_bytes(*(side * self._multiple for side in grid)) for grid in grids),
             known + self._transformer.working_bytes([MAX_TOKENS, *tokens], texts=2 if self._is_guided(request) else 1),
         )
 

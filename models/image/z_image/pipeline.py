@@ -17,7 +17,6 @@ from models.checkpoint import Checkpoint
 from models.errors import CheckpointError
 from models.host import wait
 from models.image.autoencoder import Autoencoder, read_autoencoder_config, to_pixels
-from models.image.autoencoder_config import autoencoder_bytes
 from models.image.base import Abilities, Family, ImageResult, ImageStep, LoadChoices, PictureRequest, Pixels
 from models.image.loading import component_config, component_spans, load_component
 from models.image.preview import Preview
@@ -84,7 +83,7 @@ class ZImagePipeline:
         return max(
             self._text_encoder.working_bytes,
             self._transformer.working_bytes(height, width, MAX_TOKENS) + captions + 3 * latents,
-            autoencoder_bytes(self._autoencoder.config, request.width * request.height) + latents,
+            self._autoencoder.working_bytes(request.height, request.width) + latents,
         )
 
     def generate(self, request: PictureRequest) -> Iterator[ImageStep | ImageResult]:
