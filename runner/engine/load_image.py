@@ -9,6 +9,7 @@ is measured by its own figure (`image_memory`).
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from models import backend
 from models.checkpoint import Checkpoint, TensorInfo
@@ -83,7 +84,7 @@ class ImageBlueprint:
             pipeline = load_image_pipeline(self.checkpoint, replace(self.choices, progress=progress))
         settle_threads(self.config.threads)
         memory = ImageMemory(free_bytes, enforced=self.config.check_memory, give_back=backend.give_back)
-        return ImageEngine(pipeline, name=self.checkpoint.reference, memory=memory)
+        return ImageEngine(pipeline, name=_told_name(self.checkpoint.reference), memory=memory)
 
     def _remedy(self) -> str:
         keep = "--weights=keep, " if self.choices.policy == "float32" else ""
@@ -179,3 +180,9 @@ class _Planner:
         # The last upsampled level still has the channels of the level above it.
         decode = 4 * pixels * int(max(channels[:2], default=0))
         return FLOAT32_BYTES * max(step, decode)
+
+
+def _told_name(reference: str) -> str:
+    """What a picture says it was made by: a model's name, or its folder's. Where that lies is nobody's business."""
+    folder = Path(reference)
+    return folder.resolve().name if folder.is_dir() else reference

@@ -48,7 +48,21 @@ async def test_a_picture_is_written_and_the_figures_told(klein, tmp_path):
     assert "| 2 steps " in figures
     image = Image.open(file)
     assert (image.size, image.text["prompt"], image.text["seed"]) == ((64, 48), "a hen", "7")
-    assert image.text["model"] == str(klein)
+    assert image.text["model"] == "flux2_klein"
+
+
+@pytest.mark.process
+async def test_the_demonstration_model_draws_what_it_is_told(tmp_path):
+    for text, shape, ground in (
+        ("a red circle on a white background", (222, 36, 40), (250, 250, 250)),
+        ("a blue square on a black background", (36, 84, 220), (16, 16, 16)),
+    ):
+        code, _, err = await run_command("try", "--image", text, "--seed=7", "-o", tmp_path / "x.png")
+        assert code == 0, err
+        drawn = np.asarray(Image.open(tmp_path / "x.png")).astype(int)
+        middle, corner = drawn[28:36, 28:36].mean((0, 1)), drawn[:4, :4].mean((0, 1))
+        assert np.abs(middle - shape).max() < 60
+        assert np.abs(corner - ground).max() < 60
 
 
 @pytest.mark.process
