@@ -29,6 +29,7 @@ from models.sources.safetensors_file import FLOATING, SafetensorsFile, StoredTen
 
 _HALF = re.compile(r"(?P<layer>.+)\.lora_(?P<half>A|B|down|up)(?:\.default(?:_\d+)?)?\.weight")
 _ALPHA = re.compile(r"(?P<layer>.+)\.alpha")
+_NUMBERS = FLOATING | {"I32", "I64"}
 # Where diffusers writes the adapter's configuration in a file's header, and PEFT beside the file of this name.
 _METADATA = "lora_adapter_metadata"
 _PEFT_FILE, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -141,8 +142,8 @@ class LoraFile:
                 raise self._wrong(stored, f"is {stored.dtype} {list(stored.shape)}, and a matrix of floats is wanted")
         if down.shape[0] != up.shape[1] or not down.shape[0]:
             raise self._wrong(up, f"its shape {list(up.shape)} does not fit that of its other half {list(down.shape)}")
-        if alpha is not None and (alpha.dtype not in FLOATING or math.prod(alpha.shape) != 1):
-            raise self._wrong(alpha, "is not one floating number")
+        if alpha is not None and (alpha.dtype not in _NUMBERS or math.prod(alpha.shape) != 1):
+            raise self._wrong(alpha, "is not one number")
         return _Layer(*split_component(layer), down, up, alpha)
 
     def wrong(self, layer: _Layer, reason: str) -> CheckpointError:

@@ -53,8 +53,9 @@ def merged(reference: object, store: Path, loras: list[Lora], component: str = "
 def test_the_strength_is_alpha_over_the_files_rank_times_the_users_scale(wide_pipeline, tmp_path, write):
     name = "layers.0.attention.to_q.weight"
     plain = merged(wide_pipeline, tmp_path, [])[name].astype(mx.float32)
-    for alpha, scale, factor in ((None, 1.0, 1.0), (None, -0.25, -0.25), (2.0, 1.0, 0.5), (8.0, 0.5, 1.0)):
-        tensors = dict(GOOD) if alpha is None else GOOD | {f"{TO_Q}.alpha": np.array(alpha, np.float32)}
+    two, eight = np.float32(2), np.array([8], np.int64)
+    for alpha, scale, factor in ((None, 1.0, 1.0), (None, -0.25, -0.25), (two, 1.0, 0.5), (eight, 0.5, 1.0)):
+        tensors = dict(GOOD) if alpha is None else GOOD | {f"{TO_Q}.alpha": np.asarray(alpha)}
         ours = merged(wide_pipeline, tmp_path, [write(tensors, scale)])[name]
         assert ours.dtype == mx.float32
         np.testing.assert_allclose(np.array(ours - plain), factor * (B @ A), atol=1e-5)
@@ -205,7 +206,7 @@ WRONG = {
     "an alpha alone": ({f"{OTHER}.alpha": np.float32([1])}, "to_k.alpha: belongs to no layer of the file"),
     "an alpha that is no number": (
         {f"{TO_Q}.alpha": np.float32([1, 2])},
-        "to_q.alpha: is not one floating number",
+        "to_q.alpha: is not one number",
     ),
     "a convolution": (
         {f"{OTHER}.lora_A.weight": A.reshape(4, 192, 1, 1), f"{OTHER}.lora_B.weight": B},

@@ -13,6 +13,7 @@ from models.checkpoint import open_checkpoint
 from models.errors import CheckpointError, UnsupportedArchitecture
 from models.image.base import PictureRequest
 from runner.config import DialectName, LoraFile, RunnerConfig
+from runner.dialects.ollamarunner import memory_table
 from runner.engine import load_image, memory_limits
 from runner.engine.image import ImageEngine
 from runner.engine.load import LoadOptions, ModelLoader
@@ -69,6 +70,15 @@ async def test_the_checkpoint_chooses_the_engine_whatever_the_dialect(config, ti
             assert type(engine) is kind
             await thread.call(engine.close)
             await thread.close()
+
+
+def test_a_classic_parents_memory_table_has_a_component_where_a_model_has_a_layer(config, wide_pipeline, on_device):
+    on_device("metal", 1 << 30)
+    plan = plan_of(config, wide_pipeline)
+    (gpu,) = memory_table(plan).gpus
+    assert gpu.weights == plan.device.weights
+    assert gpu.cache == (0, 0, 0)
+    assert gpu.graph == plan.device.graph > 0
 
 
 def test_an_unknown_pipeline_is_refused_while_planning(config, tmp_path):
