@@ -60,6 +60,8 @@ def run_json(words: Sequence[str], threads: int) -> str:
         )
     except subprocess.TimeoutExpired:
         raise LookupError(f"not done after {TIMEOUT_S} s") from None
+    except OSError as error:
+        raise LookupError(str(error)) from error
     answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not answers:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]

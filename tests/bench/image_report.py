@@ -207,14 +207,11 @@ def to_markdown(outcomes: Mapping[str, ImageOutcome], facts: Mapping[str, object
         [_verdict_row(judge(goal, outcomes)) for goal in IMAGE_GOALS],
     )
     lines += ["", "## The same answer?", "", "Differences from diffusers, on the same weights, latents and prompt.", ""]
-    found = agreements(outcomes)
-    lines += table(
-        ["", "output", "largest", "mean"],
-        [
-            [label_of(each.contestant), OUTPUTS[each.output][1], f"{each.most:.2g}", f"{each.mean:.2g}"]
-            for each in found
-        ],
-    )
+    rows = [
+        [label_of(each.contestant), OUTPUTS[each.output][1], f"{each.most:.2g}", f"{each.mean:.2g}"]
+        for each in agreements(outcomes)
+    ]
+    lines += table(["", "output", "largest", "mean"], rows) if rows else ["- nothing to compare"]
     lines += ["", *further, "## Versions", ""]
     versions: dict[str, str] = {}
     for outcome in outcomes.values():

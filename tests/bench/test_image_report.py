@@ -124,6 +124,10 @@ def test_outputs_are_compared_with_those_of_diffusers():
     assert "| runner over HTTP | the picture, in 1/255 | 1 | 0.5 |" in to_markdown(made, {})
 
 
+def test_without_diffusers_there_is_nothing_to_compare():
+    assert "- nothing to compare" in to_markdown(outcomes(runner=[10], mflux=[10]), {})
+
+
 def test_a_failed_contestant_is_reported_with_its_reason():
     text = to_markdown(outcomes(runner=[10, 10], diffusers=[None, None]), {"CPU": "some"})
     assert "| diffusers on torch | missing | missing |" in text
