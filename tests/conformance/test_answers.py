@@ -117,6 +117,16 @@ def test_every_parent_understands_text_and_counts(parent):
     assert [done[name] for name in counts] == [7, 10**10, 3, 10**12]
 
 
+@pytest.mark.parametrize("parent", ["imagegen_picture.v0.32.5", "classic_picture.v0.24"])
+def test_every_parent_understands_steps_and_pictures_and_ignores_what_is_added(parent):
+    lines = [json.loads(line) for line in (ANSWERS / f"{parent}.jsonl").read_text(encoding="utf-8").splitlines()]
+    queued, first, second, made, done = lines[:5]
+    assert (queued.get("image"), queued.get("step"), queued["done"]) == (None, None, False)
+    assert [(line["step"], line.get("total", line.get("total_steps"))) for line in (first, second)] == [(1, 9), (9, 9)]
+    assert [(line["image"], line["done"]) for line in (made, done)] == [("iVBORw0KGgr/", False), ("iVBORw0KGgr/", True)]
+    assert (done["eval_count"], done["eval_duration"]) == (8, 10**11)
+
+
 if __name__ == "__main__":
     for file, data in answers().items():
         (ANSWERS / f"{file}.jsonl").write_bytes(data)
