@@ -193,13 +193,15 @@ def run(folder: Path, threads: int, parts: list[str]) -> dict[str, dict[str, Any
     pipeline = load(folder, threads)
     import mlx.core as mx
 
+    from models.image.z_image.transformer import Side
+
     with np.load(folder / "inputs.npz") as inputs:
         latents, caption = mx.array(inputs["latents"])[0].transpose(1, 2, 0), mx.array(inputs["caption"])
     transformer, autoencoder = pipeline._transformer, pipeline._autoencoder
     height, width = latents.shape[:2]
     known = transformer.condition(caption, height, width)
     works: dict[str, Callable[[], object]] = {
-        "step": lambda: mx.eval(transformer(latents, 0.5, known)),
+        "step": lambda: mx.eval(transformer(latents, 0.5, [Side(known)])),
         "decode": lambda: mx.eval(autoencoder.decode(latents[None])),
         "encode": lambda: mx.eval(autoencoder.encode(mx.zeros((1, 8 * height, 8 * width, 3)))),
     }

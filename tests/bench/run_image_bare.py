@@ -50,9 +50,11 @@ class BarePainter:
     def velocity(self, latents: Floats, sigma: float) -> Floats:
         import mlx.core as mx
 
+        from models.image.z_image.transformer import Side
+
         transformer, (height, width) = self._pipeline._transformer, latents.shape[2:]
         known = transformer.condition(mx.array(self._job.caption), height, width)
-        predicted = transformer(mx.array(latents)[0].transpose(1, 2, 0), 1.0 - sigma, known)
+        (predicted,) = transformer(mx.array(latents)[0].transpose(1, 2, 0), 1.0 - sigma, [Side(known)])
         return -np.array(predicted.transpose(2, 0, 1))
 
 

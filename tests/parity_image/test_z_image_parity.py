@@ -19,7 +19,7 @@ from models.image.schedulers import FlowMatchEuler
 from models.image.text_encoder import TextEncoder
 from models.image.z_image import pipeline as z_image
 from models.image.z_image.config import read_transformer_config
-from models.image.z_image.transformer import Transformer, patchify, unpatchify
+from models.image.z_image.transformer import Side, Transformer, patchify, unpatchify
 
 FOLDER = Path(__file__).parent / "z_image"
 PROMPT, NEGATIVE = "the quick brown fox jumps over the sea", "no lazy dog"
@@ -115,7 +115,7 @@ def test_every_part_of_a_forward_pass_is_the_references(goldens: Goldens, transf
     refined = transformer.refine(tokens, time, known)
     assert_close(refined, golden("image"))
     assert_close(transformer.joint(refined, time, known), golden("hidden"))
-    output = transformer(latents, float(np.float32(0.3)), known)
+    (output,) = transformer(latents, float(np.float32(0.3)), [Side(known)])
     assert_close(output.transpose(2, 0, 1), golden("output"))
 
 

@@ -119,7 +119,8 @@ class HostStack:
     def working_bytes(self, length: int) -> int:
         """The peak of a pass over a sequence of so many tokens. Thread: any."""
         config = self._config
-        numbers = length * (3 * config.dim + max(3 * config.dim, 2 * _aligned(config.mlp_dim)))
+        # The sequence as it comes and as it goes, a copy, its norm, what is added to it; and the widest products.
+        numbers = length * (5 * config.dim + max(3 * config.dim, 2 * _aligned(config.mlp_dim)))
         return 4 * numbers + attention_bytes(self._gemm.threads, length, length)
 
 

@@ -5,7 +5,6 @@ to the mean of the autoencoder's distribution, not to a sample of it.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import mlx.core as mx
@@ -25,19 +24,11 @@ from models.image.step_cache import StepCache
 from models.image.text_encoder import MAX_TOKENS, Reading, TextEncoder, unused_tensors
 from models.image.tiling import Tiling
 from models.image.z_image.config import PATCH, read_abilities, read_transformer_config
-from models.image.z_image.transformer import Conditioning, Transformer
+from models.image.z_image.transformer import Side, Transformer
 
 READING = Reading(hidden_states=(-2,), enable_thinking=True)
 
 _COMPONENTS = ("text_encoder", "transformer", "vae")
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """What the steps share of the passes with one prompt: the one wanted, or the one to be guided away from."""
-
-    known: Conditioning
-    cache: StepCache | None
 
 
 class ZImagePipeline:
@@ -121,18 +112,18 @@ class ZImagePipeline:
     def _is_guided(self, request: PictureRequest) -> bool:
         return request.guidance > self._abilities.guidance_above
 
-    def _velocity(self, latents: mx.array, sigma: float, sides: Sequence[_Side], guidance: float) -> mx.array:
+    def _velocity(self, latents: mx.array, sigma: float, sides: Sequence[Side], guidance: float) -> mx.array:
         """The predicted noise - picture, guided where there is something to be guided away from. Shape: (h, w, C)."""
         # The model's time runs from noise to picture, and so does what it predicts.
-        wanted, *unwanted = (self._transformer(latents, 1.0 - sigma, side.known, side.cache) for side in sides)
+        wanted, *unwanted = self._transformer(latents, 1.0 - sigma, sides)
         predicted = wanted + guidance * (wanted - unwanted[0]) if unwanted else wanted
         return -predicted.astype(mx.float32)
 
-    def _side(self, embeddings: mx.array, request: PictureRequest, steps: int) -> _Side:
+    def _side(self, embeddings: mx.array, request: PictureRequest, steps: int) -> Side:
         height, width = self._latent_size(request)
         known = self._transformer.condition(embeddings, height, width)
         wait([known.caption, known.image_rotations, known.rotations])
-        return _Side(known, StepCache(request.step_cache, steps) if request.step_cache > 0 else None)
+        return Side(known, StepCache(request.step_cache, steps) if request.step_cache > 0 else None)
 
     def _sigmas(self, request: PictureRequest) -> Sigmas:
         height, width = self._latent_size(request)

@@ -5,6 +5,7 @@ Attribute names are the checkpoints' tensor names. Shapes: one picture at a time
 Source: diffusers' `ZImageTransformer2DModel` (v0.42.1), its basic mode at batch 1, where padding is attended to.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -37,6 +38,15 @@ class Conditioning:
     """complex64 (N, 1, d / 2), N a multiple of 32."""
     rotations: mx.array
     """Of image and caption: complex64 (N + M, 1, d / 2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What the steps share of the passes with one caption: the one wanted, or the one to be guided away from."""
+
+    known: Conditioning
+    cache: StepCache | None = None
+    """What is remembered of earlier steps, if anything is to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,27 +142,35 @@ class Transformer(nn.Module):
         x = self.stacks.context(x, theirs, None)
         return Conditioning(x, ours, mx.concatenate([ours, theirs]))
 
-    def __call__(self, latents: mx.array, t: float, known: Conditioning, cache: StepCache | None = None) -> mx.array:
-        """The predicted picture - noise, the negative of what a flow-matching step takes.
+    def __call__(self, latents: mx.array, t: float, sides: Sequence[Side]) -> list[mx.array]:
+        """The predicted picture - noise for each side, the negative of what a flow-matching step takes.
 
         Args:
             latents: float32 (h, w, C).
             t: the model's time, 1 - sigma.
-            known: by `condition`, for latents of this size.
-            cache: what is remembered of earlier steps, if anything is to be.
+            sides: by `condition`, for latents of this size, and the memory of each.
 
-        Shape: (h, w, C), in the weights' type.
+        Shapes: (h, w, C), in the weights' type.
         """
         time = self.t_embedder(t * self._config.time_scale)
         x = self.embed(latents, time.dtype)
-        added = None if cache is None else cache.lookup(self.stacks.noise.first_input(x, time))
-        if added is None:
-            hidden = self.joint(self.refine(x, time, known), time, known, wanted=x.shape[0])
-            if cache is not None:
-                cache.keep(hidden - x)
-        else:
-            hidden = x + added
-        return unpatchify(self.all_final_layer[_PATCHES](hidden, time), latents.shape[0], latents.shape[1])
+        final = self.all_final_layer[_PATCHES]
+        # What sides with captions of the same length have in common: their image's tokens have the same places.
+        refined: dict[int, mx.array] = {}
+        predictions = []
+        for known, cache in ((side.known, side.cache) for side in sides):
+            added = None if cache is None else cache.lookup(self.stacks.noise.first_input(x, time))
+            if added is None:
+                length = known.caption.shape[0]
+                if length not in refined:
+                    refined[length] = self.refine(x, time, known)
+                hidden = self.joint(refined[length], time, known, wanted=x.shape[0])
+                if cache is not None:
+                    cache.keep(hidden - x)
+            else:
+                hidden = x + added
+            predictions.append(unpatchify(final(hidden, time), latents.shape[0], latents.shape[1]))
+        return predictions
 
     def working_bytes(self, height: int, width: int, caption: int) -> int:
         """A step's peak beyond the weights. Thread: any.

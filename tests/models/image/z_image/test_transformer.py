@@ -10,7 +10,7 @@ from mlx.utils import tree_map_with_path
 
 from models.image.z_image.config import TransformerConfig
 from models.image.z_image.host_blocks import HostStack
-from models.image.z_image.transformer import Transformer
+from models.image.z_image.transformer import Side, Transformer
 
 CONFIG = TransformerConfig(
     channels=4,
@@ -45,7 +45,8 @@ def velocity(model: Transformer, height: int, width: int, tokens: int = 7, t: fl
     latents, caption = (
         mx.array(rng.normal(size=shape).astype(np.float32)) for shape in ((height, width, 4), (tokens, 24))
     )
-    return np.array(model(latents, t, model.condition(caption, height, width)))
+    (found,) = model(latents, t, [Side(model.condition(caption, height, width))])
+    return np.array(found)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +111,19 @@ def test_what_a_step_takes_grows_with_the_picture_and_the_caption(on_host: bool)
     model.prepare(on_host=on_host)
     small, wide, wordy = (model.working_bytes(*sizes) for sizes in ((32, 32, 20), (32, 64, 20), (32, 32, 200)))
     assert small < wordy < wide
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize("lengths", [(7, 20), (7, 40)])
+def test_two_sides_at_once_are_two_sides_by_themselves(on_host: bool, lengths: tuple[int, int]):
+    """Whether or not their captions are filled up to the same length."""
+    model = transformer()
+    model.prepare(on_host=on_host)
+    rng = np.random.default_rng(8)
+    latents, *captions = (
+        mx.array(rng.normal(size=shape).astype(np.float32)) for shape in ((4, 10, 4), *((n, 24) for n in lengths))
+    )
+    sides = [Side(model.condition(caption, 4, 10)) for caption in captions]
+    for together, side in zip(model(latents, 0.4, sides), sides, strict=True):
+        (alone,) = model(latents, 0.4, [side])
+        np.testing.assert_array_equal(np.array(together), np.array(alone))
