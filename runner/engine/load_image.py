@@ -14,9 +14,12 @@ from pathlib import Path
 from models import backend
 from models.checkpoint import Checkpoint, TensorInfo
 from models.image import find_family, load_image_pipeline
+from models.image.autoencoder_config import read_autoencoder_config
+from models.image.autoencoder_memory import peak_bytes
 from models.image.base import Abilities, LoadChoices, Lora
 from models.image.loading import FLOAT32_COMPONENTS, component_config
 from models.image.lora import check_loras
+from models.image.tiling import Tiling
 from models.quantization import WeightPolicy
 from models.weights import is_unused
 from runner.config import RunnerConfig
@@ -167,19 +170,13 @@ class _Planner:
         return held_nbytes(info, policy, self._device, widened=component in FLOAT32_COMPONENTS)
 
     def _picture_nbytes(self, width: int, height: int) -> int:
-        """About what a picture takes: the arrays around the transformer's widest matrix, or a tile of the decoder's.
-
-        The factors are counts of the arrays alive together.
-        """
+        """About what a picture takes: the arrays on both sides of the transformer's widest matrix, or the decoder's."""
         tokens = width * height // TOKEN_SIDE**2 + PROMPT_TOKENS
         matrices = [info.shape for info in self._infos.get("transformer", ()) if len(info.shape) == 2]
-        step = 3 * tokens * max((sum(shape) for shape in matrices), default=0)
-        channels = component_config(self._checkpoint, "vae").numbers("block_out_channels")
-        tile = self._config.vae_tile * 2 ** (len(channels) - 1)
-        pixels = min(width, tile or width) * min(height, tile or height)
-        # The last upsampled level still has the channels of the level above it.
-        decode = 4 * pixels * int(max(channels[:2], default=0))
-        return FLOAT32_BYTES * max(step, decode)
+        step = FLOAT32_BYTES * 3 * tokens * max((sum(shape) for shape in matrices), default=0)
+        vae = read_autoencoder_config(component_config(self._checkpoint, "vae"))
+        tiling = Tiling(self._config.vae_tile)
+        return max(step, peak_bytes(vae, tiling, height, width, on_host=self._device.kind == "cpu"))
 
 
 def _told_name(reference: str) -> str:

@@ -180,10 +180,10 @@ def large_by_default(config, folder):
     return planner.blueprint().memory
 
 
-def test_tiles_bound_what_decoding_takes(config, wide_pipeline, on_device):
+def test_a_picture_that_is_decoded_piece_by_piece_is_planned_with_less(config, wide_pipeline, on_device):
     on_device("cpu", 1 << 33)
     whole, tiled = (large_by_default(replace(config, vae_tile=tile), wide_pipeline) for tile in (0, 32))
-    assert tiled.device.graph < whole.device.graph / 2
+    assert tiled.device.graph < 0.7 * whole.device.graph
 
 
 def test_what_does_not_fit_is_refused_with_figures_and_remedy(config, wide_pipeline, on_device, caplog):
@@ -288,4 +288,4 @@ def test_the_rough_figure_of_a_plan_is_of_the_order_of_the_pipelines_own(config,
     pipeline = load_image.load_image_pipeline(checkpoint, load_image.LoadChoices(vae_tile=0))
     for side in (256, 512, 1024):
         own = pipeline.working_bytes(PictureRequest("", side, side, 1, 1))
-        assert own / 4 < planner._picture_nbytes(side, side) < own * 4
+        assert own / 2 < planner._picture_nbytes(side, side) < own * 2
