@@ -40,8 +40,8 @@ def peak_bytes(config: AutoencoderConfig, tiling: Tiling, height: int, width: in
     ]
     places = height * width // scale**2
     attention = FLOAT32_BYTES * 5 * places * config.block_out_channels[-1]
-    # A tenth more than is counted, for what the allocator cannot use again: as was measured at 256 and 512 pixels.
-    return 11 * max(attention, *(_stage_bytes(stage, tiling, strips=strips, on_host=on_host) for stage in stages)) // 10
+    # An eighth more than is counted, for what the allocator cannot use again: as was measured at 256 and 512 pixels.
+    return 9 * max(attention, *(_stage_bytes(stage, tiling, strips=strips, on_host=on_host) for stage in stages)) // 8
 
 
 def _stages(channels: tuple[int, ...], pixels: int) -> Iterator[_Stage]:

@@ -49,6 +49,8 @@ def test_a_crew_does_every_item_once_and_gives_the_threads_back(gemm: Gemm):
     before = gemm.threads
     try:
         gemm.set_threads(2)
+        if gemm.threads < 2:
+            pytest.skip("the BLAS takes no more than one thread here")
         done: list[int] = []
         workers: set[int] = set()
         with Crew(gemm) as crew:
@@ -80,9 +82,10 @@ def test_what_work_raises_comes_out_and_the_threads_are_given_back(gemm: Gemm, t
 
     try:
         gemm.set_threads(threads)
+        set_before = gemm.threads
         with pytest.raises(ZeroDivisionError), Crew(gemm) as crew:
             crew.share(work, [1])
-        assert gemm.threads == threads
+        assert gemm.threads == set_before
     finally:
         gemm.set_threads(before)
 
