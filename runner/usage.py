@@ -84,7 +84,7 @@ TRY_IMAGE_FLAGS = (
     Flag("steps", "N", "denoising steps (default: as the pipeline has it)"),
     Flag("seed", "N", "the same seed makes the same picture"),
     Flag("guidance", "G", "how strongly the prompt is followed; 0 is off (default: as the pipeline has it)"),
-    Flag("negative-prompt", "TEXT", "what the picture shall not be like"),
+    Flag("negative-prompt", "T", "what the picture shall not be like"),
     Flag("input-image", "FILE", "a picture to edit or to refer to; give it again for several", repeats=True),
     Flag("strength", "S", "how far an input picture is taken towards noise, 0 to 1"),
     Flag("format", "FORMAT", "png, jpeg or webp (default: by the file's name)"),
