@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from models.checkpoint import open_checkpoint
+from models.image import autoencoder as autoencoder_module
 from models.image import host_layers
 from models.image.base import ImageResult, LoadChoices, PictureRequest, Pixels
 from models.image.flux2 import pipeline as klein
+from models.image.flux2 import transformer as transformer_module
 from models.image.flux2.autoencoder import Flux2Autoencoder, build_autoencoder
 from models.image.flux2.config import transformer_config
 from models.image.flux2.references import prepare_reference
@@ -181,7 +183,13 @@ def assert_same(ours: Run, goldens: Goldens, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DISTILLED_RUNS)
-def test_a_whole_run_makes_the_references_picture(goldens: Goldens, name: str) -> None:
+@pytest.mark.parametrize("form", ["plain", "host"])
+def test_a_whole_run_makes_the_references_picture(
+    goldens: Goldens, name: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if form == "plain":
+        for module in (transformer_module, autoencoder_module):
+            monkeypatch.setattr(module, "host_gemm", lambda: None)
     assert_same(run(FOLDER, goldens, name), goldens, name)
 
 

@@ -12,8 +12,7 @@ import PIL.Image
 from models.image.base import PictureError, Pixels
 
 MAX_REFERENCES = 10
-"""Of one request. The model and diffusers set no bound; so many is what the makers' own service takes at most, and each
-adds up to 4096 tokens to every step."""
+"""Of one request. Neither the model nor diffusers sets a bound, but each adds up to 4096 tokens to every step."""
 
 LEAST_SIDE = 64
 GREATEST_ASPECT = 8
