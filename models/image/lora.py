@@ -199,7 +199,11 @@ class MergedCheckpoint:
         self._changes = _changes(checkpoint, component, [LoraFile(lora) for lora in loras])
         self.reference = checkpoint.reference
         self.config = checkpoint.config
-        self.nbytes = checkpoint.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """See `Checkpoint.nbytes`."""
+        return self._checkpoint.nbytes
 
     def read(self, name: str) -> bytes | None:
         """See `Checkpoint.read`."""
