@@ -138,8 +138,9 @@ class PlainStack:
         """See `Stack`."""
         config = self._config
         itemsize: int = self._blocks[0].attention_norm1.weight.dtype.size
-        # The stream, its norm; queries, keys, values, the first two turned in float32; or gate, up and their product.
-        numbers = length * (2 * config.dim + max(7 * config.dim, 3 * config.mlp_dim))
-        # On a GPU a kernel holds no scores; the CPU's graph has them twice.
-        scores = 2 * config.num_heads * length**2 if device().kind == "cpu" else 0
-        return (numbers + scores) * itemsize
+        if device().kind == "cpu":
+            # Measured, with what MLX keeps of freed arrays: sequences, and once the scores.
+            return itemsize * (36 * length * config.dim + config.num_heads * length**2)
+        # The stream before and behind, its norm; queries, keys, values and what they become, or the feed-forward's
+        # three. The kernel holds no scores.
+        return itemsize * length * (4 * config.dim + max(9 * config.dim, 3 * config.mlp_dim))

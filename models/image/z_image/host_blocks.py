@@ -119,8 +119,9 @@ class HostStack:
     def working_bytes(self, length: int) -> int:
         """The peak of a pass over a sequence of so many tokens. Thread: any."""
         config = self._config
-        # The sequence as it comes and as it goes, a copy, its norm, what is added to it; and the widest products.
-        numbers = length * (5 * config.dim + max(3 * config.dim, 2 * _aligned(config.mlp_dim)))
+        # The sequence as it comes and as it goes, a copy, its norm, what is added to it, one to spare; and the widest
+        # products twice: those of the pass before are free, but seldom where the next, longer ones fit (measured).
+        numbers = length * (6 * config.dim + 2 * max(3 * config.dim, 2 * _aligned(config.mlp_dim)))
         return 4 * numbers + attention_bytes(self._gemm.threads, length, length)
 
 
