@@ -36,7 +36,7 @@ from tests.bench.preparation import REPOSITORY, PreparationError
 
 TIMEOUT_S = 600
 QUICK_STEPS = 1
-SOAK_REQUESTS = 100
+SOAK_REQUESTS = 300
 
 
 def run_json(words: Sequence[str], threads: int) -> str:
