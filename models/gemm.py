@@ -6,6 +6,7 @@ each other within a product lose less to a busy neighbour than the BLAS's own.
 """
 
 import ctypes
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -26,6 +27,9 @@ THREAD_FUNCTIONS = (
     ("openblas_set_num_threads", "openblas_get_num_threads"),
 )
 """How a BLAS is told its number of threads, and asked for it."""
+SHARES = min(16, max(2, os.cpu_count() or 2))
+"""For how many workers work is cut up, however many there are: where a product is cut decides how it rounds, and a
+picture shall have the same bytes in every process of a machine, whatever else went on when it was loaded."""
 
 
 class Gemm:

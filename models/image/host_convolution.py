@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
-from models.gemm import Crew, chunks
+from models.gemm import SHARES, Crew, chunks
 from models.image.feature_map import FeatureMap, Floats, Halves, narrow, widened
 from models.image.winograd import Transform
 
@@ -178,7 +178,7 @@ class Convolver:
         # A window's new inputs become a tile's outputs.
         height, width = (side * transform.tile // transform.step for side in (x.height, x.width))
         out = FeatureMap.empty(height, width, channels, half=half) if onto is None else onto
-        blocks = _blocks(-(-height // transform.tile), -(-width // transform.tile), self._crew.size)
+        blocks = _blocks(-(-height // transform.tile), -(-width // transform.tile), SHARES)
         workspaces = [_Workspace(transform, blocks, x.channels, channels) for _ in range(self._crew.size)]
         halved = None if affine is None else Affine(affine.scale * np.float32(0.5), affine.shift * np.float32(0.5))
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from models.gemm import Crew, chunks
+from models.gemm import SHARES, Crew, chunks
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Rotations: TypeAlias = npt.NDArray[np.complex64]
@@ -55,7 +55,7 @@ def multiply(crew: Crew, products: Sequence[Product]) -> None:
             x, weight = product.more
             crew.gemm.multiply(x, weight[columns], out, accumulate=True, transpose_b=True)
 
-    parts = 2 * crew.size
+    parts = 2 * SHARES
     crew.share(
         work,
         [

@@ -61,6 +61,16 @@ async def test_the_same_seed_is_the_same_bytes_in_every_process_and_dialect(spaw
 
 
 @BOTH
+async def test_the_bytes_do_not_depend_on_how_many_threads_the_machine_had_left(spawn_runner, pipelines, family):
+    files = []
+    for threads in (1, 2):
+        async with spawn_runner(pipelines / family, dialect=IMAGEGEN, flags=[f"--threads={threads}"]) as child:
+            await child.wait_ready()
+            files.append([await file_of(child, {**SMALL, "width": side, "height": side}) for side in (64, 256)])
+    assert files[0] == files[1]
+
+
+@BOTH
 async def test_a_size_is_rounded_and_the_log_says_so(spawn_runner, pipelines, family):
     async with spawn_runner(pipelines / family, dialect=IMAGEGEN) as child:
         await child.wait_ready()
