@@ -115,9 +115,9 @@ class ZImagePipeline:
     def _velocity(self, latents: mx.array, sigma: float, sides: Sequence[Side], guidance: float) -> mx.array:
         """The predicted noise - picture, guided where there is something to be guided away from. Shape: (h, w, C)."""
         # The model's time runs from noise to picture, and so does what it predicts.
-        wanted, *unwanted = self._transformer(latents, 1.0 - sigma, sides)
-        predicted = wanted + guidance * (wanted - unwanted[0]) if unwanted else wanted
-        return -predicted.astype(mx.float32)
+        predictions = self._transformer(latents, 1.0 - sigma, sides)
+        wanted, *unwanted = (prediction.astype(mx.float32) for prediction in predictions)
+        return -(wanted + guidance * (wanted - unwanted[0])) if unwanted else -wanted
 
     def _side(self, embeddings: mx.array, request: PictureRequest, steps: int) -> Side:
         height, width = self._latent_size(request)

@@ -132,7 +132,8 @@ class Transformer(nn.Module):
             width: of the latents; even.
         """
         norm, embed = self.cap_embedder
-        x = _filled(embed(norm(caption)), self.cap_pad_token)
+        # Whatever the text encoder computed in, everything behind here is in this model's type.
+        x = _filled(embed(norm(caption.astype(norm.weight.dtype))), self.cap_pad_token)
         length = x.shape[0]
         caption_positions = grid_positions(range(1, length + 1), range(1), range(1))
         image_positions = grid_positions(range(length + 1, length + 2), range(height // PATCH), range(width // PATCH))

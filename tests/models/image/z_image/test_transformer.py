@@ -46,7 +46,7 @@ def velocity(model: Transformer, height: int, width: int, tokens: int = 7, t: fl
         mx.array(rng.normal(size=shape).astype(np.float32)) for shape in ((height, width, 4), (tokens, 24))
     )
     (found,) = model(latents, t, [Side(model.condition(caption, height, width))])
-    return np.array(found)
+    return np.array(found.astype(mx.float32))
 
 
 @pytest.mark.parametrize(
@@ -127,3 +127,15 @@ def test_two_sides_at_once_are_two_sides_by_themselves(on_host: bool, lengths: t
     for together, side in zip(model(latents, 0.4, sides), sides, strict=True):
         (alone,) = model(latents, 0.4, [side])
         np.testing.assert_array_equal(np.array(together), np.array(alone))
+
+
+def test_half_precision_stays_and_computes_in_the_plain_form():
+    expected = velocity(transformer(), 6, 6)
+    model = transformer()
+    model.set_dtype(mx.bfloat16)
+    model.prepare()
+    assert not isinstance(model.stacks.joint, HostStack)
+    (found,) = model(mx.zeros((4, 4, 4)), 0.4, [Side(model.condition(mx.zeros((7, 24)), 4, 4))])
+    assert found.dtype == mx.bfloat16
+    difference = np.abs(velocity(model, 6, 6) - expected).mean()
+    assert 0 < difference < 0.05 * np.abs(expected).mean()
