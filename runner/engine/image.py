@@ -103,6 +103,7 @@ class ImageEngine:
         self._queue: deque[_Waiting] = deque()
         self._run: _Run | None = None
         self._outputs: list[Output] = []
+        self._only_told = False
         self._times = StepTimes()
         self._next_report_ns = 0
 
@@ -166,10 +167,14 @@ class ImageEngine:
             self._queue = deque(waiting for waiting in self._queue if waiting.id != request_id)
 
     def step(self) -> list[Output]:
-        """One unit of work of the running picture; or, where there is news of the queue, no more than that."""
+        """One unit of work of the running picture; or, where there is news of the queue, no more than that.
+
+        But not twice in a row: those who come and go shall not hold up a picture.
+        """
         if self._run is None and self._queue:
             self._begin(self._queue.popleft(), 0)
-        if not self._tell_places() and self._run is not None:
+        self._only_told = self._tell_places() and not self._only_told
+        if not self._only_told and self._run is not None:
             self._advance(self._run)
         return self._taken()
 

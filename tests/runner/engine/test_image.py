@@ -158,6 +158,23 @@ async def test_a_place_is_told_without_waiting_for_another_step(serve):
     await first
 
 
+async def test_those_who_come_and_go_do_not_hold_up_a_picture(thread):
+    engine = ImageEngine(FakePipeline(), name="fake")
+
+    def run():
+        prepared = engine.prepare(ImageRequest("a hen"))
+        engine.add(0, prepared)
+        for visitor in range(1, 2 * UNITS + 1):
+            engine.add(visitor, prepared)
+            outputs = engine.step()
+            engine.cancel(visitor)
+            if any(isinstance(output, ImageDone) for output in outputs):
+                return visitor
+        return None
+
+    assert await thread.call(run)
+
+
 async def test_a_pipelines_iterator_is_closed_even_if_somebody_holds_it(serve, monkeypatch):
     gate = UnitGate(SECOND_STEP)
     pipeline = FakePipeline(before_unit=gate)
