@@ -22,7 +22,7 @@ HALF_UNIT = np.uint32(0x8000)
 
 @dataclass(frozen=True, slots=True)
 class FeatureMap:
-    """`data` (rows, columns, C) may be larger than the picture; what is outside is arbitrary."""
+    """`data` (rows, columns, C) may be larger than the picture; nobody reads what is outside."""
 
     data: Floats | Halves
     height: int
@@ -30,10 +30,12 @@ class FeatureMap:
 
     @classmethod
     def empty(cls, height: int, width: int, channels: int, *, half: bool = False) -> "FeatureMap":
-        """One with room for every tile, its values arbitrary."""
+        """One with room for every tile, its values arbitrary; what is outside is finite, for sums run over it too."""
         rows, columns = (-(-side // ALIGNMENT) * ALIGNMENT for side in (height, width))
         shape = (rows, columns, channels)
-        return cls(np.empty(shape, np.uint16) if half else np.empty(shape, np.float32), height, width)
+        data = np.empty(shape, np.uint16) if half else np.empty(shape, np.float32)
+        data[height:] = data[:, width:] = 0
+        return cls(data, height, width)
 
     @classmethod
     def copy_of(cls, picture: Floats) -> "FeatureMap":
