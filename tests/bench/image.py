@@ -108,10 +108,10 @@ def _run_turn(
         say(f"{title}  {label:<24} failed: {error}")
         return
     outcome.runs[turn] = run
-    steps_s = " ".join(f"{taken:.2f}" for taken in run.step_s)
-    others = [f"{name} {value:.1f} s" for name, value in (("decode", run.decode_s), ("encode", run.encode_s)) if value]
-    others += [f"{run.peak_rss_bytes >> 20} MiB"] if run.peak_rss_bytes else []
-    say(f"{title}  {label:<24} load {run.load_s:.1f} s, steps {steps_s} s, {', '.join(others)}")
+    said = [f"load {run.load_s:.1f} s", f"steps {' '.join(f'{taken:.2f}' for taken in run.step_s)} s"]
+    said += [f"{name} {value:.1f} s" for name, value in (("decode", run.decode_s), ("encode", run.encode_s)) if value]
+    said += [f"{run.peak_rss_bytes >> 20} MiB"] if run.peak_rss_bytes else []
+    say(f"{title}  {label:<24} {', '.join(said)}")
 
 
 def run_sections(prepared: ImagePrepared, threads: int) -> dict[str, dict[str, object]]:
