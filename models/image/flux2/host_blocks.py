@@ -29,6 +29,7 @@ from models.image.host_layers import (
     score_bound,
     swiglu,
     turn,
+    workspace,
 )
 
 
@@ -91,32 +92,33 @@ class HostBlocks:
     def __call__(self, own: mx.array, modulations: Modulations, conditions: Conditions) -> mx.array:
         """Shapes: own (S, D), the picture's tokens embedded; returns what has become of them."""
         text = conditions.text.shape[0]
-        parts = (
-            [conditions.text, own] if conditions.references is None else [conditions.text, own, conditions.references]
+        picture = slice(text, text + own.shape[0])
+        references = [] if conditions.references is None else [conditions.references]
+        parts = [lend(part) for part in (conditions.text, own, *references)]
+        rotations = lend(conditions.rotations.view(mx.float32)).view(np.complex64)
+        of_text, of_picture, (of_both,) = (
+            _triples(each, self._config.dim) for each in (modulations.text, modulations.picture, modulations.single)
         )
-        x = np.concatenate([lend(part) for part in parts])
         with Crew(self._gemm) as crew:
-            rotations = lend(conditions.rotations.view(mx.float32)).view(np.complex64)
-            run = _Pass(crew, self._config, x, rotations)
-            of_text, of_picture, (of_both,) = (
-                _triples(each, self._config.dim) for each in (modulations.text, modulations.picture, modulations.single)
-            )
+            run = _Pass(crew, self._config, parts, rotations)
             for weights in self._doubles:
                 run.double(weights, text, of_text, of_picture)
-            picture = slice(text, text + own.shape[0])
             for index, single in enumerate(self._singles, start=1):
-                run.single(single, of_both, picture if index == len(self._singles) else slice(0, len(x)))
-        return mx.array(x[picture])
+                run.single(single, of_both, picture if index == len(self._singles) else slice(0, len(run.x)))
+        return mx.array(run.x[picture])
 
 
 class _Pass:
     """One sequence's way through the blocks."""
 
-    def __init__(self, crew: Crew, config: TransformerConfig, x: Floats, rotations: Rotations) -> None:
-        """Begin with `x`, (N, D), which is written to."""
-        self._crew, self._config, self._x, self._rotations = crew, config, x, rotations
-        self._normed, self._added = np.empty((2, *x.shape), np.float32)
-        self._wide = np.empty((len(x), 3 * config.dim + 2 * config.mlp_dim), np.float32)
+    def __init__(self, crew: Crew, config: TransformerConfig, parts: Sequence[Floats], rotations: Rotations) -> None:
+        """Begin with the parts of the sequence, (n, D) each."""
+        self._crew, self._config, self._rotations = crew, config, rotations
+        length, dim = len(rotations), config.dim
+        self.x, self._normed, self._added, self._wide = workspace(
+            *[(length, dim)] * 3, (length, 3 * dim + 2 * config.mlp_dim)
+        )
+        np.concatenate(parts, out=self.x)
 
     def double(
         self,
@@ -127,7 +129,7 @@ class _Pass:
     ) -> None:
         """A block of two streams. The sequence's first `text` rows are one of them."""
         dim, mlp = self._config.dim, self._config.mlp_dim
-        streams = (slice(0, text), slice(text, len(self._x)))
+        streams = (slice(0, text), slice(text, len(self.x)))
         attention, feed_forward = (
             [_Part(rows, modulation) for rows, modulation in zip(streams, pair, strict=True)]
             for pair in zip(of_text, of_picture, strict=True)
@@ -145,20 +147,20 @@ class _Pass:
         for rows, stream in each:
             self._place(rows, stream.query_norm, stream.key_norm)
         bound = max(score_bound(a.query_norm, b.key_norm) for a in weights for b in weights)
-        self._attend(slice(0, len(self._x)), bound)
+        self._attend(slice(0, len(self.x)), bound)
         multiply(self._crew, [Product(qkv[rows, :dim], stream.out, self._added[rows]) for rows, stream in each])
         self._add(attention)
         self._normalise(feed_forward)
         inner = self._wide[:, : 2 * mlp]
         multiply(self._crew, [Product(self._normed[rows], stream.mlp_in, inner[rows]) for rows, stream in each])
-        self._by_rows(slice(0, len(self._x)), lambda part: swiglu(inner[part, :mlp], inner[part, mlp:]))
+        self._by_rows(slice(0, len(self.x)), lambda part: swiglu(inner[part, :mlp], inner[part, mlp:]))
         multiply(self._crew, [Product(inner[rows, :mlp], stream.mlp_out, self._added[rows]) for rows, stream in each])
         self._add(feed_forward)
 
     def single(self, weights: SingleWeights, modulation: Sequence[Floats], wanted: slice) -> None:
         """A block of one stream, of which only the rows `wanted` are needed afterwards."""
         dim, mlp, wide = self._config.dim, self._config.mlp_dim, self._wide
-        everything = slice(0, len(self._x))
+        everything = slice(0, len(self.x))
         self._normalise([_Part(everything, modulation)])
         normed, inputs = self._normed, weights.inputs
         if wanted == everything:
@@ -185,7 +187,7 @@ class _Pass:
             self._by_rows(part.rows, self._normaliser(scale, shift))
 
     def _normaliser(self, scale: Floats, shift: Floats) -> Callable[[slice], None]:
-        return lambda rows: layer_norm(self._x[rows], scale, shift, self._config.eps, self._normed[rows])
+        return lambda rows: layer_norm(self.x[rows], scale, shift, self._config.eps, self._normed[rows])
 
     def _add(self, parts: Sequence[_Part]) -> None:
         """Add what a block has found, gated, to the sequence."""
@@ -195,7 +197,7 @@ class _Pass:
     def _adder(self, gate: Floats) -> Callable[[slice], None]:
         def add(rows: slice) -> None:
             self._added[rows] *= gate
-            self._x[rows] += self._added[rows]
+            self.x[rows] += self._added[rows]
 
         return add
 

@@ -172,7 +172,7 @@ class Transformer(nn.Module):
         config, (text, picture, *references) = self.config, lengths
         length, itemsize = sum(lengths), self.dtype.size
         shared = itemsize * config.dim * (texts * text + sum(references)) + 4 * length * config.head_dim
-        around = 4 * picture * (2 * config.dim + 4 * config.channels)
+        around = 4 * picture * (4 * config.dim + 4 * config.channels)
         if self._host_blocks is not None:
             return shared + around + self._host_blocks.working_bytes(length)
         # The stream, its norm, what goes through one block's widest matrix, and what comes out of that.
