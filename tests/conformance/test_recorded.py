@@ -10,7 +10,7 @@ from runner.engine.types import EngineState, EngineStatus, Failed, ImageRequest,
 from runner.errors import BadRequest
 from tests.fakes_image import FakePipeline
 from tests.fakes_wire import ScriptedLoop, serve
-from tests.runner.dialects.test_pictures import served as served_pipeline
+from tests.runner.dialects.serving_pictures import served as served_pipeline
 
 RECORDED = Path(__file__).parent / "recorded"
 CHAT = "<|im_start|>{}\n{}<|im_end|>\n"
