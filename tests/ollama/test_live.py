@@ -356,6 +356,7 @@ def run_ollama(server, *words):
     return subprocess.run(
         [BIN / f"ollama-{server.version}", *words],
         env={**server.environ, "OLLAMA_HOST": server.address},
+        cwd=server.environ["HOME"],
         capture_output=True,
         text=True,
         timeout=60,
