@@ -27,6 +27,7 @@ from models.image.host_layers import (
     score_bound,
     swiglu,
     turn,
+    workspace,
 )
 from models.image.z_image.blocks import QK_EPS, Block
 from models.image.z_image.config import TransformerConfig
@@ -101,7 +102,7 @@ class HostStack:
 
             crew.share(modulate, range(len(self._blocks)))
             turns = lend(rotations.view(mx.float32)).view(np.complex64)
-            run = _Pass(crew, self._config, lend(x).copy(), turns)
+            run = _Pass(crew, self._config, lend(x), turns)
             everything = x.shape[0]
             for index, (weights, own) in enumerate(zip(self._blocks, vectors, strict=True), start=1):
                 last = index == len(self._blocks)
@@ -119,9 +120,9 @@ class HostStack:
     def working_bytes(self, length: int) -> int:
         """The peak of a pass over a sequence of so many tokens. Thread: any."""
         config = self._config
-        # The sequence as it comes and as it goes, a copy, its norm, what is added to it, one to spare; and the widest
-        # products twice: those of the pass before are free, but seldom where the next, longer ones fit (measured).
-        numbers = length * (6 * config.dim + 2 * max(3 * config.dim, 2 * _aligned(config.mlp_dim)))
+        # A copy, its norm, what is added to it; with MLX the embedded image, refined, with the caption, and as it ends,
+        # and what it keeps of freed arrays (measured); the widest products.
+        numbers = length * (8 * config.dim + _widest(config))
         return 4 * numbers + attention_bytes(self._gemm.threads, length, length)
 
 
@@ -129,11 +130,10 @@ class _Pass:
     """One sequence's way through the blocks."""
 
     def __init__(self, crew: Crew, config: TransformerConfig, x: Floats, rotations: Rotations) -> None:
-        """Begin with `x`, (L, D), which is written to."""
-        self.x = x
+        """Begin with `x`, (L, D), which is copied."""
         self._crew, self._config, self._rotations = crew, config, rotations
-        self._normed, self._added = np.empty((2, *x.shape), np.float32)
-        self._wide = np.empty((len(x), max(3 * config.dim, 2 * _aligned(config.mlp_dim))), np.float32)
+        self.x, self._normed, self._added, self._wide = workspace(*[x.shape] * 3, (len(x), _widest(config)))
+        self.x[:] = x
 
     def block(self, weights: Weights, vectors: Vectors, wanted: int) -> None:
         """Run a block, of which only the first `wanted` rows are needed afterwards."""
@@ -186,6 +186,11 @@ class _Pass:
 
     def _by_rows(self, count: int, work: Callable[[slice], None]) -> None:
         self._crew.share(lambda _, rows: work(rows), chunks(count, ROWS))
+
+
+def _widest(config: TransformerConfig) -> int:
+    """What a row's queries, keys and values take, or its gate and up."""
+    return max(3 * config.dim, 2 * _aligned(config.mlp_dim))
 
 
 def _aligned(width: int) -> int:
