@@ -5,6 +5,7 @@ the last few prompts. The layers themselves are `models.nn`'s. What lies behind 
 neither loaded nor computed.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from models.llm.qwen3 import read_config
 from models.nn.decoder import Decoder, DecoderConfig
 from models.nn.fused import FusedDecoder
 from models.tokenizer import Tokenizer, load_tokenizer
+
+_log = logging.getLogger(__name__)
 
 MAX_TOKENS = 512
 """A longer prompt is cut there, template and all, as the reference pipelines do."""
@@ -136,7 +139,10 @@ class TextEncoder:
             eos_token=self.tokenizer.eos_token,
             enable_thinking=self._reading.enable_thinking,
         )
-        return self.tokenizer.encode(text, add_bos=True)[:MAX_TOKENS]
+        tokens = self.tokenizer.encode(text, add_bos=True)
+        if len(tokens) > MAX_TOKENS:
+            _log.warning("prompt cut", extra={"fields": {"tokens": len(tokens), "read": MAX_TOKENS}})
+        return tokens[:MAX_TOKENS]
 
     def _load(self, span: tuple[float, float]) -> Decoder | FusedDecoder:
         model = Decoder(self.config)

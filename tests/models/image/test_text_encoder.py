@@ -55,6 +55,12 @@ def test_a_prompt_is_dressed_in_the_chat_template(checkpoint: Checkpoint):
     assert not_thinking.tokens(prompt) == encode(start + prompt + answer + "<think>\n\n</think>\n\n", add_bos=False)
 
 
+def test_a_prompt_that_is_too_long_is_cut_and_the_log_says_so(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture):
+    encoder = TextEncoder(checkpoint, READING, LoadChoices())
+    assert len(encoder.tokens("hen " * 2000)) == MAX_TOKENS
+    assert [record.message for record in caplog.records] == ["prompt cut"]
+
+
 def test_only_the_layers_that_are_read_are_there(checkpoint: Checkpoint):
     encoder = TextEncoder(checkpoint, Reading((1,), enable_thinking=True), LoadChoices())
     assert encoder.config.num_layers == 1
