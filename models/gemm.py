@@ -7,7 +7,7 @@ each other within a product lose less to a busy neighbour than the BLAS's own.
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from types import TracebackType
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Matrix: TypeAlias = npt.NDArray[np.float32]
+Addresses: TypeAlias = npt.NDArray[np.uint64]
 T = TypeVar("T")
 
 ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112
@@ -41,6 +42,24 @@ class Gemm:
         c_int, c_float, pointer = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
         self._sgemm.argtypes = [c_int] * 6 + [c_float, pointer, c_int, pointer, c_int, c_float, pointer, c_int]
         self._sgemm.restype = None
+        self._least_rows: Final = 2 if setter.startswith("MKL") else 1
+        self._batch: Final = getattr(library, "cblas_sgemm_batch", None)
+        if self._batch is not None:
+            self._batch.argtypes = [c_int] + [pointer] * 13 + [c_int, pointer]
+            self._batch.restype = None
+
+    @property
+    def least_rows(self) -> int:
+        """How many rows a product has at least if it is to be fast.
+
+        MKL computes two rows in three quarters of the time of one, with two threads in half of it (measured, 2026.0).
+        """
+        return self._least_rows
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether the BLAS computes many products in one call; not every OpenBLAS does."""
+        return self._batch is not None
 
     @property
     def threads(self) -> int:
@@ -80,6 +99,32 @@ class Gemm:
                 *(ROW_MAJOR, PLAIN, PLAIN, rows, columns, inner, 1.0, at_a + plane * a.strides[0], inner),
                 *(at_b + plane * b.strides[0], columns, 0.0, at_out + plane * out.strides[0], columns),
             )
+
+
+class ProductBatch:
+    """Groups of products alike in shape, all computed in one call. Addresses are in bytes. Thread: whoever made it."""
+
+    def __init__(self, gemm: Gemm, shapes: Sequence[tuple[int, int, int]], size: int, *, transpose_b: bool) -> None:
+        """Shapes: M, N and K of each group's `size` products; no row lies apart from the one before."""
+        assert gemm._batch is not None
+        self._call = gemm._batch
+        count = len(shapes)
+        rows, columns, inner = (np.array(part, np.int32) for part in zip(*shapes, strict=True))
+        self._arrays = (
+            *(np.full(count, PLAIN, np.int32), np.full(count, TRANSPOSED if transpose_b else PLAIN, np.int32)),
+            *(rows, columns, inner, np.ones(count, np.float32), np.zeros(count, np.float32)),
+            *(inner if transpose_b else columns, np.full(count, size, np.int32)),
+        )
+        plain, form, m, n, k, one, zero, b, sizes = (array.ctypes.data for array in self._arrays)
+        self._before, self._count, self._sizes = (ROW_MAJOR, plain, form, m, n, k, one), count, sizes
+        self._leads = k, b, n
+        self._zero = zero
+
+    def multiply(self, a: Addresses, b: Addresses, out: Addresses) -> None:
+        """out[i] = a[i] @ b[i]. Shapes: each (groups * size,), contiguous."""
+        at_a, at_b, at_out = a.ctypes.data, b.ctypes.data, out.ctypes.data
+        lead_a, lead_b, lead_out = self._leads
+        self._call(*(*self._before, at_a, lead_a, at_b, lead_b, self._zero, at_out, lead_out, self._count, self._sizes))
 
 
 def host_gemm() -> Gemm | None:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from typing import Self
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
+from models import host
 from models.cache.base import Segment
 
 BLOCK_TOKENS = 256
@@ -23,7 +26,7 @@ class KVCache:
     once a block of it has gathered, so that the cost of moving is paid once a block.
     """
 
-    __slots__ = ("_begin", "_buffers", "_end", "offset", "window")
+    __slots__ = ("_addresses", "_begin", "_buffers", "_end", "_is_shared", "_lent", "offset", "window")
 
     def __init__(self, window: int | None = None) -> None:
         self.window = window
@@ -31,6 +34,10 @@ class KVCache:
         self._buffers: list[mx.array] = []
         self._begin = 0
         self._end = 0
+        self._is_shared = False
+        # The buffers' memory as numpy sees it, until MLX writes to them.
+        self._lent: list[npt.NDArray[np.float32]] = []
+        self._addresses: list[int] = []
 
     @property
     def nbytes(self) -> int:
@@ -49,8 +56,33 @@ class KVCache:
         all_keys, all_values = self._append((keys, values))
         return all_keys, all_values
 
+    def append_on_host(self, *new: npt.NDArray[np.float32]) -> tuple[int, int, int, int]:
+        """`update` of one token in place, without a graph. CPU and float32 only.
+
+        Shapes: keys and values (H_kv, D). Returns where the keys and the values begin that the token may look at, how
+        many there are, and the bytes from one head's to the next one's; all true until the cache is used again.
+        """
+        if self.window is not None:
+            self._begin = max(self._begin, self._end - self.window + 1)
+        if not self._buffers or self._end == self._buffers[0].shape[2]:
+            self._reserve([mx.array(array[None, :, None]) for array in new], 1)
+        if self._is_shared:
+            self._buffers = [buffer + 0 for buffer in self._buffers]
+            self._is_shared, self._lent = False, []
+        if not self._lent:
+            self._lent = [host.lend(buffer)[0] for buffer in self._buffers]
+            self._addresses = [lent.ctypes.data for lent in self._lent]
+        end, skipped = self._end, self._begin * new[0].itemsize * new[0].shape[1]
+        for lent, array in zip(self._lent, new, strict=True):
+            lent[:, end] = array
+        self._end = end + 1
+        self.offset += 1
+        keys, values = self._addresses
+        return keys + skipped, values + skipped, end + 1 - self._begin, self._lent[0].strides[0]
+
     def snapshot(self) -> Self:
         """An independent copy of the present state; the buffers are shared until one of the two is written."""
+        self._is_shared, self._lent = True, []
         other = copy.copy(self)
         other._buffers = [copy.copy(buffer) for buffer in self._buffers]
         return other
@@ -82,6 +114,7 @@ class KVCache:
             self._begin = max(self._begin, self._end - self.window + 1)
         self._reserve(new, length)
         old_end, begin, end = self._end, self._begin, self._end + length
+        self._is_shared, self._lent = False, []
         for buffer, array in zip(self._buffers, new, strict=True):
             buffer[:, :, old_end:end] = array
         self._end = end
@@ -98,6 +131,7 @@ class KVCache:
             capacity = max(capacity, (_blocks(self.window) + 1) * BLOCK_TOKENS)
         olds: Sequence[mx.array | None] = self._buffers or [None] * len(like)
         self._buffers = [_moved(old, new, begin, end, capacity) for old, new in zip(olds, like, strict=True)]
+        self._is_shared, self._lent = False, []
         self._begin, self._end = 0, end - begin
 
 

@@ -19,15 +19,21 @@ from itertools import accumulate
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from models.cache import LayerCache
+from models.gemm import host_gemm
 from models.host import lend
 from models.llm.base import Row
 from models.nn.decoder import Decoder, DecoderConfig, DecoderLayer, causal_mask
+from models.nn.host_step import HostLayer, HostStep
 from models.nn.rope import RotationTable
 
 HOST_ELEMENTS = 32768
 """From this many elements on, leaving the graph for numpy costs less than it saves."""
+
+HOST_ROWS = 64
+"""Up to so many rows the vocabulary is projected to at once: it keeps the BLAS's threads with those of `HostStep`."""
 
 POWER_ELEMENTS = 2048
 """From this many elements on, `power` in several nodes is cheaper than one node with `exp`."""
@@ -58,6 +64,24 @@ class FusedLayer:
         matrices = [self.qkv, self.output, self.gate_up, self.down]
         return matrices + [bias for bias in biases if bias is not None]
 
+    def on_host(self) -> HostLayer:
+        """The same arrays, lent to numpy."""
+
+        def lent(array: mx.array | None) -> npt.NDArray[np.float32] | None:
+            return None if array is None else lend(array)
+
+        return HostLayer(
+            qkv=lend(self.qkv).T,
+            qkv_bias=lent(self.qkv_bias),
+            qk_norm=None if self.qk_norm is None else lend(self.qk_norm)[:, 0],
+            output=lend(self.output).T,
+            output_bias=lent(self.output_bias),
+            gate_up=lend(self.gate_up).T,
+            gate_up_bias=lent(self.gate_up_bias),
+            down=lend(self.down).T,
+            down_bias=lent(self.down_bias),
+        )
+
 
 class FusedDecoder:
     """A whole decoder for the CPU; implements `models.llm.base.LanguageModel`."""
@@ -82,9 +106,18 @@ class FusedDecoder:
         self._head_epsilon = mx.array(config.rms_norm_eps * config.head_dim)
         self._heads_rotated = config.num_heads + config.num_kv_heads
         mx.eval(self._head, self._norm, self._epsilon, self._head_epsilon)
+        self._host: HostStep | None = None
+        if (gemm := host_gemm()) is not None and gemm.has_batches:
+            layers = [layer.on_host() for layer in self._layers]
+            self._host = HostStep(config, gemm, layers, lend(self._head).T)
 
     def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
         """Shapes: tokens (T,); returns the hidden states after the final norm (T, D)."""
+        if self._host is not None and self._host.takes(rows):
+            rotations = self._rotations.rows([row.cache[0].offset for row in rows], [1] * len(rows))
+            x = self._host.run(lend(self._embedding[tokens]), np.array(rotations)[:, 0], rows)
+            scaled: mx.array = mx.array(x) * self._norm
+            return scaled
         *_, last = self.residuals(tokens, rows)
         hidden: mx.array = _unit(last, self._epsilon) * self._norm
         return hidden
@@ -104,6 +137,8 @@ class FusedDecoder:
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Shapes: hidden (N, D); returns float32 (N, V)."""
+        if self._host is not None and hidden.shape[0] <= HOST_ROWS:
+            return mx.array(self._host.logits(lend(hidden)))
         return hidden @ self._head
 
     def new_cache(self) -> list[LayerCache]:
