@@ -92,6 +92,7 @@ class FakeModel:
         before_step: Callable[[int, Sequence[Row]], None] | None = None,
     ) -> None:
         self.context_length = context_length
+        self.computes_when_called = False
         self.steps = 0
         self.before_step = before_step
         self._caches: weakref.WeakSet[FakeCache] = weakref.WeakSet()

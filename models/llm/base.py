@@ -32,6 +32,8 @@ class LanguageModel(Protocol):
     vocab_size: int
     context_length: int
     num_layers: int
+    computes_when_called: bool
+    """A call waits for its tokens and computes; otherwise it builds a graph, mostly."""
 
     def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
         """Run the rows' next tokens and append to their caches.

@@ -273,6 +273,7 @@ class Decoder(nn.Module):
         self.vocab_size = config.vocab_size
         self.context_length = config.context_length
         self.num_layers = config.num_layers
+        self.computes_when_called = False
         self.model = DecoderStack(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -110,6 +110,7 @@ class FusedDecoder:
         if (gemm := host_gemm()) is not None and gemm.has_batches:
             layers = [layer.on_host() for layer in self._layers]
             self._host = HostStep(config, gemm, layers, lend(self._head).T)
+        self.computes_when_called = self._host is not None
 
     def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
         """Shapes: tokens (T,); returns the hidden states after the final norm (T, D)."""

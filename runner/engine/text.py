@@ -3,7 +3,7 @@
 Owns the rows, the step in flight and the order in which both advance. Decoding is pipelined: the next step is built on
 the tokens of the present one before the host has read them, so the device does not wait for Python. A row that turns
 out to have ended has then been fed its own last token already; what the cache holds of it is true, and only what is
-sampled from it is thrown away. A step on which drafts are to rest is read before the next one is built.
+sampled from it is thrown away. A step on which drafts are to rest, or whose model computes when called, is read first.
 """
 
 import gc
@@ -63,8 +63,7 @@ class TextEngine:
             draft: Tokens that a row may draft at once; 0: none.
             make_drafter: Makes what guesses for one row.
             overlaps: Whether a step is set off before the one ahead of it is read, so that the device never waits;
-                None: always, but on a CPU only between steps without a prompt. There `mx.async_eval` returns when
-                most of the work is done, which would hold a first token back.
+                None: always, but on a CPU only between steps without a prompt: there `mx.async_eval` does most work.
         """
         self._model: LanguageModel | None = model
         self._tokenizer = tokenizer
@@ -74,15 +73,15 @@ class TextEngine:
         self._prefixes = prefix_cache
         self._admission = admission
         self._to_store: list[Sequence] = []
-        self._draft = draft
-        self._make_drafter = make_drafter
+        self._draft, self._make_drafter = draft, make_drafter
         self._costs = StepCosts()
-        self._drafted_tokens = 0
-        self._accepted_tokens = 0
+        self._drafted_tokens = self._accepted_tokens = 0
         self._rows: dict[RequestId, Sequence] = {}
         self._overlaps_prompts = mx.default_device() != mx.cpu if overlaps is None else overlaps
         self._overlaps_decoding = overlaps is not False
+        self._builds_late = model.computes_when_called
         self._step: Step | None = None
+        self._read_last: Step | None = None
         self._at_risk: list[Sequence] = []
         self._outputs: list[Output] = []
         self._last_read_ns = 0
@@ -152,18 +151,20 @@ class TextEngine:
         self._admit()
         if self._step is None or not self._is_wanted(self._step):
             self._step = None
-            self._step = self._build(after=None)
+            self._step = self._build_late()
         if self._step is not None:
             self._run(self._step)
         if not self._scheduler.running:
             # Nobody waits for what would be sampled ahead.
-            self._step = None
+            self._step = self._read_last = None
         self._report.look(self._scheduler.running)
         outputs, self._outputs = self._outputs, []
         return outputs
 
     def proceed(self) -> None:
-        """Set off the step that was built ahead, and store what rows have left."""
+        """Set off the step that was built ahead, or build it now, and store what rows have left."""
+        if self._read_last is not None:
+            self._step = self._build_late()
         if self._step is not None and self._is_wanted(self._step):
             self._at_risk = self._step.held
             self._step.set_off()
@@ -193,15 +194,10 @@ class TextEngine:
         """Free everything; the engine is of no use afterwards."""
         for row in list(self._rows.values()):
             self._retire(row)
-        self._step = None
-        self._at_risk = []
-        self._outputs = []
-        self._to_store = []
+        self._step, self._read_last, self._at_risk, self._outputs, self._to_store = None, None, [], [], []
         if self._prefixes is not None:
             self._prefixes.close()
-        self._prefixes = None
-        self._admission = None
-        self._model = None
+        self._prefixes = self._admission = self._model = None
         mx.synchronize()
         gc.collect()
         mx.clear_cache()
@@ -236,6 +232,11 @@ class TextEngine:
         """Set a step off, build the next one meanwhile, read the step. Should anything raise, both steps are lost."""
         self._at_risk = step.held
         step.set_off()
+        if self._builds_late:
+            # Building computes: it would hold these tokens back, and so is done in `proceed`.
+            self._read(step)
+            self._step, self._read_last, self._at_risk = None, step, []
+            return
         prompts_wait = self._scheduler.has_prompts
         only_decodes = step.chunk is None and not prompts_wait
         overlaps = self._overlaps_prompts or (self._overlaps_decoding and only_decodes)
@@ -248,8 +249,7 @@ class TextEngine:
             ahead.set_off()
         if runs_ahead:
             self._read(step)
-        self._step = ahead
-        self._at_risk = []
+        self._step, self._at_risk = ahead, []
 
     def _build(self, after: Step | None) -> Step | None:
         """The step that follows `after`, on whose tokens it rests, whether or not anyone has read them."""
@@ -261,6 +261,11 @@ class TextEngine:
         batch = Batch(decode, tokens, chunk)
         self._at_risk = [*self._at_risk, *batch.held]
         return batch.build(self._model)
+
+    def _build_late(self) -> Step | None:
+        """The step that follows the one that was read last, if any."""
+        after, self._read_last = self._read_last, None
+        return self._build(after)
 
     def _decoding(self, after: Step | None) -> tuple[list[Run], mx.array | None]:
         """The runs behind a step, and their tokens: the host knows nothing of them yet if the step was not read."""

@@ -161,6 +161,23 @@ def test_rows_that_join_and_leave_in_mid_flight_change_nothing_for_the_others(ov
     assert [each.done.eval_tokens for each in got] == [each.done.eval_tokens for each in alone]
 
 
+def test_a_model_that_computes_when_called_is_called_once_the_tokens_before_are_told():
+    model = FakeModel()
+    model.computes_when_called = True
+    engine = make_engine(model, parallel=2)
+    requests = [TextRequest("a", GREEDY, num_predict=5), TextRequest("what is this?", GREEDY, num_predict=9)]
+    for number, request in enumerate(requests):
+        engine.add(number, engine.prepare(request))
+    outputs: dict[int, list[Output]] = {0: [], 1: []}
+    while not engine.idle:
+        told, calls = engine.step(), model.steps
+        for output in told:
+            outputs[output.id].append(output)
+        engine.proceed()
+        assert model.steps == calls + (not engine.idle)
+    assert [Answer(outputs[n]).text for n in outputs] == [answer(FakeModel(), request).text for request in requests]
+
+
 # --- counts and ends
 
 
