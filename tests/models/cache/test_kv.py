@@ -1,3 +1,4 @@
+import ctypes
 import itertools
 from collections.abc import Iterable, Iterator
 
@@ -154,3 +155,48 @@ def test_one_snapshot_serves_many_times():
         found = drain(branch, other, [30])
         np.testing.assert_array_equal(found[:, :, :10], keys[:, :, :10])
         np.testing.assert_array_equal(found[:, :, 10:], other[:, :, 10:])
+
+
+@pytest.mark.parametrize("window", [None, 5, 300])
+def test_tokens_appended_on_the_host_are_held_as_by_the_graph(window: int | None):
+    """With growth, windows, steps of the other kind in between, and snapshots that must not see each other's tokens."""
+    rng = np.random.default_rng(3)
+    tokens = rng.normal(size=(2, 620, KV_HEADS, HEAD_DIM)).astype(np.float32)
+
+    def graph(cache: KVCache, begin: int, end: int) -> list[np.ndarray]:
+        parts = (mx.array(part[None, begin:end].swapaxes(1, 2)) for part in tokens)
+        return [np.array(seen)[0] for seen in cache.update(*parts)]
+
+    mixed, expected = KVCache(window), KVCache(window)
+    for cache in (mixed, expected):
+        graph(cache, 0, 250)
+    kept = mixed.snapshot()
+    for place in range(250, 620):
+        if place % 100 == 99:
+            seen = graph(mixed, place, place + 1)
+        else:
+            *begins, count, stride = mixed.append_on_host(*(part[place] for part in tokens))
+            seen = [_at(begin, count, stride) for begin in begins]
+        for got, right in zip(seen, graph(expected, place, place + 1), strict=True):
+            np.testing.assert_array_equal(got, right)
+    assert mixed.first == expected.first
+    assert kept.offset == 250
+    keys, _ = graph(kept, 400, 401)
+    np.testing.assert_array_equal(keys[:, -1], tokens[0, 400])
+    np.testing.assert_array_equal(keys[:, -2], tokens[0, 249])
+
+
+def test_a_snapshot_of_a_cache_whose_memory_is_lent_stays_as_it_is():
+    cache = KVCache()
+    cache.append_on_host(np.full((KV_HEADS, HEAD_DIM), 1, np.float32), np.full((KV_HEADS, HEAD_DIM), 2, np.float32))
+    kept = cache.snapshot()
+    for each, value in ((kept, 5), (cache, 7)):
+        each.append_on_host(*[np.full((KV_HEADS, HEAD_DIM), value, np.float32)] * 2)
+    for each, value in ((kept, 5), (cache, 7)):
+        assert [float(array[0, 0, 1, 0]) for array in each.segment(0, 2).arrays] == [value, value]
+
+
+def _at(begin: int, count: int, stride: int) -> np.ndarray:
+    """A copy of the keys of all heads that lie there."""
+    heads = [(ctypes.c_float * (count * HEAD_DIM)).from_address(begin + head * stride) for head in range(KV_HEADS)]
+    return np.array(heads).reshape(KV_HEADS, count, HEAD_DIM)
