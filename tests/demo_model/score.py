@@ -78,7 +78,7 @@ def main() -> None:
         pipeline.scheduler.set_shift(args.shift)
     prompts = [
         world.Prompt(p.text, p.seed + args.seeds, p.shape, p.colour, p.ground)
-        for p in world.test_prompts()[:: args.every]
+        for p in world.held_out_prompts()[:: args.every]
     ]
     pictures = sample(pipeline, prompts, args.steps, args.guidance)
     print(report(prompts, [judge(picture) for picture in pictures]))

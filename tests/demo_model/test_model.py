@@ -32,7 +32,7 @@ def draw(pipeline, prompt):
 
 def test_it_obeys_prompts_that_it_was_never_trained_on(pipeline):
     wrong = []
-    prompts = world.test_prompts()
+    prompts = world.held_out_prompts()
     assert len(prompts) == 48
     for prompt in prompts:
         verdict = judge(draw(pipeline, prompt))

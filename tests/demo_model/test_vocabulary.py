@@ -14,7 +14,7 @@ def test_any_sentence_becomes_tokens(text):
 def test_no_phrasing_has_an_unknown_word_or_needs_more_than_32_tokens():
     tokenizer, rng = vocabulary.make(), np.random.default_rng(0)
     texts = [world.caption(rng, ("star", "orange", "grey")) for _ in range(500)]
-    for text in (*texts, *(p.text for p in world.test_prompts())):
+    for text in (*texts, *(p.text for p in world.held_out_prompts())):
         encoded = tokenizer.encode(vocabulary.frame(text))
         assert vocabulary.UNKNOWN not in encoded.tokens
         assert len(encoded.ids) <= 32

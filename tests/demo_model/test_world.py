@@ -13,7 +13,7 @@ def test_each_pair_of_names_is_trained_and_some_triples_are_not():
 
 
 def test_the_48_prompts_ask_for_every_held_out_combination_twice():
-    prompts = world.test_prompts()
+    prompts = world.held_out_prompts()
     asked = [(p.shape, p.colour, p.ground) for p in prompts]
     assert len(prompts) == 48
     assert sorted(asked) == sorted(2 * [c for c in world.combinations() if world.is_held_out(c)])

@@ -168,7 +168,7 @@ def caption(rng: np.random.Generator, combination: Combination) -> str:
     return (text, text.capitalize(), text.upper(), text + ".")[rng.choice(4, p=(0.6, 0.2, 0.1, 0.1))]
 
 
-def test_prompts() -> list[Prompt]:
+def held_out_prompts() -> list[Prompt]:
     """The 48 prompts of the score: each held-out combination twice, once in an unseen phrasing."""
     prompts = []
     held_out = [c for c in combinations() if is_held_out(c)]
@@ -178,7 +178,3 @@ def test_prompts() -> list[Prompt]:
             text = _fill(template, combination, BACKS[(i + j) % len(BACKS)])
             prompts.append(Prompt(text, 1000 + 2 * i + j, *combination))
     return prompts
-
-
-# pytest would take the function for a test where it is imported by name.
-test_prompts.__test__ = False
