@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +32,10 @@ BLAS_LIBRARIES = (
 )
 """Distribution, library, and its function that sets the number of threads; the first that is installed is taken."""
 
+FEW_ROWS_DISTRIBUTION, FEW_ROWS_PREFIX = "scipy-openblas32", "scipy_"
+FEW_ROWS_CORES = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})
+"""OpenBLAS's names of the processors for which it has kernels that multiply small matrices without packing them."""
+
 THREAD_VARIABLES = ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
 
@@ -46,7 +50,7 @@ class Device:
 
 
 class Blas:
-    """A BLAS in this process and its threads.
+    """The BLAS of this process, one or two libraries, and their threads.
 
     Their number is fixed once a model is loaded, for it decides how sums are split, hence the last bits of a result.
     Two threads on two idle cores decode 1.4 times faster than one, but lose by half when another process works on one
@@ -54,21 +58,25 @@ class Blas:
     cores were idle while the model was loading.
     """
 
-    def __init__(self, name: str, set_threads: Callable[[int], None], threads: int | None) -> None:
+    def __init__(self, name: str, setters: Sequence[Callable[[int], None]], threads: int | None) -> None:
         self.name = name
-        self._set_threads = set_threads
+        self._setters = setters
         self._asked = threads or _threads_of_environment()
         self._began = _CpuTimes.now()
         self.threads = self._asked or usable_cores()
-        set_threads(self.threads)
+        self._set_threads()
 
     def settle(self) -> int:
         """Set the threads to what the machine has left; the number. Thread: the MLX thread."""
         if self._asked is None:
             busy = _CpuTimes.now().others_busy_since(self._began)
             self.threads = max(1, usable_cores() - round(busy))
-            self._set_threads(self.threads)
+            self._set_threads()
         return self.threads
+
+    def _set_threads(self) -> None:
+        for setter in self._setters:
+            setter(self.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +110,34 @@ def prepare(threads: int | None = None) -> BackendReport:
             library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | ctypes.RTLD_GLOBAL)
         except OSError as error:
             return BackendReport("reference BLAS", f"{distribution} cannot be loaded, CPU inference is slow: {error}")
-        blas = Blas(f"{distribution} {importlib.metadata.version(distribution)}", library[setter], threads)
-        return BackendReport(blas.name, blas=blas)
+        name, setters = f"{distribution} {importlib.metadata.version(distribution)}", [library[setter]]
+        if (few_rows := few_rows_library()) is not None:
+            name += f", {FEW_ROWS_DISTRIBUTION} {importlib.metadata.version(FEW_ROWS_DISTRIBUTION)}"
+            setters.append(few_rows[f"{FEW_ROWS_PREFIX}openblas_set_num_threads"])
+        return BackendReport(name, blas=Blas(name, setters, threads))
     remedy = "mkl" if platform.machine() == "x86_64" else "cmeel-openblas"
     return BackendReport(
         "reference BLAS", f"no fast BLAS found, CPU inference is about 90 times slower; remedy: pip install {remedy}"
     )
+
+
+@cache
+def few_rows_library() -> ctypes.CDLL | None:
+    """An OpenBLAS with small-matrix kernels for this processor, if there is one. Thread: any.
+
+    It multiplies up to 16 rows in half of MKL's time (measured on AVX-512); for large products MKL is as fast. Its names
+    stay out of the process's, where they would take the place of those of the OpenBLAS that comes with numpy.
+    """
+    path = _library(FEW_ROWS_DISTRIBUTION, "libscipy_openblas.so")
+    if path is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    core = library[f"{FEW_ROWS_PREFIX}openblas_get_corename"]
+    core.restype = ctypes.c_char_p
+    return library if core().decode() in FEW_ROWS_CORES else None
 
 
 def device() -> Device:

@@ -9,12 +9,15 @@ import ctypes
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from models.backend import FEW_ROWS_PREFIX, few_rows_library
 
 Matrix: TypeAlias = npt.NDArray[np.float32]
 Addresses: TypeAlias = npt.NDArray[np.uint64]
@@ -34,27 +37,18 @@ picture shall have the same bytes in every process of a machine, whatever else w
 
 
 class Gemm:
-    """`cblas_sgemm` of one library."""
+    """`cblas_sgemm` of one library, whose names may have a prefix."""
 
-    def __init__(self, library: ctypes.CDLL, setter: str, getter: str) -> None:
-        self._set_threads, self._get_threads = library[setter], library[getter]
-        self._sgemm: Final = library.cblas_sgemm
+    def __init__(self, library: ctypes.CDLL, setter: str, getter: str, prefix: str = "") -> None:
+        self._set_threads, self._get_threads = library[prefix + setter], library[prefix + getter]
+        self._sgemm: Final = library[f"{prefix}cblas_sgemm"]
         c_int, c_float, pointer = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
         self._sgemm.argtypes = [c_int] * 6 + [c_float, pointer, c_int, pointer, c_int, c_float, pointer, c_int]
         self._sgemm.restype = None
-        self._least_rows: Final = 2 if setter.startswith("MKL") else 1
-        self._batch: Final = getattr(library, "cblas_sgemm_batch", None)
+        self._batch: Final = getattr(library, f"{prefix}cblas_sgemm_batch", None)
         if self._batch is not None:
             self._batch.argtypes = [c_int] + [pointer] * 13 + [c_int, pointer]
             self._batch.restype = None
-
-    @property
-    def least_rows(self) -> int:
-        """How many rows a product has at least if it is to be fast.
-
-        MKL computes two rows in three quarters of the time of one, with two threads in half of it (measured, 2026.0).
-        """
-        return self._least_rows
 
     @property
     def has_batches(self) -> bool:
@@ -101,30 +95,50 @@ class Gemm:
             )
 
 
-class ProductBatch:
-    """Groups of products alike in shape, all computed in one call. Addresses are in bytes. Thread: whoever made it."""
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Some products of one shape: (rows, inner) @ (inner, columns), or the second one as (columns, inner)."""
 
-    def __init__(self, gemm: Gemm, shapes: Sequence[tuple[int, int, int]], size: int, *, transpose_b: bool) -> None:
-        """Shapes: M, N and K of each group's `size` products; no row lies apart from the one before."""
+    count: int
+    rows: int
+    columns: int
+    inner: int
+    lead_a: int
+    """Elements from one row to the next; of the others alike."""
+    lead_b: int
+    lead_out: int
+
+
+class ProductBatch:
+    """Groups of products that one call computes, again and again, wherever their operands lie. Thread: any, one call."""
+
+    def __init__(
+        self, gemm: Gemm, groups: Sequence[Products], *, transpose_b: bool = False, accumulate: bool = False
+    ) -> None:
         assert gemm._batch is not None
         self._call = gemm._batch
-        count = len(shapes)
-        rows, columns, inner = (np.array(part, np.int32) for part in zip(*shapes, strict=True))
-        self._arrays = (
-            *(np.full(count, PLAIN, np.int32), np.full(count, TRANSPOSED if transpose_b else PLAIN, np.int32)),
-            *(rows, columns, inner, np.ones(count, np.float32), np.zeros(count, np.float32)),
-            *(inner if transpose_b else columns, np.full(count, size, np.int32)),
+        count = len(groups)
+        form = TRANSPOSED if transpose_b else PLAIN
+        columns = (
+            *([PLAIN] * count, [form] * count),
+            *([group.rows for group in groups], [group.columns for group in groups], [group.inner for group in groups]),
+            *([group.lead_a for group in groups], [group.lead_b for group in groups]),
+            *([group.lead_out for group in groups], [group.count for group in groups]),
         )
-        plain, form, m, n, k, one, zero, b, sizes = (array.ctypes.data for array in self._arrays)
-        self._before, self._count, self._sizes = (ROW_MAJOR, plain, form, m, n, k, one), count, sizes
-        self._leads = k, b, n
-        self._zero = zero
+        self._arrays = np.array(columns, np.int32), np.array([[1.0] * count, [float(accumulate)] * count], np.float32)
+        plain, trans, m, n, k, lead_a, lead_b, lead_out, sizes = (row.ctypes.data for row in self._arrays[0])
+        one, beta = (row.ctypes.data for row in self._arrays[1])
+        self._before = (ROW_MAJOR, plain, trans, m, n, k, one)
+        self._leads = lead_a, lead_b, beta, lead_out
+        self._after = count, sizes
 
     def multiply(self, a: Addresses, b: Addresses, out: Addresses) -> None:
-        """out[i] = a[i] @ b[i]. Shapes: each (groups * size,), contiguous."""
-        at_a, at_b, at_out = a.ctypes.data, b.ctypes.data, out.ctypes.data
-        lead_a, lead_b, lead_out = self._leads
-        self._call(*(*self._before, at_a, lead_a, at_b, lead_b, self._zero, at_out, lead_out, self._count, self._sizes))
+        """out[i] = a[i] @ b[i], or plus it. Addresses in bytes, an entry a product, group after group; contiguous."""
+        lead_a, lead_b, beta, lead_out = self._leads
+        self._call(
+            *(*self._before, a.ctypes.data, lead_a, b.ctypes.data, lead_b, beta, out.ctypes.data, lead_out),
+            *self._after,
+        )
 
 
 def host_gemm() -> Gemm | None:
@@ -134,6 +148,17 @@ def host_gemm() -> Gemm | None:
         if all(hasattr(library, name) for name in ("cblas_sgemm", setter, getter)):
             return Gemm(library, setter, getter)
     return None
+
+
+def few_rows_gemm() -> Gemm | None:
+    """The BLAS for products of few rows with many columns, and for many small ones at once.
+
+    None where there is none that computes products in batches. Thread: any, after `models.backend.prepare`.
+    """
+    if (library := few_rows_library()) is not None:
+        return Gemm(library, *THREAD_FUNCTIONS[1], prefix=FEW_ROWS_PREFIX)
+    found = host_gemm()
+    return found if found is not None and found.has_batches else None
 
 
 class Crew:

@@ -24,7 +24,7 @@ TUNING_FLAGS = (
     Flag("threads", "N", "threads of the CPU's matrix products (default: chosen by the machine)"),
     Flag("context", "N", "tokens one request may hold, prompt and answer (default: what the model and memory allow)"),
     Flag("parallel", "N", "requests computed together (default 4)"),
-    Flag("prefill-chunk", "N", "prompt tokens of one step (default 128)"),
+    Flag("prefill-chunk", "N", "prompt tokens of one step (default 64 on a CPU, 512 on a GPU)"),
     Flag(
         "kv-cache-type",
         "TYPE",

@@ -57,28 +57,30 @@ class KVCache:
         return all_keys, all_values
 
     def append_on_host(self, *new: npt.NDArray[np.float32]) -> tuple[int, int, int, int]:
-        """`update` of one token in place, without a graph. CPU and float32 only.
+        """`update` in place, without a graph. CPU and float32 only.
 
-        Shapes: keys and values (H_kv, D). Returns where the keys and the values begin that the token may look at, how
-        many there are, and the bytes from one head's to the next one's; all true until the cache is used again.
+        Shapes: keys and values (H_kv, L, D). Returns where the keys and the values begin that the tokens may look at,
+        how many there are, and the bytes from one head's to the next one's; all true until the cache is used again.
         """
+        length = new[0].shape[1]
         if self.window is not None:
             self._begin = max(self._begin, self._end - self.window + 1)
-        if not self._buffers or self._end == self._buffers[0].shape[2]:
-            self._reserve([mx.array(array[None, :, None]) for array in new], 1)
+        if not self._buffers or self._end + length > self._buffers[0].shape[2]:
+            self._reserve([mx.array(array[None]) for array in new], length)
         if self._is_shared:
             self._buffers = [buffer + 0 for buffer in self._buffers]
             self._is_shared, self._lent = False, []
         if not self._lent:
             self._lent = [host.lend(buffer)[0] for buffer in self._buffers]
             self._addresses = [lent.ctypes.data for lent in self._lent]
-        end, skipped = self._end, self._begin * new[0].itemsize * new[0].shape[1]
+        old_end, end = self._end, self._end + length
         for lent, array in zip(self._lent, new, strict=True):
-            lent[:, end] = array
-        self._end = end + 1
-        self.offset += 1
+            lent[:, old_end:end] = array
+        self._end = end
+        self.offset += length
+        skipped = self._begin * self._lent[0].strides[1]
         keys, values = self._addresses
-        return keys + skipped, values + skipped, end + 1 - self._begin, self._lent[0].strides[0]
+        return keys + skipped, values + skipped, end - self._begin, self._lent[0].strides[0]
 
     def snapshot(self) -> Self:
         """An independent copy of the present state; the buffers are shared until one of the two is written."""

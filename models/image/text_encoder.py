@@ -23,7 +23,7 @@ from models.image.loading import component_nbytes, component_view, load_componen
 from models.llm.base import Row
 from models.llm.qwen3 import read_config
 from models.nn.decoder import Decoder, DecoderConfig
-from models.nn.fused import FusedDecoder
+from models.nn.fused import FusedDecoder, fused
 from models.tokenizer import Tokenizer, load_tokenizer
 
 _log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class TextEncoder:
     def _load(self, span: tuple[float, float]) -> Decoder | FusedDecoder:
         model = Decoder(self.config)
         load_component(model, self._checkpoint, _COMPONENT, self._choices, span, unused=self._unused)
-        return FusedDecoder(model) if device().kind == "cpu" and model.is_dense_float32() else model
+        return fused(model) if device().kind == "cpu" else model
 
     def _run(self, model: Decoder | FusedDecoder, tokens: list[int]) -> mx.array:
         valid = len(tokens)

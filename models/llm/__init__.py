@@ -16,7 +16,7 @@ from models.config_reader import ConfigReader
 from models.errors import UnsupportedArchitecture
 from models.llm.base import Architecture, LanguageModel, Row
 from models.nn.decoder import Decoder
-from models.nn.fused import FusedDecoder
+from models.nn.fused import fused
 from models.quantization import WeightPolicy
 from models.weights import load_weights, stored_dtype
 
@@ -91,6 +91,4 @@ def load_language_model(
         dense_dtype=mx.float32 if on_cpu else stored_dtype(checkpoint.config),
         progress=progress,
     )
-    if isinstance(model, Decoder) and model.is_dense_float32() and (on_cpu if fuse is None else fuse):
-        return FusedDecoder(model)
-    return model
+    return fused(model) if isinstance(model, Decoder) and (on_cpu if fuse is None else fuse) else model

@@ -6,7 +6,7 @@ README.md in this folder says what each fixture is for. All comparisons are in f
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from models.cache import LayerCache
 from models.checkpoint import open_checkpoint
+from models.gemm import few_rows_gemm, host_gemm
 from models.llm import discover, load_language_model
 from models.llm.base import LanguageModel, Row
 from models.nn import fused
@@ -25,25 +26,14 @@ FOLDERS = sorted(folder.parent.name for folder in HERE.glob("*/reference.safeten
 GGUF_TWINS = sorted(file.stem for file in HERE.glob("*.gguf"))
 TOLERANCE = 1e-4
 
-NEVER, ALWAYS = 1 << 60, 1
-# The ways a model computes. The fused form changes its arithmetic with the size of a step; the fixtures are too small
-# to get there by themselves.
-FORMS = {
-    "plain": {},
-    "fused": {},
-    "exp": {"HOST_ELEMENTS": NEVER, "POWER_ELEMENTS": NEVER},
-    "power": {"HOST_ELEMENTS": NEVER, "POWER_ELEMENTS": ALWAYS},
-    "host": {"HOST_ELEMENTS": ALWAYS, "POWER_ELEMENTS": ALWAYS},
-}
-EVERYWHERE = ("plain", "fused")
-# One fixture for each thing that the arithmetic could get wrong: biases, windows, norms on q and k, one kv head.
-THOROUGHLY = ("llama_bias", "llama_head_dim", "mistral_window", "qwen3_layer_types")
+# The ways a model computes: MLX's graph, and the CPU's form with each BLAS that could be there.
+FORMS = {"plain": None, "fused": few_rows_gemm, "fused, MLX's BLAS": host_gemm}
 
 Cache = Sequence[LayerCache]
 
 
 def runs() -> list[tuple[str, str]]:
-    return [(name, form) for name in FOLDERS for form in FORMS if form in EVERYWHERE or name in THOROUGHLY]
+    return list(product(FOLDERS, FORMS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +73,8 @@ def fixture(request: pytest.FixtureRequest) -> Iterator[Fixture]:
     name, form = request.param
     folder = HERE / name
     with pytest.MonkeyPatch.context() as patch:
-        for constant, value in FORMS[form].items():
-            patch.setattr(fused, constant, value)
+        if (gemm := FORMS[form]) is not None:
+            patch.setattr(fused, "few_rows_gemm", gemm)
         model = load(folder, fuse=form != "plain")
         assert isinstance(model, fused.FusedDecoder) == (form != "plain")
         yield Fixture(model, json.loads((folder / "config.json").read_text()), read_prompts(folder))

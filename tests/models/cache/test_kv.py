@@ -175,7 +175,7 @@ def test_tokens_appended_on_the_host_are_held_as_by_the_graph(window: int | None
         if place % 100 == 99:
             seen = graph(mixed, place, place + 1)
         else:
-            *begins, count, stride = mixed.append_on_host(*(part[place] for part in tokens))
+            *begins, count, stride = mixed.append_on_host(*(part[place, :, None] for part in tokens))
             seen = [_at(begin, count, stride) for begin in begins]
         for got, right in zip(seen, graph(expected, place, place + 1), strict=True):
             np.testing.assert_array_equal(got, right)
@@ -188,10 +188,12 @@ def test_tokens_appended_on_the_host_are_held_as_by_the_graph(window: int | None
 
 def test_a_snapshot_of_a_cache_whose_memory_is_lent_stays_as_it_is():
     cache = KVCache()
-    cache.append_on_host(np.full((KV_HEADS, HEAD_DIM), 1, np.float32), np.full((KV_HEADS, HEAD_DIM), 2, np.float32))
+    cache.append_on_host(
+        np.full((KV_HEADS, 1, HEAD_DIM), 1, np.float32), np.full((KV_HEADS, 1, HEAD_DIM), 2, np.float32)
+    )
     kept = cache.snapshot()
     for each, value in ((kept, 5), (cache, 7)):
-        each.append_on_host(*[np.full((KV_HEADS, HEAD_DIM), value, np.float32)] * 2)
+        each.append_on_host(*[np.full((KV_HEADS, 1, HEAD_DIM), value, np.float32)] * 2)
     for each, value in ((kept, 5), (cache, 7)):
         assert [float(array[0, 0, 1, 0]) for array in each.segment(0, 2).arrays] == [value, value]
 

@@ -7,24 +7,23 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map_with_path
 
+from models.gemm import Gemm, few_rows_gemm, host_gemm
 from models.llm.base import Row
-from models.nn import fused
 from models.nn.decoder import Decoder, DecoderConfig, read_decoder_config
 from models.nn.fused import FusedDecoder
 
-NEVER, ALWAYS = 1 << 60, 1
-THRESHOLDS = {"as shipped": None, "exp": (NEVER, NEVER), "power": (NEVER, ALWAYS), "host": (ALWAYS, ALWAYS)}
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9]
 
 Change = Callable[[str, np.ndarray], np.ndarray]
 
 
-@pytest.fixture(params=THRESHOLDS.values(), ids=THRESHOLDS.keys())
-def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param is not None:
-        host, power = request.param
-        monkeypatch.setattr(fused, "HOST_ELEMENTS", host)
-        monkeypatch.setattr(fused, "POWER_ELEMENTS", power)
+@pytest.fixture(params=[few_rows_gemm, host_gemm], ids=["few rows", "MLX's"])
+def gemm(request: pytest.FixtureRequest) -> Gemm:
+    """Each BLAS of the process that could be the one that multiplies."""
+    found: Gemm | None = request.param()
+    if found is None or not found.has_batches:
+        pytest.skip("no such BLAS with batches here")
+    return found
 
 
 def config(**changes: bool) -> DecoderConfig:
@@ -67,7 +66,6 @@ def times(factor: float, *parts: str) -> Change:
     return lambda path, weight: weight * np.float32(factor) if any(part in path for part in parts) else weight
 
 
-@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize(
     "change",
     [
@@ -79,33 +77,30 @@ def times(factor: float, *parts: str) -> Change:
         pytest.param(times(1e-6, "embed_tokens"), id="a residual below the norm's epsilon"),
     ],
 )
-def test_extreme_activations_come_out_as_from_the_plain_form(change: Change):
+def test_extreme_activations_come_out_as_from_the_plain_form(change: Change, gemm: Gemm):
     expected = logits(decoder(config(), change), 5, 1, 1)
     assert np.isfinite(expected).all()
-    found = logits(FusedDecoder(decoder(config(), change)), 5, 1, 1)
+    found = logits(FusedDecoder(decoder(config(), change), gemm), 5, 1, 1)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max())
 
 
-@pytest.mark.usefixtures("arithmetic")
 @pytest.mark.parametrize(
     "options", [{}, {"qkv_bias": True}, {"qk_norm": True}, {"output_bias": True, "mlp_bias": True}]
 )
-def test_each_option_comes_out_as_from_the_plain_form(options: dict[str, bool]):
+def test_each_option_comes_out_as_from_the_plain_form(options: dict[str, bool], gemm: Gemm):
     expected = logits(decoder(config(**options)), 3, 7, 1)
-    np.testing.assert_allclose(logits(FusedDecoder(decoder(config(**options))), 3, 7, 1), expected, atol=2e-5)
+    np.testing.assert_allclose(logits(FusedDecoder(decoder(config(**options)), gemm), 3, 7, 1), expected, atol=2e-5)
 
 
-@pytest.mark.usefixtures("arithmetic")
-def test_the_same_step_twice_gives_the_same():
+def test_the_same_step_twice_gives_the_same(gemm: Gemm):
     """No arithmetic in borrowed memory reaches a weight, a mask or a rotation."""
-    model = FusedDecoder(decoder(config(qkv_bias=True, output_bias=True, mlp_bias=True)))
+    model = FusedDecoder(decoder(config(qkv_bias=True, output_bias=True, mlp_bias=True)), gemm)
     first = logits(model, 6, 6)
     np.testing.assert_array_equal(logits(model, 6, 6), first)
 
 
-@pytest.mark.usefixtures("arithmetic")
-def test_many_steps_may_be_built_before_one_is_read():
-    model = FusedDecoder(decoder(config()))
+def test_many_steps_may_be_built_before_one_is_read(gemm: Gemm):
+    model = FusedDecoder(decoder(config()), gemm)
     expected = logits(model, 5, 4)
     cache = model.new_cache()
     pieces = [TOKENS[:5], TOKENS[5:9], TOKENS[9:]]
@@ -114,24 +109,23 @@ def test_many_steps_may_be_built_before_one_is_read():
     np.testing.assert_allclose(np.concatenate([np.array(part) for part in lazy]), expected, atol=1e-5)
 
 
-def test_the_decoder_gives_its_layers_away():
+def test_the_decoder_gives_its_layers_away(gemm: Gemm):
     plain = decoder(config())
-    FusedDecoder(plain)
+    FusedDecoder(plain, gemm)
     assert len(plain.model.layers) == 0
 
 
-def test_both_forms_promise_the_same():
+def test_both_forms_promise_the_same(gemm: Gemm):
     plain = decoder(config())
     said = (plain.vocab_size, plain.context_length, plain.num_layers, plain.cache_nbytes(1000))
-    model = FusedDecoder(plain)
+    model = FusedDecoder(plain, gemm)
     assert (model.vocab_size, model.context_length, model.num_layers, model.cache_nbytes(1000)) == said
 
 
-@pytest.mark.usefixtures("arithmetic")
-def test_padding_sees_the_text_and_is_seen_by_nobody():
+def test_padding_sees_the_text_and_is_seen_by_nobody(gemm: Gemm):
     """In both forms, and before the final norm as well as behind it."""
     valid, length = 5, len(TOKENS)
-    plain, fused = decoder(config(qk_norm=True)), FusedDecoder(decoder(config(qk_norm=True)))
+    plain, fused = decoder(config(qk_norm=True)), FusedDecoder(decoder(config(qk_norm=True)), gemm)
 
     def states(model: Decoder | FusedDecoder, tokens: list[int], hidden_from: int | None) -> list[np.ndarray]:
         row = Row(len(tokens), model.new_cache(), hidden_from=hidden_from)
