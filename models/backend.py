@@ -125,7 +125,7 @@ def prepare(threads: int | None = None) -> BackendReport:
 def few_rows_library() -> ctypes.CDLL | None:
     """An OpenBLAS with small-matrix kernels for this processor, if there is one. Thread: any.
 
-    It multiplies up to 16 rows in half of MKL's time (measured on AVX-512); for large products MKL is as fast. Its names
+    It multiplies up to 16 rows in half of MKL's time (measured on AVX-512); large products take both as long. Its names
     stay out of the process's, where they would take the place of those of the OpenBLAS that comes with numpy.
     """
     path = _library(FEW_ROWS_DISTRIBUTION, "libscipy_openblas.so")

@@ -110,7 +110,7 @@ class Products:
 
 
 class ProductBatch:
-    """Groups of products that one call computes, again and again, wherever their operands lie. Thread: any, one call."""
+    """Groups of products that one call computes, again and again, wherever their operands lie. Thread: any."""
 
     def __init__(
         self, gemm: Gemm, groups: Sequence[Products], *, transpose_b: bool = False, accumulate: bool = False

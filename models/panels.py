@@ -6,7 +6,7 @@ since an output is then one sum in the order of its inputs, it does not depend o
 limit that lies with the BLAS (a million multiplications a panel in OpenBLAS).
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import mlx.core as mx
 import numpy as np
@@ -51,7 +51,7 @@ class PanelProducts:
     """Multiplies rows by panel matrices. Thread: one at a time."""
 
     def __init__(self, gemm: Gemm) -> None:
-        self._plan = lru_cache(maxsize=KEPT_PLANS)(lambda *shape, **how: _Plan(gemm, *shape, **how))
+        self._plan = lru_cache(maxsize=KEPT_PLANS)(partial(_Plan, gemm))
 
     def multiply(self, x: Matrix, matrix: PanelMatrix, out: Matrix, *, accumulate: bool = False) -> None:
         """Out = x @ weight.T, or out += it.
@@ -60,8 +60,8 @@ class PanelProducts:
         """
         assert x.shape[1] == matrix.inputs
         assert out.shape == (len(x), matrix.outputs)
-        leads = x.strides[0] >> 2, out.strides[0] >> 2
-        plan = self._plan(len(x), matrix.outputs, matrix.inputs, *leads, accumulate=accumulate)
+        sizes = len(x), matrix.outputs, matrix.inputs
+        plan = self._plan(sizes, x.strides[0] >> 2, out.strides[0] >> 2, accumulate=accumulate)
         plan.multiply(x.ctypes.data, matrix.address, out.ctypes.data)
 
 
@@ -69,8 +69,9 @@ class _Plan:
     """The products of one shape."""
 
     def __init__(
-        self, gemm: Gemm, rows: int, outputs: int, inputs: int, lead_x: int, lead_out: int, *, accumulate: bool
+        self, gemm: Gemm, sizes: tuple[int, int, int], lead_x: int, lead_out: int, *, accumulate: bool
     ) -> None:
+        rows, outputs, inputs = sizes
         panels, rest = divmod(outputs, PANEL)
         widths = [(count, width) for count, width in ((panels, PANEL), (1, rest)) if count and width]
         groups = [Products(count, rows, width, inputs, lead_x, width, lead_out) for count, width in widths]

@@ -232,9 +232,27 @@ _WIRE: Final = object()
 """The validation context that says: this came from outside, read it as Go would."""
 
 
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def write_line(value: JSON) -> bytes:
     """One line of JSON, newline included."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    return _ENCODER.encode(value).encode() + b"\n"
+
+
+class TextLine:
+    """Lines alike but for one field's text: written for every token, and so without a model for each."""
+
+    def __init__(self, model: GoModel, field: str) -> None:
+        """The lines of `model` with other texts in `field`."""
+        mark = "\0"
+        self._empty = model.model_copy(update={field: ""}).to_line()
+        line = model.model_copy(update={field: mark}).to_line()
+        self._before, self._after = line.split(_ENCODER.encode(mark).encode())
+
+    def __call__(self, text: str) -> bytes:
+        """The line with this text, newline included."""
+        return self._before + _ENCODER.encode(text).encode() + self._after if text else self._empty
 
 
 def _written(value: object) -> JSON:

@@ -87,10 +87,7 @@ class FusedDecoder:
     def _run(self, tokens: mx.array, rows: Sequence[Row]) -> Iterator[Matrix]:
         """The residual at first and behind each layer, the same array each time."""
         rotations = self._rotations.rows([row.cache[0].offset for row in rows], [row.length for row in rows])
-        if self._embedding is None:
-            x = self._head.rows(np.array(tokens))
-        else:
-            x = lend(self._embedding[tokens])
+        x = self._head.rows(np.array(tokens)) if self._embedding is None else lend(self._embedding[tokens])
         yield x
         yield from self._step.run(x, np.array(rotations)[:, 0], rows)
 

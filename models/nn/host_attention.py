@@ -1,8 +1,8 @@
 """Softmax attention of a whole step on numpy arrays: all rows' products in two calls of the BLAS.
 
 A row that runs one token has a product for each key-value head, its group's queries being the rows; a longer one has a
-product for each query head. Keys and values are read where the cache holds them, and nothing of one row enters another's
-sums.
+product for each query head. Keys and values are read where the cache holds them, and nothing of one row enters the sums
+of another.
 """
 
 from collections.abc import Iterable, Sequence

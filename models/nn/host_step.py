@@ -21,7 +21,7 @@ Rotations = npt.NDArray[np.complex64]
 
 @dataclass(frozen=True, slots=True)
 class HostLayer:
-    """One layer's weights as `models.nn.fused` prepares them, never written. H heads, K key-value heads of dimension d."""
+    """One layer's weights as `models.nn.fused` prepares them; H heads and K key-value heads, of dimension d."""
 
     qkv: PanelMatrix
     """((H + 2K) * d, D)"""

@@ -8,6 +8,7 @@ from typing import Final
 
 from aiohttp import web
 
+from protocol.gojson import TextLine
 from protocol.imagegen import (
     CompletionLine,
     CompletionRequest,
@@ -42,7 +43,6 @@ from runner.engine.types import (
     TextChunk,
     TextDone,
     TextRequest,
-    TokenLogprob,
 )
 from runner.errors import NotImplementedHere
 
@@ -138,7 +138,7 @@ class ImagegenEncoder:
 
     def chunk(self, chunk: TextChunk) -> Iterator[bytes]:
         """The dialect has no place for log-probabilities."""
-        return split_lines(chunk.text, (), _content_line, MAX_LINE)
+        return split_lines(chunk.text, (), lambda text, _: _plain_line(text), MAX_LINE)
 
     def done(self, done: TextDone) -> Iterator[bytes]:
         """The counts, and why it ended in words and as a number."""
@@ -198,5 +198,4 @@ def _error_line(error: Exception) -> bytes:
     return CompletionLine(content=f"error: {reason_of(error)}", done=True).to_line()
 
 
-def _content_line(text: str, _logprobs: tuple[TokenLogprob, ...]) -> bytes:
-    return CompletionLine(content=text).to_line()
+_plain_line: Final = TextLine(CompletionLine(), "content")

@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from protocol.gojson import WireError, write_line
+from protocol.gojson import TextLine, WireError, write_line
 from protocol.gojson import parse as parse_json
 from protocol.mlxrunner import (
     CompletionRequest,
@@ -148,5 +148,10 @@ class MLXEncoder:
         return ErrorLine(error=StatusError(status_code=status_of(error), error=reason_of(error))).to_line()
 
 
+_plain_line: Final = TextLine(ContentLine(), "content")
+
+
 def _content_line(text: str, logprobs: tuple[TokenLogprob, ...]) -> bytes:
+    if not logprobs:
+        return _plain_line(text)
     return ContentLine(content=text, logprobs=wire_logprobs(logprobs)).to_line()

@@ -17,7 +17,7 @@ from aiohttp import web
 from models.backend import Device
 from models.cache import CACHE_TYPES
 from protocol import ollamarunner as wire
-from protocol.gojson import write_line
+from protocol.gojson import TextLine, write_line
 from protocol.ollamarunner import LoadOperation, ServerStatus
 from runner.dialects.base import (
     done_reason,
@@ -322,5 +322,10 @@ class OllamaRunnerEncoder:
         return wire.ErrorLine(error=reason_of(error)).to_line()
 
 
+_plain_line: Final = TextLine(wire.CompletionLine(), "content")
+
+
 def _content_line(text: str, logprobs: tuple[TokenLogprob, ...]) -> bytes:
+    if not logprobs:
+        return _plain_line(text)
     return wire.CompletionLine(content=text, logprobs=wire_logprobs(logprobs)).to_line()

@@ -18,6 +18,9 @@ from runner.errors import GenerationError, RunnerError
 
 logger = logging.getLogger(__name__)
 
+CHUNK_FRAME = 64
+"""Bytes that HTTP's chunked encoding may add to a line, generously."""
+
 
 class Encoder(Protocol):
     """Writes a text request's outputs as lines, newline included; may hold something back until the next output."""
@@ -139,6 +142,9 @@ async def _write(request: web.Request, response: web.StreamResponse, line: bytes
     Raises:
         ConnectionError: the client is gone or does not read.
     """
+    if _has_room(request.transport, len(line)):
+        await response.write(line)
+        return
     limit_s = request.app[TIMEOUTS].write_s
     try:
         async with asyncio.timeout(limit_s):
@@ -147,3 +153,11 @@ async def _write(request: web.Request, response: web.StreamResponse, line: bytes
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionAbortedError(f"the client has read nothing for {limit_s:g} s") from error
+
+
+def _has_room(transport: asyncio.Transport | None, size: int) -> bool:
+    """Whether so many bytes can be written without any waiting, and so without a limit to it."""
+    if transport is None:
+        return False
+    _, high = transport.get_write_buffer_limits()
+    return transport.get_write_buffer_size() + size + CHUNK_FRAME < high

@@ -19,10 +19,13 @@ from protocol.gojson import (
     NilInts,
     Str,
     Strings,
+    TextLine,
     WireError,
     parse,
     write_line,
 )
+from protocol.imagegen import CompletionLine
+from protocol.mlxrunner import ContentLine
 
 
 class Inner(GoModel):
@@ -259,3 +262,9 @@ def test_set_values_are_written_under_their_wire_names():
 def test_what_json_cannot_say_is_not_written():
     with pytest.raises(ValueError, match="JSON"):
         write_line(float("nan"))
+
+
+@pytest.mark.parametrize("text", ["", "plain", '"quoted" \\ and\nbroken', "\u2028 é 🙂 \x00 \x1f", "0"])
+@pytest.mark.parametrize("model", [ContentLine(done_reason=3), CompletionLine()])
+def test_a_text_line_is_the_line_of_a_model_with_that_text(model, text):
+    assert TextLine(model, "content")(text) == model.model_copy(update={"content": text}).to_line()
