@@ -97,7 +97,7 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """Some products of one shape: (rows, inner) @ (inner, columns), or the second one as (columns, inner)."""
+    """Some products of one shape: (rows, inner) @ (inner, columns), each operand as it is or transposed."""
 
     count: int
     rows: int
@@ -107,28 +107,28 @@ class Products:
     """Elements from one row to the next; of the others alike."""
     lead_b: int
     lead_out: int
+    transpose_a: bool = False
+    transpose_b: bool = False
 
 
 class ProductBatch:
     """Groups of products that one call computes, again and again, wherever their operands lie. Thread: any."""
 
-    def __init__(
-        self, gemm: Gemm, groups: Sequence[Products], *, transpose_b: bool = False, accumulate: bool = False
-    ) -> None:
+    def __init__(self, gemm: Gemm, groups: Sequence[Products], *, accumulate: bool = False) -> None:
         assert gemm._batch is not None
         self._call = gemm._batch
         count = len(groups)
-        form = TRANSPOSED if transpose_b else PLAIN
         columns = (
-            *([PLAIN] * count, [form] * count),
+            [TRANSPOSED if group.transpose_a else PLAIN for group in groups],
+            [TRANSPOSED if group.transpose_b else PLAIN for group in groups],
             *([group.rows for group in groups], [group.columns for group in groups], [group.inner for group in groups]),
             *([group.lead_a for group in groups], [group.lead_b for group in groups]),
             *([group.lead_out for group in groups], [group.count for group in groups]),
         )
         self._arrays = np.array(columns, np.int32), np.array([[1.0] * count, [float(accumulate)] * count], np.float32)
-        plain, trans, m, n, k, lead_a, lead_b, lead_out, sizes = (row.ctypes.data for row in self._arrays[0])
+        form_a, form_b, m, n, k, lead_a, lead_b, lead_out, sizes = (row.ctypes.data for row in self._arrays[0])
         one, beta = (row.ctypes.data for row in self._arrays[1])
-        self._before = (ROW_MAJOR, plain, trans, m, n, k, one)
+        self._before = (ROW_MAJOR, form_a, form_b, m, n, k, one)
         self._leads = lead_a, lead_b, beta, lead_out
         self._after = count, sizes
 

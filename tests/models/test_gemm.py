@@ -3,7 +3,7 @@ import threading
 import numpy as np
 import pytest
 
-from models.gemm import Crew, Gemm, chunks, host_gemm
+from models.gemm import Crew, Gemm, ProductBatch, Products, chunks, few_rows_gemm, host_gemm
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,33 @@ def test_stacks_are_multiplied_matrix_by_matrix(gemm: Gemm):
     a, b, out = draw(6, 5, 7), draw(6, 7, 3), np.empty((6, 5, 3), np.float32)
     gemm.multiply_stacks(a, b, out)
     np.testing.assert_allclose(out, a @ b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("find", [few_rows_gemm, host_gemm], ids=["few rows", "MLX's"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_batch_computes_groups_of_several_shapes_wherever_they_lie(find, accumulate: bool):
+    gemm = find()
+    if gemm is None or not gemm.has_batches:
+        pytest.skip("no such BLAS with batches here")
+    groups = [
+        Products(2, 3, 5, 7, 9, 8, 6),
+        Products(1, 1, 4, 2, 3, 4, 4, transpose_a=True),
+        Products(3, 6, 1, 6, 6, 6, 2, transpose_b=True),
+        Products(1, 2, 3, 5, 7, 9, 3, transpose_a=True, transpose_b=True),
+    ]
+    each = [group for group in groups for _ in range(group.count)]
+    a = [draw(*((p.inner, p.lead_a) if p.transpose_a else (p.rows, p.lead_a))) for p in each]
+    b = [draw(*((p.columns, p.lead_b) if p.transpose_b else (p.inner, p.lead_b))) for p in each]
+    out = [draw(p.rows, p.lead_out) for p in each]
+    before = [matrix.copy() for matrix in out]
+    batch = ProductBatch(gemm, groups, accumulate=accumulate)
+    batch.multiply(*(np.array([matrix.ctypes.data for matrix in part], np.uint64) for part in (a, b, out)))
+    for p, x, y, got, old in zip(each, a, b, out, before, strict=True):
+        first = x[:, : p.rows].T if p.transpose_a else x[:, : p.inner]
+        second = y[:, : p.inner].T if p.transpose_b else y[:, : p.columns]
+        expected = first @ second + (old[:, : p.columns] if accumulate else 0)
+        np.testing.assert_allclose(got[:, : p.columns], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(got[:, p.columns :], old[:, p.columns :])
 
 
 def test_a_crew_does_every_item_once_and_gives_the_threads_back(gemm: Gemm):

@@ -8,7 +8,7 @@ from runner.engine.batch import Step
 from runner.engine.loop import EngineLoop, LoadAbandoned
 from runner.engine.mlx_thread import MLXThread
 from runner.engine.text import TextEngine
-from runner.engine.types import EngineState, SamplingParams, TextChunk, TextRequest
+from runner.engine.types import EngineState, EngineStatus, Output, SamplingParams, TextChunk, TextRequest
 from runner.errors import AlreadyLoaded, BadRequest, Busy, GenerationError, NotReady
 from tests.fakes import FakeModel, Gate, scripted
 from tests.runner.engine.conftest import Serve
@@ -293,6 +293,48 @@ async def test_an_idle_loop_does_not_tick(serve: Serve, monkeypatch: pytest.Monk
     for _ in range(5):
         await asyncio.sleep(0)
     assert ticks == []
+
+
+class Countdown:
+    """An engine with so many steps to do."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    @property
+    def idle(self) -> bool:
+        return self.left == 0
+
+    def step(self) -> list[Output]:
+        self.left -= 1
+        return []
+
+    def status(self) -> EngineStatus:
+        return EngineStatus()
+
+    def proceed(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("news_after", "left"), [(10, 0), (1, 4), (3, 2)])
+def test_the_mlx_thread_steps_on_until_it_is_idle_or_there_is_news(news_after: int, left: int):
+    engine, emitted = Countdown(5), []
+    run = loop_module.run
+    run(engine, {}, [], lambda *said: emitted.append(said), lambda: len(emitted) >= news_after)
+    assert engine.left == left
+    assert len(emitted) == 5 - left
+
+
+async def test_who_comes_while_others_run_joins_at_the_next_step(serve: Serve):
+    gate = Gate(3)
+    loop = await serve(FakeModel(ENDLESS, before_step=gate), parallel=2)
+    first = await started(loop, TextRequest(scripted(0)))
+    await gate.reached()
+    second = await started(loop, TextRequest(scripted(0), num_predict=2))
+    gate.open()
+    assert (await second).done.eval_tokens == 2
+    assert not first.done()
+    await cancel(first)
 
 
 # --- load and unload
