@@ -69,12 +69,15 @@ def run_round(names: list[str], prepared: ServingPrepared, threads: int, plan: P
         turn.servers[contestant.name] = run
         rates = [f"{count}: {each.decode_tok_s or 0:.0f}" for count, each in run.streams.items()]
         say(f"{label}  {contestant.label:<34} decode tok/s {', '.join(rates)} {'; '.join(run.notes)}")
-    if RUNNER in names:
+        if contestant.name != RUNNER:
+            continue
+        # At once, for the speed of a shared machine drifts within minutes.
         try:
             turn.bare = run_bare(prepared, threads, plan)
             say(f"{label}  bare loop, decode tok/s {', '.join(f'{n}: {rate:.0f}' for n, rate in turn.bare.items())}")
         except (LookupError, subprocess.TimeoutExpired) as error:
             turn.failures["bare loop"] = str(error)
+    if RUNNER in names:
         try:
             turn.memory = asyncio.run(run_memory(prepared, threads, plan))
             say(f"{label}  short requests: {len(turn.memory)} samples of memory")
