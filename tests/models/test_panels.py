@@ -3,17 +3,8 @@ import numpy as np
 import pytest
 
 from models.backend import few_rows_library
-from models.gemm import Gemm, few_rows_gemm, host_gemm
+from models.gemm import Gemm, few_rows_gemm
 from models.panels import PANEL, PanelMatrix, PanelProducts
-
-
-@pytest.fixture(params=[few_rows_gemm, host_gemm], ids=["few rows", "MLX's"])
-def gemm(request: pytest.FixtureRequest) -> Gemm:
-    """Each BLAS of the process that could be the one that multiplies."""
-    found: Gemm | None = request.param()
-    if found is None or not found.has_batches:
-        pytest.skip("no such BLAS with batches here")
-    return found
 
 
 def draw(*shape: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map_with_path
 
-from models.gemm import Gemm, few_rows_gemm, host_gemm
+from models.gemm import Gemm
 from models.llm.base import Row
 from models.nn.decoder import Decoder, DecoderConfig, read_decoder_config
 from models.nn.fused import FusedDecoder
@@ -15,15 +15,6 @@ from models.nn.fused import FusedDecoder
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9]
 
 Change = Callable[[str, np.ndarray], np.ndarray]
-
-
-@pytest.fixture(params=[few_rows_gemm, host_gemm], ids=["few rows", "MLX's"])
-def gemm(request: pytest.FixtureRequest) -> Gemm:
-    """Each BLAS of the process that could be the one that multiplies."""
-    found: Gemm | None = request.param()
-    if found is None or not found.has_batches:
-        pytest.skip("no such BLAS with batches here")
-    return found
 
 
 def config(**changes: bool) -> DecoderConfig:
