@@ -58,6 +58,15 @@ def arguments(source: Path, store: Path, *more: object) -> list[str]:
     ]
 
 
+def unmeasured() -> dict[str, str]:
+    """The environment without the measurement of coverage.
+
+    It would write its files where only a few fit, and it takes its own lock at every call: a signal's exception between
+    taking and releasing it would leave the command waiting for itself.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+
+
 def run(*command: str, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
 
@@ -95,7 +104,8 @@ class OnTerminal:
 def on_terminal(command: list[str]) -> Iterator[OnTerminal]:
     ours, theirs = pty.openpty()
     tty.setraw(theirs)
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs)
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": theirs}
+    process = subprocess.Popen(command, **streams, env=unmeasured())
     os.close(theirs)
     try:
         yield OnTerminal(command, ours, process)
@@ -243,9 +253,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(many, store, tmp_path):
     mx.save_safetensors(str(source / "model.safetensors"), tensors)
     (source / "config.json").write_text((many / "config.json").read_text())
     limited = ["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash", *arguments(source, store)]
-    # A measurement of coverage would want to write its own files.
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-    done = run(*limited, env=environ)
+    done = run(*limited, env=unmeasured())
     assert done.returncode == 1
     assert "the store cannot be written: File too large; make room" in done.stderr.splitlines()[-1]
     assert not store.exists()
