@@ -1,10 +1,12 @@
 """The only reads from the device to the host, so that every point where the host waits can be grepped."""
 
-from typing import cast
+from typing import Any, TypeAlias, cast
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+
+HostArray: TypeAlias = npt.NDArray[Any]
 
 
 def to_ints(array: mx.array) -> list[int]:
@@ -32,8 +34,8 @@ def to_uint8(array: mx.array) -> npt.NDArray[np.uint8]:
     return np.array(array)
 
 
-def lend(array: mx.array) -> npt.NDArray[np.float32]:
-    """Wait for a float32 array and lend its memory to numpy, which may write it. CPU only.
+def lend(array: mx.array) -> HostArray:
+    """Wait for an array of a type that numpy knows and lend its memory to numpy, which may write it. CPU only.
 
     For arrays that nothing else holds: whoever shares the buffer sees the change.
     """

@@ -1,6 +1,6 @@
 """Key-value caches: one object per layer and row."""
 
-from models.cache.base import LayerCache, Segment
+from models.cache.base import LayerCache, SeenOnHost, Segment
 from models.cache.kinds import CACHE_TYPES, CacheType, cache_nbytes, check_cache_type, layer_cache
 from models.cache.kv import KVCache
 from models.cache.quantized import QuantizedKVCache
@@ -11,6 +11,7 @@ __all__ = [
     "KVCache",
     "LayerCache",
     "QuantizedKVCache",
+    "SeenOnHost",
     "Segment",
     "cache_nbytes",
     "check_cache_type",

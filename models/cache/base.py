@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,21 @@ class Segment:
     def part(self, begin: int, end: int) -> "Segment":
         """A copy of the tokens [begin, end) of this segment."""
         return Segment(tuple(mx.contiguous(array[:, :, begin:end]) for array in self.arrays))
+
+
+@dataclass(frozen=True, slots=True)
+class SeenOnHost:
+    """Where a BLAS finds what queries may look at, until the cache is used again. Shapes: float32 (H_kv, S, D)."""
+
+    keys: int
+    """The address of the first one."""
+    values: int
+    tokens: int
+    """S"""
+    stride: int
+    """Bytes from one head to the next."""
+    held: tuple[npt.NDArray[np.float32], ...] = ()
+    """Whatever must live until all was read."""
 
 
 class LayerCache(Protocol):

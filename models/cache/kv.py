@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Self
 
 import mlx.core as mx
-import numpy as np
-import numpy.typing as npt
 
 from models import host
-from models.cache.base import Segment
+from models.cache.base import SeenOnHost, Segment
+from models.host import HostArray
 
 BLOCK_TOKENS = 256
 """Buffers grow by this many tokens."""
@@ -36,7 +35,7 @@ class KVCache:
         self._end = 0
         self._is_shared = False
         # The buffers' memory as numpy sees it, until MLX writes to them.
-        self._lent: list[npt.NDArray[np.float32]] = []
+        self._lent: list[HostArray] = []
         self._addresses: list[int] = []
 
     @property
@@ -56,31 +55,16 @@ class KVCache:
         all_keys, all_values = self._append((keys, values))
         return all_keys, all_values
 
-    def append_on_host(self, *new: npt.NDArray[np.float32]) -> tuple[int, int, int, int]:
-        """`update` in place, without a graph. CPU and float32 only.
+    def held_on_host(self, keys: HostArray, values: HostArray) -> tuple[HostArray, ...]:
+        """Tokens as a cache of this kind holds them. Shapes: (H_kv, L, D); returns arrays (H_kv, L, any)."""
+        return keys, values
 
-        Shapes: keys and values (H_kv, L, D). Returns where the keys and the values begin that the tokens may look at,
-        how many there are, and the bytes from one head's to the next one's; all true until the cache is used again.
-        """
-        length = new[0].shape[1]
-        if self.window is not None:
-            self._begin = max(self._begin, self._end - self.window + 1)
-        if not self._buffers or self._end + length > self._buffers[0].shape[2]:
-            self._reserve([mx.array(array[None]) for array in new], length)
-        if self._is_shared:
-            self._buffers = [buffer + 0 for buffer in self._buffers]
-            self._is_shared, self._lent = False, []
-        if not self._lent:
-            self._lent = [host.lend(buffer)[0] for buffer in self._buffers]
-            self._addresses = [lent.ctypes.data for lent in self._lent]
-        old_end, end = self._end, self._end + length
-        for lent, array in zip(self._lent, new, strict=True):
-            lent[:, old_end:end] = array
-        self._end = end
-        self.offset += length
-        skipped = self._begin * self._lent[0].strides[1]
+    def append_on_host(self, *new: HostArray) -> SeenOnHost:
+        """`update` in place, without a graph, for what `held_on_host` gave. CPU and float32 only."""
+        lent = self._write_on_host(new)
+        skipped = self._begin * lent[0].strides[1]
         keys, values = self._addresses
-        return keys + skipped, values + skipped, end - self._begin, self._lent[0].strides[0]
+        return SeenOnHost(keys + skipped, values + skipped, self._end - self._begin, lent[0].strides[0])
 
     def snapshot(self) -> Self:
         """An independent copy of the present state; the buffers are shared until one of the two is written."""
@@ -108,6 +92,26 @@ class KVCache:
         """Forget the newest tokens again; not more than the last `update` appended, less one."""
         self._end -= tokens
         self.offset -= tokens
+
+    def _write_on_host(self, new: Sequence[HostArray]) -> Sequence[HostArray]:
+        """Write L tokens behind the live ones; the buffers' memory. Shapes: (H_kv, L or capacity, any)."""
+        length = new[0].shape[1]
+        if self.window is not None:
+            self._begin = max(self._begin, self._end - self.window + 1)
+        if not self._buffers or self._end + length > self._buffers[0].shape[2]:
+            self._reserve([mx.array(array[None]) for array in new], length)
+        if self._is_shared:
+            self._buffers = [buffer + 0 for buffer in self._buffers]
+            self._is_shared, self._lent = False, []
+        if not self._lent:
+            self._lent = [host.lend(buffer)[0] for buffer in self._buffers]
+            self._addresses = [lent.ctypes.data for lent in self._lent]
+        old_end, end = self._end, self._end + length
+        for lent, array in zip(self._lent, new, strict=True):
+            lent[:, old_end:end] = array
+        self._end = end
+        self.offset += length
+        return self._lent
 
     def _append(self, new: Sequence[mx.array]) -> list[mx.array]:
         """Write L tokens behind the live ones; what their queries may look at. Shapes: (1, H_kv, L or S, any)."""

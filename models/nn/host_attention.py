@@ -9,26 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-import mlx.core as mx
 import numpy as np
 
-from models.cache import KVCache, LayerCache
+from models.cache import KVCache, LayerCache, SeenOnHost
 from models.gemm import Addresses, Gemm, Matrix, ProductBatch, Products
-from models.host import lend
 from models.llm.base import Row
 from models.nn.decoder import DecoderConfig, causal_mask
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a row's queries may look at in one layer: addresses, tokens, and bytes from one head to the next."""
-
-    keys: int
-    values: int
-    tokens: int
-    stride: int
-    held: tuple[Matrix, ...] = ()
-    """Whatever must live until it was read."""
 
 
 class HostAttention:
@@ -42,16 +28,18 @@ class HostAttention:
         self._plans: dict[tuple[int | None, tuple[int, ...]], _Plan] = {}
 
     def attend(self, layer: int, qkv: Matrix, out: Matrix) -> None:
-        """Append the tokens' keys and values to the layer's caches, and look.
+        """Append the tokens' keys and values to the layer's caches, which are of one kind, and look.
 
         Shapes: qkv (T, (H + 2K) * d), rotated, q scaled; out (T, H * d).
         """
         config = self._config
         parts = qkv.reshape(len(qkv), -1, config.head_dim)
         keys, values = np.split(parts[:, config.num_heads :].swapaxes(0, 1), 2)
+        caches = [_on_host(row.cache[layer]) for row in self._rows]
+        held = caches[0].held_on_host(keys, values)
         seen = [
-            _append(row.cache[layer], keys[:, span], values[:, span])
-            for row, span in zip(self._rows, self._spans, strict=True)
+            cache.append_on_host(*(part[:, span] for part in held))
+            for cache, span in zip(caches, self._spans, strict=True)
         ]
         window, tokens = config.window(layer), tuple(each.tokens for each in seen)
         if (plan := self._plans.get((window, tokens))) is None:
@@ -91,7 +79,7 @@ class _Plan:
         ]
         self._masks = [_mask(rows[n], tokens[n], window) for n in longer]
 
-    def attend(self, seen: Sequence[_Seen], qkv: Matrix, out: Matrix) -> None:
+    def attend(self, seen: Sequence[SeenOnHost], qkv: Matrix, out: Matrix) -> None:
         strides = np.array([each.stride for each in seen], np.uint64)[self._of_row] * self._head
         keys = np.array([each.keys for each in seen], np.uint64)[self._of_row] + strides
         values = np.array([each.values for each in seen], np.uint64)[self._of_row] + strides
@@ -180,13 +168,9 @@ def _mask(row: Row, seen: int, window: int | None) -> Matrix:
     return np.where(may_look, np.float32(0), np.float32(-np.inf))
 
 
-def _append(cache: LayerCache, keys: Matrix, values: Matrix) -> _Seen:
-    """Append tokens and return what they may look at. Shapes: (K, L, d)."""
-    if type(cache) is KVCache:
-        return _Seen(*cache.append_on_host(keys, values))
-    seen = cache.update(mx.array(keys[None]), mx.array(values[None]))
-    held = tuple(lend(mx.contiguous(array))[0] for array in seen)
-    return _Seen(held[0].ctypes.data, held[1].ctypes.data, held[0].shape[1], held[0].strides[0], held)
+def _on_host(cache: LayerCache) -> KVCache:
+    assert isinstance(cache, KVCache)
+    return cache
 
 
 def _in_bytes(parts: Iterable[Addresses]) -> Addresses:

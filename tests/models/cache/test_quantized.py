@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from models.cache import CacheType, LayerCache, cache_nbytes, check_cache_type, layer_cache, quantized
+from models.cache import CacheType, LayerCache, cache_nbytes, check_cache_type, layer_cache
 from models.cache.kv import BLOCK_TOKENS
 from models.errors import QuantizationError
 
@@ -114,12 +114,6 @@ def test_half_precision_comes_back_as_half_precision(cache_type: CacheType):
     keys, values = (array.astype(mx.bfloat16) for array in rows(10))
     found, _ = layer_cache(cache_type, None).update(keys, values)
     assert found.dtype == mx.bfloat16
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-def test_a_cpu_unpacks_as_mlx_does(bits: int):
-    packed = mx.quantize(rows(20)[0], group_size=32, bits=bits)
-    assert mx.allclose(quantized._unpack_on_cpu(*packed, bits=bits), quantized._unpack(*packed, bits=bits), atol=1e-5)
 
 
 @pytest.mark.parametrize("head_dim", [16, 80])
