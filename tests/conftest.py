@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -14,6 +15,8 @@ import safetensors.numpy
 from models import backend
 
 backend.prepare()
+# A shell lets what it starts in the background ignore Ctrl-C, and children inherit that; tests interrupt theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from runner import default_model as default_model_module  # noqa: E402 - the device comes first
 from runner.config import DialectName, cache_folder  # noqa: E402
