@@ -29,13 +29,15 @@ class PanelMatrix:
         """Shapes: weight float32 (N, K); copied. Thread: the MLX thread."""
         self.outputs, self.inputs = weight.shape
         whole = self.outputs - self.outputs % PANEL
-        panels = weight[:whole].reshape(-1, PANEL, self.inputs).swapaxes(1, 2)
+        given = lend(weight)
         # Memory of MLX, so that it counts as the model's.
-        self._held = mx.concatenate([panels.reshape(-1), weight[whole:].T.reshape(-1)])
+        self._held = mx.zeros(weight.size)
         lent = lend(self._held)
         self.address = lent.ctypes.data
         self._panels = lent[: whole * self.inputs].reshape(-1, self.inputs, PANEL)
         self._rest = lent[whole * self.inputs :].reshape(self.inputs, -1)
+        self._panels[...] = given[:whole].reshape(-1, PANEL, self.inputs).swapaxes(1, 2)
+        self._rest[...] = given[whole:].T
 
     def rows(self, ids: npt.NDArray[np.integer]) -> Matrix:
         """Rows of the weight. Shapes: ids (T,); returns (T, K), a copy."""

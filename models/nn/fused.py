@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 import numpy as np
 
+from models import backend
 from models.cache import LayerCache
 from models.gemm import Gemm, Matrix, few_rows_gemm
 from models.host import lend
@@ -43,21 +44,22 @@ class FusedDecoder:
         self.num_layers = config.num_layers
         self.computes_when_called = True
         stack = decoder.model
+        weight = stack.embed_tokens.weight
+        del stack.embed_tokens
+        if config.tie_word_embeddings:
+            self._embedding: mx.array | None = None
+        else:
+            self._embedding, weight = weight, decoder.lm_head.weight
+            del decoder.lm_head
+        self._head = PanelMatrix(weight)
+        del weight
         layers: list[HostLayer] = []
         while stack.layers:
             layers.append(_host_layer(stack.layers.pop(0), config))
+            backend.give_back()
         self._step = HostStep(config, gemm, layers)
         self._norm = lend(stack.norm.weight * config.hidden_size**0.5)
         self._rotations = RotationTable(config.rope)
-        embedding = stack.embed_tokens.weight
-        if config.tie_word_embeddings:
-            # One matrix is both.
-            del stack.embed_tokens
-            self._head = PanelMatrix(embedding)
-            self._embedding: mx.array | None = None
-        else:
-            self._head = PanelMatrix(decoder.lm_head.weight)
-            self._embedding = embedding
 
     def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
         """Shapes: tokens (T,); returns the hidden states after the final norm (T, D)."""

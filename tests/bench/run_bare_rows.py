@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models import backend
 
-CHUNK_TOKENS = 128
+CHUNK_TOKENS = 64
 
 
 def run(model_file: Path, texts: list[str], tokens: int, threads: int, counts: list[int]) -> dict[int, float]:
