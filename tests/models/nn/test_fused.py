@@ -1,5 +1,7 @@
 """The fused decoder against the plain one where a published model goes and tests/parity's fixtures do not."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -133,3 +135,35 @@ def test_padding_sees_the_text_and_is_seen_by_nobody(gemm: Gemm):
     np.testing.assert_allclose(other[-1][: length - 1], padded[-1][: length - 1], atol=2e-5)
     np.testing.assert_allclose(same[-1][valid + 1 :], padded[-1][valid + 1 :], atol=2e-5)
     assert not np.allclose(same[-1][valid], padded[-1][valid], atol=1e-3)
+
+
+FUSING = """
+import resource
+from models import backend
+backend.prepare()
+import mlx.core as mx
+import psutil
+import models.llm
+from models.nn.decoder import Decoder, read_decoder_config
+from models.nn.fused import fused
+
+sizes = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
+more = {"num_attention_heads": 8, "num_key_value_heads": 8, "rms_norm_eps": 1e-5}
+decoder = Decoder(read_decoder_config(sizes | more))
+mx.eval(decoder.parameters())
+backend.give_back()
+before = psutil.Process().memory_info().rss
+decoder = fused(decoder)
+now, peak = psutil.Process().memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+print(mx.get_active_memory() >> 20, (now - before) >> 20, (peak - before) >> 20)
+"""
+
+
+@pytest.mark.process
+def test_no_more_than_a_layer_is_held_twice_and_nothing_is_kept():
+    done = subprocess.run([sys.executable, "-c", FUSING], capture_output=True, text=True, timeout=60, check=True)
+    model, kept, peak = map(int, done.stdout.split())
+    layer = head = 16
+    assert model > 200
+    assert kept < head
+    assert peak < head + 3 * layer
