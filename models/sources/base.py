@@ -3,35 +3,41 @@
 `models.checkpoint` is where the rest of the package imports these from.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-import mlx.core as mx
+from models.config_reader import JSON
+from models.quantization import QuantizationSpec, Tensor
 
-from models.quantization import Packed, QuantizationSpec
-
-JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
-
-Tensor: TypeAlias = mx.array | Packed
+__all__ = ["JSON", "Checkpoint", "NamedTensor", "Tensor", "TensorInfo"]
 
 
 @dataclass(frozen=True, slots=True)
 class NamedTensor:
-    """One tensor of a checkpoint: its Hugging Face name, its value (lazy where the format allows) and its file."""
+    """One tensor of a checkpoint: its Hugging Face name, how to read it, and its file."""
 
     name: str
-    value: Tensor
+    read: Callable[[], Tensor]
     file: str
+
+    @property
+    def value(self) -> Tensor:
+        """The value, read anew each time that it is asked for; nothing keeps it. Thread: any.
+
+        Raises:
+            CheckpointError: the file is missing, has changed or cannot be read.
+        """
+        return self.read()
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """What the headers say of one tensor, known without reading its data: for memory plans.
 
-    `shape` is the logical one; `nbytes` are the bytes of the value that `tensors()` yields (a GGUF block format that
-    MLX has no kernel for is yielded as float32, so it can be more than the file holds); `spec` is set if it is
-    quantised.
+    `shape` is the logical one; `nbytes` are the bytes as stored. `kind` is what the file calls the type: of a dense
+    tensor `F32`, `BF16` and so on, of a quantised one MLX's mode (`affine`, `mxfp4`) or GGML's block format (`Q4_K`).
+    `spec` is set where MLX's layout can hold the matrix exactly: that of MLX's own kinds, and of some block formats.
     """
 
     name: str
@@ -39,14 +45,14 @@ class TensorInfo:
     nbytes: int
     quantized: bool
     file: str
+    kind: str
     spec: QuantizationSpec | None = None
 
 
 class Checkpoint(Protocol):
     """A model's files, opened but not read.
 
-    Thread: `config`, `read`, `infos` and `nbytes` may be used in any thread; `tensors` makes MLX arrays and belongs to
-    the MLX thread.
+    Thread: any.
     """
 
     @property
@@ -78,7 +84,7 @@ class Checkpoint(Protocol):
         ...
 
     def tensors(self, component: str = "") -> Iterator[NamedTensor]:
-        """The tensors of one component, in no particular order.
+        """The tensors of one component, in no particular order; nothing but headers is read before a value is asked.
 
         Raises:
             CheckpointError: a file is missing, truncated or malformed.

@@ -4,19 +4,19 @@ A model may be split over several files, `NAME-00001-of-00003.gguf` and so on; a
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
+from models.arch import gguf_names
 from models.errors import CheckpointError
-from models.quantization import Packed, packed_nbytes
+from models.quantization import Array, Blocks, dequantize
 from models.sources.base import JSON, NamedTensor, Tensor, TensorInfo
-from models.sources.gguf_blocks import PLAIN, REPACKED, check_kind, floats, read_rows, repack
+from models.sources.gguf_blocks import PLAIN, REPACKED, check_kind, read_rows
 from models.sources.gguf_config import hf_config, hf_name, unpermuted_rows
 from models.sources.gguf_header import GGUFHeader, GGUFTensor, read_header
 from models.sources.gguf_tokenizer import tokenizer_files
@@ -63,7 +63,7 @@ class GGUFFile:
         factors = None
         if tensor is not None:
             check_kind(tensor)
-            factors = [float(value) for value in floats(read_rows(tensor), tensor.kind).reshape(-1)]
+            factors = [float(value) for value in _vector(tensor)]
         return hf_config(self._header, factors, self._label)
 
     @property
@@ -87,46 +87,52 @@ class GGUFFile:
     def infos(self, component: str = "") -> Iterator[TensorInfo]:
         """See `Checkpoint.infos`."""
         for name, tensor in self._named(component):
-            spec = REPACKED.get(tensor.kind) if len(tensor.shape) > 1 else None
-            if spec is not None:
-                nbytes = packed_nbytes(spec, tensor.shape, scale_itemsize=2)
-            else:
-                nbytes = tensor.nbytes if tensor.kind in PLAIN else math.prod(tensor.shape) * 4
-            yield TensorInfo(name, tensor.shape, nbytes, quantized=spec is not None, file=str(tensor.path), spec=spec)
+            quantized = tensor.kind not in PLAIN and len(tensor.shape) > 1
+            yield TensorInfo(
+                name,
+                tensor.shape,
+                tensor.nbytes,
+                quantized=quantized,
+                file=str(tensor.path),
+                kind=tensor.kind.name,
+                spec=REPACKED.get(tensor.kind) if quantized else None,
+            )
 
     def tensors(self, component: str = "") -> Iterator[NamedTensor]:
-        """See `Checkpoint.tensors`. Each tensor is read when its turn comes."""
+        """See `Checkpoint.tensors`. Values are `Blocks`, but for plain types and for vectors."""
         for name, tensor in self._named(component):
-            yield NamedTensor(name, self._value(tensor), str(tensor.path))
+            yield NamedTensor(name, partial(self._value, tensor), str(tensor.path))
 
     def _named(self, component: str) -> Iterator[tuple[str, GGUFTensor]]:
         if component:
             raise CheckpointError(f"a GGUF file has no component {component!r}", file=self._label)
+        names = gguf_names(str(self._header.metadata.get("general.architecture")))
         for tensor in self._header.tensors.values():
-            name = hf_name(tensor.name)
+            name = hf_name(tensor.name, names)
             if name is not None:
                 check_kind(tensor)
                 yield name, tensor
 
     def _value(self, tensor: GGUFTensor) -> Tensor:
+        if len(tensor.shape) == 1:
+            vector = _vector(tensor)
+            order = self._order(tensor, len(vector))
+            return vector if order is None else vector[order]
         rows = read_rows(tensor)
-        vector = len(tensor.shape) == 1
-        if vector:
-            # A row a value: then a bias is reordered as the rows of its matrix are.
-            rows = rows.reshape(tensor.shape[0], -1) if tensor.kind in PLAIN else rows
-        order = unpermuted_rows(tensor.name, rows.shape[0], self.config, str(tensor.path))
+        order = self._order(tensor, len(rows))
         if order is not None:
             rows = rows[order]
         if tensor.kind in PLAIN:
-            values = mx.array(np.ascontiguousarray(rows).view(PLAIN[tensor.kind]).reshape(tensor.shape))
-            return values.view(mx.bfloat16) if tensor.kind.name == "BF16" else values
-        packed = repack(rows, tensor.kind) if tensor.kind in REPACKED and not vector else None
-        if packed is None:
-            return mx.array(floats(rows, tensor.kind).reshape(tensor.shape))
-        head = tensor.shape[:-1]
-        return Packed(
-            mx.array(packed.weight.reshape(*head, -1)),
-            mx.array(packed.scales.reshape(*head, -1)),
-            mx.array(packed.biases.reshape(*head, -1)),
-            REPACKED[tensor.kind],
-        )
+            return rows.view(PLAIN[tensor.kind]).reshape(tensor.shape)
+        return Blocks(rows, tensor.kind, tensor.shape)
+
+    def _order(self, tensor: GGUFTensor, rows: int) -> npt.NDArray[np.intp] | None:
+        return unpermuted_rows(tensor.name, rows, self.config, str(tensor.path))
+
+
+def _vector(tensor: GGUFTensor) -> Array:
+    """A tensor of one dimension, dense. Raises CheckpointError."""
+    rows = read_rows(tensor)
+    if tensor.kind in PLAIN:
+        return rows.view(PLAIN[tensor.kind]).reshape(tensor.shape)
+    return dequantize(Blocks(rows, tensor.kind, tensor.shape))

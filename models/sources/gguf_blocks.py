@@ -1,23 +1,21 @@
-"""The data of GGUF tensors: rows of blocks, repacked exactly into MLX's affine layout or dequantised.
+"""The data of GGUF tensors: rows of blocks, read, and repacked exactly into MLX's affine layout where that can be.
 
 Q4_0, Q4_1 and Q8_0 are affine in groups of 32, as MLX's are: only the order of the bits and the sign differ.
 
-Shapes: `rows` is uint8 (rows, bytes of a row); a repacked matrix has weight uint32 (rows, in * bits / 32), scales and
-biases float16 (rows, in / 32).
 Source: ggml-common.h (block_q4_0, block_q4_1, block_q8_0) for the blocks; mlx.core.quantize for the packed layout.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
-from gguf import dequantize
 
 from models.errors import CheckpointError
-from models.quantization import QuantizationSpec
+from models.quantization import Array, Blocks, Packed, QuantizationSpec
 from models.sources.gguf_header import GGUFTensor
 
 REPACKED: Mapping[Kind, QuantizationSpec] = {
@@ -25,17 +23,9 @@ REPACKED: Mapping[Kind, QuantizationSpec] = {
     Kind.Q4_1: QuantizationSpec("affine", 4, 32),
     Kind.Q8_0: QuantizationSpec("affine", 8, 32),
 }
-DEQUANTIZED = frozenset({Kind.Q5_0, Kind.Q5_1, Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K})
-PLAIN: Mapping[Kind, str] = {Kind.F32: "<f4", Kind.F16: "<f2", Kind.BF16: "<u2"}
-
-
-@dataclass(frozen=True, slots=True)
-class PackedRows:
-    """A matrix in MLX's affine layout, in NumPy."""
-
-    weight: npt.NDArray[np.uint32]
-    scales: npt.NDArray[np.float16]
-    biases: npt.NDArray[np.float16]
+_Parts: TypeAlias = tuple[Array, Array, Array]
+PLAIN: Mapping[Kind, npt.DTypeLike] = {Kind.F32: "<f4", Kind.F16: "<f2", Kind.BF16: ml_dtypes.bfloat16}
+_OTHER_BLOCKS = frozenset({Kind.Q5_0, Kind.Q5_1, Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K})
 
 
 def check_kind(tensor: GGUFTensor) -> None:
@@ -44,8 +34,8 @@ def check_kind(tensor: GGUFTensor) -> None:
     Raises:
         CheckpointError: it is not.
     """
-    if tensor.kind not in REPACKED and tensor.kind not in DEQUANTIZED and tensor.kind not in PLAIN:
-        known = ", ".join(kind.name for kind in sorted({*PLAIN, *REPACKED, *DEQUANTIZED}))
+    if tensor.kind not in REPACKED and tensor.kind not in _OTHER_BLOCKS and tensor.kind not in PLAIN:
+        known = ", ".join(kind.name for kind in sorted({*PLAIN, *REPACKED, *_OTHER_BLOCKS}))
         raise CheckpointError(
             f"its type {tensor.kind.name} is not supported (known: {known}); choose a version of the model in one of "
             "these",
@@ -55,7 +45,9 @@ def check_kind(tensor: GGUFTensor) -> None:
 
 
 def read_rows(tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
-    """A tensor's bytes, row by row (a tensor of one dimension is one row).
+    """A tensor's bytes, row by row (a tensor of one dimension is one row). Thread: any.
+
+    Shapes: returns uint8 (rows, bytes of a row).
 
     Raises:
         CheckpointError: the file has become shorter, or cannot be read.
@@ -69,26 +61,26 @@ def read_rows(tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
     return data.reshape(math.prod(tensor.shape[:-1]), -1)
 
 
-def repack(rows: npt.NDArray[np.uint8], kind: Kind) -> PackedRows | None:
-    """The same matrix in MLX's layout, or None if a zero point does not fit float16 (no real model has that)."""
-    match kind:
+def as_packed(value: Blocks) -> Packed | None:
+    """The same matrix in MLX's layout; None if that has no room for it. Thread: any.
+
+    It has not for other formats than those of REPACKED, nor for a zero point beyond float16 (no real model has that).
+
+    Shapes: the weight is uint32 (..., in * bits / 32), scales and biases are float16 (..., in / 32).
+    """
+    match value.kind:
         case Kind.Q4_0:
-            packed = _repack_q4_0(rows)
+            weight, scales, biases = _repacked_q4_0(value.rows)
         case Kind.Q4_1:
-            packed = _repack_q4_1(rows)
+            weight, scales, biases = _repacked_q4_1(value.rows)
         case Kind.Q8_0:
-            packed = _repack_q8_0(rows)
+            weight, scales, biases = _repacked_q8_0(value.rows)
         case _:
-            raise AssertionError(kind)
-    exact = np.isfinite(packed.biases).all() and np.isfinite(packed.scales).all()
-    return packed if exact else None
-
-
-def floats(rows: npt.NDArray[np.uint8], kind: Kind) -> npt.NDArray[np.float32]:
-    """The values of quantised rows as float32."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        values: npt.NDArray[np.float32] = dequantize(rows, kind)
-    return values
+            return None
+    if not (np.isfinite(biases).all() and np.isfinite(scales).all()):
+        return None
+    weight, scales, biases = (part.reshape(*value.shape[:-1], -1) for part in (weight, scales, biases))
+    return Packed(weight, scales, biases, REPACKED[value.kind])
 
 
 def _blocks(rows: npt.NDArray[np.uint8], nbytes: int) -> npt.NDArray[np.uint8]:
@@ -110,23 +102,23 @@ def _nibbles(quants: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.concatenate((low[..., 0::2] | low[..., 1::2] << 4, high[..., 0::2] | high[..., 1::2] << 4), axis=-1)
 
 
-def _repack_q4_0(rows: npt.NDArray[np.uint8]) -> PackedRows:
+def _repacked_q4_0(rows: npt.NDArray[np.uint8]) -> _Parts:
     blocks = _blocks(rows, 18)
     scales = _halves(blocks, 0)
     with np.errstate(over="ignore", invalid="ignore"):
         biases = scales * np.float16(-8)
-    return PackedRows(_words(_nibbles(blocks[..., 2:])), scales, biases)
+    return _words(_nibbles(blocks[..., 2:])), scales, biases
 
 
-def _repack_q4_1(rows: npt.NDArray[np.uint8]) -> PackedRows:
+def _repacked_q4_1(rows: npt.NDArray[np.uint8]) -> _Parts:
     blocks = _blocks(rows, 20)
-    return PackedRows(_words(_nibbles(blocks[..., 4:])), _halves(blocks, 0), _halves(blocks, 2))
+    return _words(_nibbles(blocks[..., 4:])), _halves(blocks, 0), _halves(blocks, 2)
 
 
-def _repack_q8_0(rows: npt.NDArray[np.uint8]) -> PackedRows:
+def _repacked_q8_0(rows: npt.NDArray[np.uint8]) -> _Parts:
     blocks = _blocks(rows, 34)
     scales = _halves(blocks, 0)
     with np.errstate(over="ignore", invalid="ignore"):
         biases = scales * np.float16(-128)
     # A signed byte with its top bit flipped is the byte plus 128.
-    return PackedRows(_words(blocks[..., 2:] ^ np.uint8(0x80)), scales, biases)
+    return _words(blocks[..., 2:] ^ np.uint8(0x80)), scales, biases

@@ -2,61 +2,31 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from models.arch import GGUFNames, gguf_names
 from models.errors import CheckpointError
 from models.sources.base import JSON
 from models.sources.gguf_header import GGUFHeader, MetadataValue
 
-
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """What GGUF's `general.architecture` is called elsewhere."""
-
-    hf: str
-    model_type: str
-    permuted: bool = False
-    """Whether llama.cpp's converter reorders the rows of q and k (its rope pairs neighbours, ours halves)."""
-
-
-_FAMILIES: Mapping[str, _Family] = {
-    "llama": _Family("LlamaForCausalLM", "llama", permuted=True),
-    "mistral": _Family("MistralForCausalLM", "mistral", permuted=True),
-    "qwen2": _Family("Qwen2ForCausalLM", "qwen2"),
-    "qwen3": _Family("Qwen3ForCausalLM", "qwen3"),
-}
-
-_TOP: Mapping[str, str] = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER: Mapping[str, str] = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 # Constants of the rotary embedding; they reach the model by the configuration.
 _FOLDED = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd\.weight")
 _IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
-def hf_name(name: str) -> str | None:
+def hf_name(name: str, names: GGUFNames | None) -> str | None:
     """A tensor's Hugging Face name; None for one that is no weight. An unknown name stays, for the loader to refuse."""
     if _FOLDED.fullmatch(name):
         return None
+    if names is None:
+        return name
     match = _IN_LAYER.fullmatch(name)
-    if match and match[2] in _LAYER:
-        return f"model.layers.{match[1]}.{_LAYER[match[2]]}.{match[3]}"
+    if match and match[2] in names.layer:
+        return f"model.layers.{match[1]}.{names.layer[match[2]]}.{match[3]}"
     stem, _, kind = name.rpartition(".")
-    return f"{_TOP[stem]}.{kind}" if stem in _TOP else name
+    return f"{names.top[stem]}.{kind}" if stem in names.top else name
 
 
 def unpermuted_rows(name: str, rows: int, config: Mapping[str, JSON], file: str) -> npt.NDArray[np.intp] | None:
@@ -68,8 +38,8 @@ def unpermuted_rows(name: str, rows: int, config: Mapping[str, JSON], file: str)
         CheckpointError: the rows do not divide into the heads.
     """
     match = _IN_LAYER.fullmatch(name)
-    family = _FAMILIES.get(str(config.get("gguf_architecture")))
-    if match is None or family is None or not family.permuted or match[2] not in ("attn_q", "attn_k"):
+    names = gguf_names(str(config.get("gguf_architecture")))
+    if match is None or names is None or match[2] not in names.interleaved:
         return None
     heads = config["num_attention_heads" if match[2] == "attn_q" else "num_key_value_heads"]
     assert isinstance(heads, int)
@@ -91,21 +61,17 @@ def hf_config(header: GGUFHeader, rope_factors: list[float] | None, file: str) -
     head_dim = metadata.integer("attention.key_length") or hidden // heads
     if head_dim == 0:
         raise CheckpointError(f"its metadata has {heads} attention heads for a width of {hidden}", file=file)
-    family = _FAMILIES.get(metadata.arch)
     window = metadata.integer("attention.sliding_window")
     experts = metadata.integer("expert_count") or 0
-    names = header.tensors
-    embedding = names.get("token_embd.weight")
+    names = _names(metadata.arch, windowed=bool(window))
+    tensors = header.tensors
+    embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError("is missing or no matrix", file=file, tensor="token_embd.weight")
     config: dict[str, JSON] = {
         "gguf_architecture": metadata.arch,
-        "architectures": _architectures(metadata.arch, family, windowed=bool(window), experts=experts),
-        "model_type": "mistral"
-        if family and family.permuted and window
-        else family.model_type
-        if family
-        else metadata.arch,
+        "architectures": [_architecture(metadata.arch, names, experts)],
+        "model_type": names.model_type if names else metadata.arch,
         "hidden_size": hidden,
         "num_hidden_layers": metadata.count("block_count"),
         "num_attention_heads": heads,
@@ -118,10 +84,10 @@ def hf_config(header: GGUFHeader, rope_factors: list[float] | None, file: str) -
         "rope_scaling": _rope_scaling(metadata, rope_factors),
         "vocab_size": embedding.shape[0],
         "max_position_embeddings": metadata.count("context_length"),
-        "tie_word_embeddings": "output.weight" not in names,
-        "attention_bias": "blk.0.attn_q.bias" in names,
-        "mlp_bias": "blk.0.ffn_down.bias" in names,
-        "torch_dtype": _dtype({each.kind.name for each in names.values() if len(each.shape) > 1}),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+        "torch_dtype": _dtype({each.kind.name for each in tensors.values() if len(each.shape) > 1}),
     }
     rotated = metadata.integer("rope.dimension_count") or head_dim
     if rotated != head_dim:
@@ -144,13 +110,16 @@ def _dtype(kinds: set[str]) -> str:
     return "bfloat16" if "BF16" in kinds else "float16"
 
 
-def _architectures(arch: str, family: _Family | None, *, windowed: bool, experts: int) -> list[JSON]:
-    if family is None:
-        return [arch]
-    if family.permuted and experts:
-        return ["MixtralForCausalLM"]
-    # llama.cpp has one name for both; only Mistral has a window.
-    return ["MistralForCausalLM" if family.permuted and windowed else family.hf]
+def _names(arch: str, *, windowed: bool) -> GGUFNames | None:
+    """The names of an architecture. llama.cpp writes a Mistral as a Llama; only Mistral has a window."""
+    return gguf_names("mistral" if arch == "llama" and windowed else arch)
+
+
+def _architecture(arch: str, names: GGUFNames | None, experts: int) -> str:
+    if names is None:
+        return arch
+    # llama.cpp writes a Mixtral as a Llama with experts.
+    return "MixtralForCausalLM" if experts and arch in ("llama", "mistral") else names.hf
 
 
 def _rope_scaling(metadata: "_Metadata", factors: list[float] | None) -> JSON:

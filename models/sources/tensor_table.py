@@ -10,15 +10,11 @@ Three naming conventions for the parts are in use, and a checkpoint may mix them
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import mlx.core as mx
 
 from models.errors import CheckpointError, QuantizationError
-from models.quantization import Packed, QuantizationSpec, logical_shape, shapes_agree
+from models.quantization import Array, Packed, QuantizationSpec, logical_shape, shapes_agree
 from models.sources.base import NamedTensor, TensorInfo
 from models.sources.safetensors_file import FLOATING, SafetensorsFile, StoredTensor
 
@@ -29,6 +25,10 @@ class Member:
 
     file: SafetensorsFile
     stored: StoredTensor
+
+    def read(self) -> Array:
+        """Its value. Raises CheckpointError."""
+        return self.file.array(self.stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,18 @@ class QuantizedEntry:
     global_scale: Member | None
     spec: QuantizationSpec
 
+    @property
+    def parts(self) -> tuple[Member, ...]:
+        """All parts that there are."""
+        parts = (self.weight, self.scales, self.biases, self.global_scale)
+        return tuple(part for part in parts if part is not None)
+
+    def read(self) -> Packed:
+        """Its value. Raises CheckpointError."""
+        biases = self.biases.read() if self.biases else None
+        global_scale = self.global_scale.read() if self.global_scale else None
+        return Packed(self.weight.read(), self.scales.read(), biases, self.spec, global_scale)
+
 
 # The spec of a quantised matrix, from its name, packed weights and scales.
 SpecRule = Callable[[str, Member, Member], QuantizationSpec]
@@ -63,51 +75,21 @@ class TensorTable:
         """What the headers say of every tensor."""
         for name, entry in self.entries.items():
             if isinstance(entry, DenseEntry):
-                stored = entry.values.stored
-                yield TensorInfo(name, stored.shape, stored.nbytes, quantized=False, file=entry.values.file.label)
+                stored, file = entry.values.stored, entry.values.file.label
+                yield TensorInfo(name, stored.shape, stored.nbytes, quantized=False, file=file, kind=stored.dtype)
             else:
-                weight = entry.weight.stored
-                nbytes = sum(part.stored.nbytes for part in _parts(entry))
-                shape = logical_shape(entry.spec, weight.shape)
-                yield TensorInfo(name, shape, nbytes, quantized=True, file=entry.weight.file.label, spec=entry.spec)
+                spec, file = entry.spec, entry.weight.file.label
+                shape = logical_shape(spec, entry.weight.stored.shape)
+                nbytes = sum(part.stored.nbytes for part in entry.parts)
+                yield TensorInfo(name, shape, nbytes, quantized=True, file=file, kind=spec.mode, spec=spec)
 
     def tensors(self) -> Iterator[NamedTensor]:
-        """Every tensor, lazy. A file stays open only while arrays of it wait to be taken. Thread: the MLX thread."""
-        # An older store may give one stored tensor to two names. An array that no name waits for is let go: once
-        # evaluated it holds its data, whoever else has been given a copy.
-        waiting = Counter(
-            (part.file.path, part.stored.key) for entry in self.entries.values() for part in _parts(entry)
-        )
-        opened: dict[Path, dict[str, mx.array]] = {}
-
-        def take(member: Member) -> mx.array:
-            path, key = member.file.path, member.stored.key
-            if path not in opened:
-                opened[path] = {name: array for name, array in member.file.arrays().items() if waiting[path, name]}
-            waiting[path, key] -= 1
-            array = opened[path][key] if waiting[path, key] else opened[path].pop(key)
-            if not opened[path]:
-                del opened[path]
-            return array
-
+        """Every tensor, each read when its value is asked for; no file stays open. Thread: any."""
         for name, entry in self.entries.items():
             if isinstance(entry, DenseEntry):
-                yield NamedTensor(name, take(entry.values), entry.values.file.label)
+                yield NamedTensor(name, entry.values.read, entry.values.file.label)
             else:
-                packed = Packed(
-                    take(entry.weight),
-                    take(entry.scales),
-                    take(entry.biases) if entry.biases else None,
-                    entry.spec,
-                    take(entry.global_scale) if entry.global_scale else None,
-                )
-                yield NamedTensor(name, packed, entry.weight.file.label)
-
-
-def _parts(entry: DenseEntry | QuantizedEntry) -> list[Member]:
-    if isinstance(entry, DenseEntry):
-        return [entry.values]
-    return [part for part in (entry.weight, entry.scales, entry.biases, entry.global_scale) if part is not None]
+                yield NamedTensor(name, entry.read, entry.weight.file.label)
 
 
 def make_table(members: Mapping[str, Member], spec_of: SpecRule) -> TensorTable:

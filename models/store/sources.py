@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from models.arch import build_model
 from models.errors import CheckpointError, UnsupportedArchitecture
-from models.llm import find_architecture
 from models.sources.base import JSON
 from models.sources.hf import HFDirectory, parse_config
 from models.store.content import Content, span_of_file
@@ -95,8 +95,8 @@ def _pipeline_rule(component: str, quantize: str) -> QuantizeRule:
 
 def _architecture_notes(config: Mapping[str, JSON]) -> list[str]:
     try:
-        find_architecture(config)
-    except UnsupportedArchitecture as error:
+        build_model(config)
+    except (UnsupportedArchitecture, CheckpointError) as error:
         return [f"{error}: the model can be stored, but this runner cannot load it"]
     return []
 

@@ -5,8 +5,10 @@ import numpy as np
 
 from models.errors import CheckpointError
 from models.quantization import spec_of_quant_type
+from models.sources.safetensors_file import DTYPES
 from models.store.content import Content, Piece, safetensors_content, span_of
 from models.store.plan import PlannedBlob, PlannedTensor
+from models.to_mlx import from_mlx, to_mlx
 
 
 def tensor_blob(blob: PlannedBlob) -> Content:
@@ -33,7 +35,7 @@ def _quantized(tensor: PlannedTensor, quant_type: str) -> list[bytes]:
         raise CheckpointError(
             f"cannot be quantised: {error}", file=tensor.sources[0].file.label, tensor=tensor.name
         ) from error
-    data = [_bytes(part) for part in parts]
+    data = [from_mlx(part).tobytes() for part in parts]
     del parts
     mx.clear_cache()
     return data
@@ -41,17 +43,4 @@ def _quantized(tensor: PlannedTensor, quant_type: str) -> list[bytes]:
 
 def _read(tensor: PlannedTensor) -> mx.array:
     raw = b"".join(chunk for member in tensor.sources for chunk in span_of(member).chunks())
-    match tensor.dtype:
-        case "F32":
-            flat = mx.array(np.frombuffer(raw, "<f4"))
-        case "F16":
-            flat = mx.array(np.frombuffer(raw, "<f2"))
-        case _:
-            flat = mx.array(np.frombuffer(raw, "<u2")).view(mx.bfloat16)
-    return flat.reshape(tensor.shape)
-
-
-def _bytes(array: mx.array) -> bytes:
-    if array.dtype == mx.bfloat16:
-        array = array.view(mx.uint16)
-    return np.array(array).tobytes()
+    return to_mlx(np.frombuffer(raw, DTYPES[tensor.dtype]).reshape(tensor.shape))

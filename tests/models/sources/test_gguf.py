@@ -2,16 +2,17 @@ import json
 from pathlib import Path
 
 import gguf
-import mlx.core as mx
+import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf import quants
 
 from models.errors import CheckpointError
-from models.quantization import Packed, dequantize
+from models.quantization import Blocks, QuantizationSpec, dequantize
 from models.sources.base import Tensor
 from models.sources.gguf import GGUFFile
+from models.sources.gguf_blocks import as_packed
 
 RANDOM = np.random.default_rng(11)
 # Where the half-precision scales of a block are; random bytes would make infinities of them.
@@ -23,7 +24,7 @@ def values(path: Path) -> dict[str, Tensor]:
 
 
 def dense(value: Tensor) -> np.ndarray:
-    return np.array(dequantize(value, mx.float32) if isinstance(value, Packed) else value.astype(mx.float32))
+    return value.astype(np.float32) if isinstance(value, np.ndarray) else dequantize(value)
 
 
 def permuted(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -45,8 +46,8 @@ def test_plain_types_come_as_they_are(write_gguf, kind: Kind):
     stored = rows.astype(np.float16) if kind == Kind.F16 else quants.quantize(rows, kind)
     found = values(write_gguf({"blk.0.ffn_up.weight": (stored, kind) if kind == Kind.BF16 else stored}))
     value = found["model.layers.0.mlp.up_proj.weight"]
-    assert isinstance(value, mx.array)
-    assert value.dtype == {Kind.F32: mx.float32, Kind.F16: mx.float16, Kind.BF16: mx.bfloat16}[kind]
+    assert isinstance(value, np.ndarray)
+    assert value.dtype == {Kind.F32: np.float32, Kind.F16: np.float16, Kind.BF16: ml_dtypes.bfloat16}[kind]
     assert np.allclose(dense(value), rows, atol=0, rtol={Kind.F32: 0, Kind.F16: 2**-10, Kind.BF16: 2**-7}[kind])
 
 
@@ -56,16 +57,22 @@ def test_simple_block_formats_are_read(write_gguf, kind: Kind):
     blocks = quants.quantize(rows, kind)
     path = write_gguf({"blk.0.ffn_up.weight": (blocks, kind)})
     value = values(path)["model.layers.0.mlp.up_proj.weight"]
-    assert isinstance(value, Packed) == (kind in (Kind.Q4_0, Kind.Q4_1, Kind.Q8_0))
-    assert np.allclose(dense(value), quants.dequantize(blocks, kind), atol=1e-6)
+    assert isinstance(value, Blocks)
+    assert (value.kind, value.shape) == (kind, (8, 64))
+    assert np.array_equal(value.rows, blocks)
+    assert np.array_equal(dense(value), quants.dequantize(blocks, kind))
+    packed = as_packed(value)
+    assert (packed is not None) == (kind in (Kind.Q4_0, Kind.Q4_1, Kind.Q8_0))
+    assert packed is None or np.allclose(dense(packed), quants.dequantize(blocks, kind), atol=1e-6)
     assert np.abs(dense(value) - rows).max() < 0.5
 
 
 @pytest.mark.parametrize("kind", sorted(SCALES))
-def test_k_quants_are_dequantised(write_gguf, kind: Kind):
+def test_k_quants_come_as_their_blocks(write_gguf, kind: Kind):
     blocks = k_blocks(kind, 6, 512)
     value = values(write_gguf({"blk.0.ffn_up.weight": (blocks, kind)}))["model.layers.0.mlp.up_proj.weight"]
-    assert value.shape == (6, 512)
+    assert isinstance(value, Blocks)
+    assert (value.kind, value.shape) == (kind, (6, 512))
     assert np.array_equal(dense(value), quants.dequantize(blocks, kind))
     assert np.isfinite(dense(value)).all()
 
@@ -81,16 +88,37 @@ def test_the_headers_say_what_loading_gives(write_gguf):
     }
     checkpoint = GGUFFile(write_gguf(tensors), "m")
     infos = {info.name: info for info in checkpoint.infos()}
+    specs = {"Q8_0": QuantizationSpec("affine", 8, 32), "Q4_0": QuantizationSpec("affine", 4, 32), "Q6_K": None}
     for tensor in checkpoint.tensors():
         info, value = infos.pop(tensor.name), tensor.value
         assert info.shape == value.shape
-        if isinstance(value, Packed):
-            assert value.biases is not None
-            assert info.spec == value.spec
-            assert info.nbytes == value.weight.nbytes + value.scales.nbytes + value.biases.nbytes
+        if isinstance(value, Blocks):
+            assert (info.kind, info.nbytes, info.quantized) == (value.kind.name, value.rows.nbytes, True)
+            assert info.spec == specs.pop(info.kind)
+            packed = as_packed(value)
+            assert info.spec == (packed.spec if packed else None)
         else:
-            assert (info.nbytes, info.quantized) == (value.nbytes, False)
+            assert (info.kind, info.nbytes, info.quantized, info.spec) == ("F32", value.nbytes, False, None)
     assert not infos
+    assert not specs
+
+
+def test_a_quantised_vector_comes_dense(write_gguf):
+    blocks = quants.quantize(RANDOM.normal(size=(1, 64)).astype(np.float32), Kind.Q8_0)
+    checkpoint = GGUFFile(write_gguf({"output_norm.weight": (blocks.reshape(-1), Kind.Q8_0)}), "m")
+    info = next(info for info in checkpoint.infos() if info.name == "model.norm.weight")
+    assert (info.shape, info.quantized, info.kind, info.nbytes) == ((64,), False, "Q8_0", 68)
+    value = next(tensor.value for tensor in checkpoint.tensors() if tensor.name == "model.norm.weight")
+    assert isinstance(value, np.ndarray)
+    assert np.array_equal(value, quants.dequantize(blocks, Kind.Q8_0)[0])
+
+
+def test_nothing_is_read_before_it_is_asked_for(write_gguf):
+    path = write_gguf({"blk.0.ffn_up.weight": np.ones((8, 64), np.float32)})
+    tensors = {tensor.name: tensor for tensor in GGUFFile(path, "m").tensors()}
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"m\.gguf: tensor blk\.0\.ffn_up\.weight: cannot be read"):
+        _ = tensors["model.layers.0.mlp.up_proj.weight"].value
 
 
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.Q8_0, Kind.Q4_0, Kind.Q5_1])
@@ -138,11 +166,12 @@ def test_a_type_that_is_not_read_is_refused_with_the_alternatives(write_gguf):
         list(GGUFFile(path, "m").infos())
 
 
-def test_a_zero_point_beyond_float16_is_read_dense(write_gguf):
+def test_a_zero_point_beyond_float16_is_read_and_not_repacked(write_gguf):
     blocks = quants.quantize(np.full((1, 32), 1e5, np.float32), Kind.Q8_0)
     value = values(write_gguf({"blk.0.ffn_up.weight": (blocks, Kind.Q8_0)}))["model.layers.0.mlp.up_proj.weight"]
-    assert isinstance(value, mx.array)
-    assert np.allclose(value, 1e5, rtol=1e-3)
+    assert isinstance(value, Blocks)
+    assert as_packed(value) is None
+    assert np.allclose(dequantize(value), 1e5, rtol=1e-3)
 
 
 def test_it_reads_as_the_folder_it_might_have_been(write_gguf):
@@ -172,7 +201,7 @@ def test_a_file_cut_short_after_it_was_opened_is_refused(write_gguf):
     assert checkpoint.nbytes == 64 * 64 * 4 + 10 * 64 * 4
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(CheckpointError, match=r"tensor blk\.0\.ffn_up\.weight: the file has been cut short"):
-        list(checkpoint.tensors())
+        [tensor.value for tensor in checkpoint.tensors()]
 
 
 def split(write_gguf, count: int = 2) -> list[Path]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 
+from models.arch import gguf_names
 from models.errors import CheckpointError
 from models.sources.gguf import GGUFFile
 from models.sources.gguf_config import hf_name
@@ -32,7 +33,13 @@ def config_of(path: Path) -> dict[str, object]:
     ],
 )
 def test_names_are_hugging_faces(name: str, expected: str | None):
-    assert hf_name(name) == expected
+    assert hf_name(name, gguf_names("qwen3")) == expected
+
+
+def test_an_unknown_architectures_names_stay_for_the_loader_to_refuse():
+    assert hf_name("blk.0.attn_q.weight", None) == "blk.0.attn_q.weight"
+    assert hf_name("rope_freqs.weight", None) is None
+    assert hf_name("blk.0.attn_q_norm.weight", gguf_names("llama")) == "blk.0.attn_q_norm.weight"
 
 
 def test_a_llama_is_described_as_hugging_face_does(write_gguf):

@@ -1,7 +1,9 @@
 import json
 from pathlib import Path
 
+import ml_dtypes
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from models.errors import CheckpointError
@@ -28,11 +30,14 @@ def test_a_file_that_mlx_wrote_is_read_with_its_metadata(file: Path):
     opened = open_safetensors(file, "m")
     assert opened.metadata["k"] == "v"
     assert (opened.tensors["a"].dtype, opened.tensors["a"].shape, opened.tensors["a"].nbytes) == ("BF16", (2, 3), 12)
-    assert opened.arrays()["a"].tolist() == [[1, 1, 1], [1, 1, 1]]
+    array = opened.array(opened.tensors["a"])
+    assert array.dtype == ml_dtypes.bfloat16
+    assert array.tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert opened.array(opened.tensors["b"]).shape == ()
 
 
 @pytest.mark.parametrize("cut", [0, 4, 7, 8, 20, -1])
-def test_a_file_cut_anywhere_is_refused_before_mlx_sees_it(file: Path, cut: int):
+def test_a_file_cut_anywhere_is_refused_before_its_data_is_read(file: Path, cut: int):
     mx.save_safetensors(str(file), {"a": mx.ones((64,))})
     file.write_bytes(file.read_bytes()[:cut])
     with pytest.raises(CheckpointError, match=r"truncated|not a safetensors"):
@@ -82,18 +87,34 @@ def test_a_missing_file_says_so(file: Path):
         open_safetensors(file, "m")
 
 
-def test_a_type_mlx_cannot_read_is_refused_by_name(file: Path):
+def test_a_type_that_is_not_read_is_refused_by_name(file: Path):
     write(file, {"a": entry(0, 8, [1], "F64")}, bytes(8))
+    opened = open_safetensors(file, "m")
     with pytest.raises(CheckpointError, match="tensor a: its type F64"):
-        open_safetensors(file, "m").arrays()
+        opened.array(opened.tensors["a"])
 
 
-def test_a_file_that_changed_after_it_was_opened_is_not_given_to_mlx(file: Path):
+def test_a_file_that_changed_after_it_was_opened_is_not_read(file: Path):
     mx.save_safetensors(str(file), {"a": mx.ones((64,))})
     opened = open_safetensors(file, "m")
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(CheckpointError, match="changed since it was opened"):
-        opened.arrays()
+    with pytest.raises(CheckpointError, match=r"m: tensor a: .*changed since it was opened"):
+        opened.array(opened.tensors["a"])
     file.unlink()
-    with pytest.raises(CheckpointError, match="m: cannot be read"):
-        opened.arrays()
+    with pytest.raises(CheckpointError, match="m: tensor a: cannot be read"):
+        opened.array(opened.tensors["a"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (mx.float32, np.float32), (mx.float16, np.float16), (mx.bfloat16, ml_dtypes.bfloat16), (mx.uint32, np.uint32),
+        (mx.int64, np.int64), (mx.uint8, np.uint8), (mx.int8, np.int8), (mx.bool_, np.bool_), (mx.uint16, np.uint16),
+    ],
+)  # fmt: skip
+def test_every_type_is_numpys_own(file: Path, dtype: mx.Dtype, expected: type):
+    mx.save_safetensors(str(file), {"first": mx.ones(3), "a": mx.array([0, 1, 1, 0, 1, 0]).reshape(2, 3).astype(dtype)})
+    opened = open_safetensors(file, "m")
+    array = opened.array(opened.tensors["a"])
+    assert array.dtype == np.dtype(expected)
+    assert array.astype(np.float32).tolist() == [[0, 1, 1], [0, 1, 0]]

@@ -2,6 +2,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from models.errors import CheckpointError, QuantizationError
@@ -37,8 +38,9 @@ def parts(spec: QuantizationSpec, names: tuple[str, ...]) -> dict[str, mx.array]
 def test_each_naming_of_the_parts_makes_one_matrix(tmp_path: Path, names: tuple[str, ...]):
     (tensor,) = table(tmp_path, parts(INT4, names)).tensors()
     assert tensor.name == names[0]
-    assert isinstance(tensor.value, Packed)
-    assert tensor.value.biases is not None
+    value = tensor.value
+    assert isinstance(value, Packed)
+    assert value.biases is not None
 
 
 def test_names_that_only_look_like_parts_stay_tensors(tmp_path: Path):
@@ -76,5 +78,5 @@ def test_a_packed_matrix_without_scales_is_refused(tmp_path: Path):
 
 def test_whole_numbers_that_are_no_weights_are_read(tmp_path: Path):
     (tensor,) = table(tmp_path, {"position_ids": mx.arange(4).reshape(1, 4)}).tensors()
-    assert isinstance(tensor.value, mx.array)
+    assert isinstance(tensor.value, np.ndarray)
     assert tensor.value.tolist() == [[0, 1, 2, 3]]

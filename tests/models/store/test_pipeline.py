@@ -11,6 +11,7 @@ from models.checkpoint import open_checkpoint
 from models.errors import CheckpointError, StoreError
 from models.quantization import Packed
 from models.store import CreateRequest, create_model
+from models.to_mlx import to_mlx
 
 from .conftest import config_of, files_of, layer_of, manifest_of, write_folder
 
@@ -71,7 +72,7 @@ def test_components_and_files_are_read_back(pipeline, store):
     assert create(pipeline, store) == []
     checkpoint = open_checkpoint("m", store)
     for component, tensors in TENSORS.items():
-        found = {tensor.name: tensor.value for tensor in checkpoint.tensors(component)}
+        found = {tensor.name: to_mlx(tensor.value) for tensor in checkpoint.tensors(component)}
         assert set(found) == set(tensors)
         assert all(mx.array_equal(found[name], value) for name, value in tensors.items())
         assert json.loads(checkpoint.read(f"{component}/config.json") or b"")["part"] == component
@@ -125,10 +126,10 @@ def test_linear_layers_are_quantised_and_the_vae_is_not(pipeline, store, quantiz
     create(pipeline, store, quantize=quantize)
     checkpoint = open_checkpoint("m", store)
     packed = {
-        f"{component}/{tensor.name}": tensor.value.spec.mode
+        f"{component}/{tensor.name}": value.spec.mode
         for component in TENSORS
         for tensor in checkpoint.tensors(component)
-        if isinstance(tensor.value, Packed)
+        if isinstance(value := tensor.value, Packed)
     }
     mode = quantize if quantize.endswith(("fp4", "fp8")) else "affine"
     expected = {"text_encoder/model.layers.0.mlp.down_proj.weight", "transformer/blocks.0.to_q.weight"}
