@@ -57,7 +57,7 @@ def pairs_to_halves(rows: np.ndarray, heads: int) -> np.ndarray:
 
 def rotated_heads(name: str, config: Mapping[str, Any]) -> int:
     """How many heads this tensor's rows are, if the format reorders them; else 0."""
-    if config["model_type"] not in ("llama", "mistral"):
+    if config["model_type"] not in ("llama", "mistral", "smollm3"):
         return 0
     if "q_proj" in name:
         return int(config["num_attention_heads"])

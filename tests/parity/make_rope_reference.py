@@ -1,4 +1,4 @@
-"""Write tests/models/nn/rope_reference.json: transformers' rotary frequencies for published and awkward settings.
+"""Write tests/models/ops/rope_reference.json: transformers' rotary frequencies for published and awkward settings.
 
 python tests/parity/make_rope_reference.py
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import LlamaConfig, logging
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-TARGET = Path(__file__).parents[1] / "models" / "nn" / "rope_reference.json"
+TARGET = Path(__file__).parents[1] / "models" / "ops" / "rope_reference.json"
 
 LLAMA_3 = {
     "rope_type": "llama3",

@@ -1,39 +1,25 @@
-"""Five equalities for every language architecture, against what transformers says of tiny random checkpoints.
+"""The equalities of every language architecture, on every executor, against what transformers says of tiny models.
 
 README.md in this folder says what each fixture is for. All comparisons are in float32, of whole logits.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise, product
-from pathlib import Path
+from itertools import product
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from models.cache import LayerCache
+from models.arch import build_model, discover
 from models.checkpoint import open_checkpoint
-from models.gemm import few_rows_gemm, host_gemm
-from models.llm import discover, load_language_model
-from models.llm.base import LanguageModel, Row
-from models.nn import fused
+from models.executors.base import Executor
+from tests.parity.executors import EXECUTORS, HERE, load, run, run_in_pieces
 
-HERE = Path(__file__).parent
 FOLDERS = sorted(folder.parent.name for folder in HERE.glob("*/reference.safetensors"))
 GGUF_TWINS = sorted(file.stem for file in HERE.glob("*.gguf"))
 TOLERANCE = 1e-4
-
-# The ways a model computes: MLX's graph, and the CPU's form with each BLAS that could be there.
-FORMS = {"plain": None, "fused": few_rows_gemm, "fused, MLX's BLAS": host_gemm}
-
-Cache = Sequence[LayerCache]
-
-
-def runs() -> list[tuple[str, str]]:
-    return list(product(FOLDERS, FORMS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +33,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Fixture:
-    model: LanguageModel
-    config: dict[str, object]
+    executor: Executor
     prompts: list[Prompt]
 
     @property
@@ -56,48 +41,27 @@ class Fixture:
         return self.prompts[0]
 
 
-def load(path: Path, *, fuse: bool = False) -> LanguageModel:
-    return load_language_model(open_checkpoint(str(path), HERE / "no-store"), policy="float32", fuse=fuse)
-
-
-def read_prompts(folder: Path) -> list[Prompt]:
-    arrays = load_file(folder / "reference.safetensors")
+def read_prompts(name: str) -> list[Prompt]:
+    arrays = load_file(HERE / name / "reference.safetensors")
     return [
         Prompt(arrays[f"prompt.{n}"].tolist(), arrays[f"logits.{n}"], arrays[f"continuation.{n}"].tolist())
         for n in range(len(arrays) // 3)
     ]
 
 
-@pytest.fixture(scope="module", params=runs(), ids="-".join)
-def fixture(request: pytest.FixtureRequest) -> Iterator[Fixture]:
-    name, form = request.param
-    folder = HERE / name
-    with pytest.MonkeyPatch.context() as patch:
-        if (gemm := FORMS[form]) is not None:
-            patch.setattr(fused, "few_rows_gemm", gemm)
-        model = load(folder, fuse=form != "plain")
-        assert isinstance(model, fused.FusedDecoder) == (form != "plain")
-        yield Fixture(model, json.loads((folder / "config.json").read_text()), read_prompts(folder))
+@pytest.fixture(scope="module", params=list(product(FOLDERS, EXECUTORS)), ids="-".join)
+def loaded(request: pytest.FixtureRequest) -> Iterator[Fixture]:
+    name, kind = request.param
+    executor = load(HERE / name, kind)
+    yield Fixture(executor, read_prompts(name))
+    executor.close()
 
 
-def run(model: LanguageModel, *rows: tuple[Sequence[int], Cache]) -> list[np.ndarray]:
-    """One step of a ragged batch; each row's logits, (L, V)."""
-    flat = mx.array([token for tokens, _ in rows for token in tokens], dtype=mx.int32)
-    hidden = model(flat, [Row(len(tokens), cache) for tokens, cache in rows])
-    logits = np.array(model.logits(hidden))
-    ends = np.cumsum([len(tokens) for tokens, _ in rows])
-    return np.split(logits, ends[:-1])
-
-
-def run_in_pieces(model: LanguageModel, tokens: Sequence[int], cache: Cache, *ends: int) -> np.ndarray:
-    """One row in several steps that end before the given positions and at the end. Shapes: returns (L, V)."""
-    bounds = [0, *ends, len(tokens)]
-    pieces = [run(model, (tokens[a:b], cache))[0] for a, b in pairwise(bounds) if a < b]
-    return np.concatenate(pieces)
-
-
-def snapshot(cache: Cache) -> list[LayerCache]:
-    return [layer.snapshot() for layer in cache]
+@pytest.fixture
+def fixture(loaded: Fixture) -> Iterator[Fixture]:
+    yield loaded
+    for slot in range(8):
+        loaded.executor.release(slot)
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE) -> None:
@@ -119,41 +83,36 @@ def test_every_fixture_has_an_architecture():
 
 
 def test_the_logits_are_the_references_at_every_position(fixture: Fixture):
-    for prompt in fixture.prompts:
-        (logits,) = run(fixture.model, (prompt.tokens, fixture.model.new_cache()))
+    for slot, prompt in enumerate(fixture.prompts):
+        (logits,) = run(fixture.executor, (slot, 0, prompt.tokens))
         assert_close(logits, prompt.logits)
 
 
 @pytest.mark.parametrize("size", [5, 8, 9])
 def test_a_prompt_in_chunks_is_the_prompt_in_one(fixture: Fixture, size: int):
     tokens = fixture.long.tokens
-    ends = range(size, len(tokens), size)
-    assert_close(run_in_pieces(fixture.model, tokens, fixture.model.new_cache(), *ends), fixture.long.logits)
+    assert_close(run_in_pieces(fixture.executor, 0, tokens, *range(size, len(tokens), size)), fixture.long.logits)
 
 
 @pytest.mark.parametrize("prefilled", [1, 24])
 def test_prefill_then_decode_is_the_whole(fixture: Fixture, prefilled: int):
     prompt = fixture.long
     tokens = prompt.tokens + prompt.continuation
-    (whole,) = run(fixture.model, (tokens, fixture.model.new_cache()))
-    ends = range(prefilled, len(tokens))
-    assert_close(run_in_pieces(fixture.model, tokens, fixture.model.new_cache(), *ends), whole)
+    (whole,) = run(fixture.executor, (0, 0, tokens))
+    assert_close(run_in_pieces(fixture.executor, 1, tokens, *range(prefilled, len(tokens))), whole)
 
 
 def test_a_row_computes_the_same_in_any_company(fixture: Fixture):
     """Three rows that begin in different steps, in chunks of different lengths, one of them decoding all along."""
-    model, prompts = fixture.model, fixture.prompts
-    rows = [prompt.tokens + prompt.continuation for prompt in prompts]
-    alone = [run(model, (tokens, model.new_cache()))[0] for tokens in rows]
-
-    caches = [model.new_cache() for _ in rows]
+    rows = [prompt.tokens + prompt.continuation for prompt in fixture.prompts]
+    alone = [run(fixture.executor, (7, 0, tokens))[0] for tokens in rows]
     parts: list[list[np.ndarray]] = [[] for _ in rows]
     done = [0 for _ in rows]
     schedule = [(0, 0, 1), (13, 0, 1), (1, 6, 1), (20, 1, 1), (1, 11, 0), (9, 1, 3), (1, 1, 1), (1, 0, 2), (12, 7, 7)]
     for lengths in schedule:
         taking = [n for n, length in enumerate(lengths) if length]
-        chunks = [(rows[n][done[n] : done[n] + lengths[n]], caches[n]) for n in taking]
-        for n, logits in zip(taking, run(model, *chunks), strict=True):
+        chunks = [(2 * n, done[n], rows[n][done[n] : done[n] + lengths[n]]) for n in taking]
+        for n, logits in zip(taking, run(fixture.executor, *chunks), strict=True):
             parts[n].append(logits)
             done[n] += lengths[n]
     assert done == [len(tokens) for tokens in rows], "the schedule runs every row to its end"
@@ -162,79 +121,93 @@ def test_a_row_computes_the_same_in_any_company(fixture: Fixture):
 
 
 def test_the_order_of_rows_does_not_matter(fixture: Fixture):
-    model = fixture.model
-    forward = run(model, *[(prompt.tokens, model.new_cache()) for prompt in fixture.prompts])
-    backward = run(model, *[(prompt.tokens, model.new_cache()) for prompt in reversed(fixture.prompts)])
-    for logits, mirrored, prompt in zip(forward, reversed(backward), fixture.prompts, strict=True):
+    prompts = fixture.prompts
+    forward = run(fixture.executor, *[(slot, 0, prompt.tokens) for slot, prompt in enumerate(prompts)])
+    backward = run(
+        fixture.executor, *[(7 - slot, 0, prompt.tokens) for slot, prompt in reversed([*enumerate(prompts)])]
+    )
+    for logits, mirrored, prompt in zip(forward, reversed(backward), prompts, strict=True):
         assert_close(logits, prompt.logits)
         assert_close(mirrored, prompt.logits)
 
 
+def test_drafts_that_were_wrong_are_taken_back(fixture: Fixture):
+    tokens, wrong = fixture.long.tokens, fixture.long.tokens[::-1]
+    said = []
+    for begin in range(0, len(tokens), 3):
+        right = tokens[begin : begin + 3]
+        (logits,) = run(fixture.executor, (0, begin, [*right, *wrong[: begin % 5]]))
+        said.append(logits[: len(right)])
+    assert_close(np.concatenate(said), fixture.long.logits)
+
+
 @pytest.mark.parametrize("length", [1, 19, 41])
-def test_a_restored_snapshot_is_like_fresh(fixture: Fixture, length: int):
-    model, prompt = fixture.model, fixture.long
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_a_restored_row_is_like_fresh(fixture: Fixture, length: int, through_a_file: bool):
+    executor, prompt = fixture.executor, fixture.long
     tokens = prompt.tokens + prompt.continuation
-    fresh = run_in_pieces(model, tokens, model.new_cache(), length)[length:]
-    cache = model.new_cache()
-    run(model, (tokens[:length], cache))
-    kept = snapshot(cache)
-    # Another way on, long enough to pass every window of the fixtures and to grow whatever grows.
-    run_in_pieces(model, tokens[::-1], cache, 3, 4)
-    for _ in range(2):
-        restored = snapshot(kept)
-        assert [layer.offset for layer in restored] == [length] * model.num_layers
-        assert_close(run_in_pieces(model, tokens[length:], restored, 2, 3), fresh)
+    fresh = run_in_pieces(executor, 0, tokens, length)[length:]
+    run(executor, (1, 0, tokens[:length]))
+    middle = length // 2
+    spans = [(begin, end) for begin, end in ((0, middle), (middle, length)) if begin < end]
+    kept = [executor.segment(1, length, begin, end) for begin, end in spans]
+    if through_a_file:
+        kept = [executor.read_segment(dict(segment.arrays())) for segment in kept]
+    # Another way on, which must not reach what was copied.
+    run_in_pieces(executor, 1, tokens[:length] + tokens[::-1], 3 + length, begin=length)
+    executor.release(1)
+    for slot in (1, 3):
+        executor.restore(slot, kept)
+        assert_close(run_in_pieces(executor, slot, tokens, length + 2, length + 3, begin=length), fresh)
 
 
-def test_two_branches_of_one_snapshot_do_not_disturb_each_other(fixture: Fixture):
-    model, tokens = fixture.model, fixture.long.tokens
+def test_two_branches_of_one_beginning_do_not_disturb_each_other(fixture: Fixture):
+    executor, tokens = fixture.executor, fixture.long.tokens
     stem, left, right = tokens[:17], tokens[17:29], tokens[29:]
-    expected = [run(model, (stem + branch, model.new_cache()))[0][len(stem) :] for branch in (left, right)]
-    cache = model.new_cache()
-    run(model, (stem, cache))
-    other = snapshot(cache)
-    steps = [run(model, ([a], cache), ([b], other)) for a, b in zip(left, right, strict=False)]
+    expected = [run(executor, (5, 0, stem + branch))[0][len(stem) :] for branch in (left, right)]
+    run(executor, (0, 0, stem))
+    executor.restore(1, [executor.segment(0, len(stem), 0, len(stem))])
+    steps = [
+        run(executor, (0, len(stem) + n, [a]), (1, len(stem) + n, [b]))
+        for n, (a, b) in enumerate(zip(left, right, strict=False))
+    ]
     assert_close(np.concatenate([a for a, _ in steps]), expected[0][: len(steps)])
     assert_close(np.concatenate([b for _, b in steps]), expected[1][: len(steps)])
 
 
 def test_greedy_rows_together_continue_as_the_reference_does(fixture: Fixture):
-    model, prompts = fixture.model, fixture.prompts
-    caches = [model.new_cache() for _ in prompts]
-    chunks = [prompt.tokens for prompt in prompts]
+    prompts = fixture.prompts
+    chunks, done = [prompt.tokens for prompt in prompts], [0 for _ in prompts]
     generated: list[list[int]] = [[] for _ in prompts]
     for _ in prompts[0].continuation:
-        steps = run(model, *zip(chunks, caches, strict=True))
-        chunks = [[int(logits[-1].argmax())] for logits in steps]
+        rows = [(slot, done[slot], chunk) for slot, chunk in enumerate(chunks)]
+        done = [begin + len(chunk) for _, begin, chunk in rows]
+        chunks = [[int(logits[-1].argmax())] for logits in run(fixture.executor, *rows)]
         for tokens, chunk in zip(generated, chunks, strict=True):
             tokens.extend(chunk)
     assert generated == [prompt.continuation for prompt in prompts]
 
 
-def test_the_model_says_what_its_configuration_says(fixture: Fixture):
-    model, config = fixture.model, fixture.config
-    assert model.vocab_size == config["vocab_size"]
-    assert model.num_layers == config["num_hidden_layers"] == len(model.new_cache())
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_model_says_what_its_configuration_says(name: str):
+    config = json.loads((HERE / name / "config.json").read_text())
+    model = build_model(open_checkpoint(str(HERE / name), HERE / "no-store").config)
+    assert model.config.vocab_size == config["vocab_size"]
+    assert model.config.num_layers == config["num_hidden_layers"] == len(model.state)
     assert model.context_length == config["max_position_embeddings"]
 
 
-def test_a_cache_holds_what_was_predicted(fixture: Fixture):
-    model, tokens = fixture.model, fixture.long.tokens
-    cache = model.new_cache()
-    run_in_pieces(model, tokens, cache, 7, 8)
-    assert sum(layer.nbytes for layer in cache) <= model.cache_nbytes(len(tokens))
-    assert all(layer.offset == len(tokens) for layer in cache)
-
-
-@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("kind", EXECUTORS)
 @pytest.mark.parametrize("twin", GGUF_TWINS)
-def test_a_gguf_file_gives_the_logits_of_its_folder(twin: str, fuse: bool):
-    name, _, kind = twin.partition("-")
-    model = load(HERE / f"{twin}.gguf", fuse=fuse)
-    prompts = read_prompts(HERE / name)
-    if kind:
+def test_a_gguf_file_gives_the_logits_of_its_folder(twin: str, kind: str):
+    name, _, rounding = twin.partition("-")
+    executor = load(HERE / f"{twin}.gguf", kind)
+    prompts = read_prompts(name)
+    if rounding:
         rounded = load_file(HERE / f"{twin}.safetensors")["logits.0"]
         prompts = [Prompt(prompts[0].tokens, rounded, [])]
     for prompt in prompts:
-        (logits,) = run(model, (prompt.tokens, model.new_cache()))
+        (logits,) = run(executor, (0, 0, prompt.tokens))
+        executor.release(0)
         assert_close(logits, prompt.logits)
+    executor.close()

@@ -1,0 +1,72 @@
+"""The operations. One `Ops` stands for one step: it knows the tokens, their positions and the rows' state.
+
+A step's tokens lie one after another in one flat axis T, row behind row; `T` is symbolic for an executor that records.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias, TypeVar
+
+from models.ops.rope import RopeConfig
+from models.ops.weights import Embedding, Matrix, Norm
+
+Activation: TypeAlias = Literal["silu"]
+
+Tensor = TypeVar("Tensor")
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What one layer's softmax attention is like. Source: grouped-query attention (arXiv 2305.13245)."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    """On the scores, before the softmax."""
+    rope: RopeConfig | None = None
+    """None: the layer has no positions."""
+    window: int | None = None
+    """A query sees itself and the `window - 1` tokens before it; None: all of them."""
+
+
+class Ops(Protocol[Tensor]):
+    """Operations on (T, …) values of one step. Thread: the executor's."""
+
+    def embed(self, table: Embedding) -> Tensor:
+        """The embeddings of the step's tokens. Shapes: returns (T, width)."""
+        ...
+
+    def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """The product with a matrix, its bias added. Shapes: x (T, inputs); returns (T, sum of outputs)."""
+        ...
+
+    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        """Parts of the last axis. Shapes: x (T, sum of sizes); returns (T, size) each."""
+        ...
+
+    def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
+        """RMSNorm over the last axis; where `norm.width` is smaller than that, over each group of as many.
+
+        Shapes: x (T, n * width); returns the same.
+        """
+        ...
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: Attention) -> Tensor:
+        """Rotate queries and keys, append keys and values to the layer's state, and look at it, causally.
+
+        Shapes: q (T, heads * head_dim), k and v (T, kv_heads * head_dim); returns (T, heads * head_dim).
+        """
+        ...
+
+    def glu(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        """The activated gate times `up`. Shapes: both (T, F); returns (T, F). Source: arXiv 2002.05202."""
+        ...
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Shapes: both (T, D); returns (T, D)."""
+        ...
+
+    def residual(self, x: Tensor, layers: int) -> Tensor:
+        """Say that `x` (T, D) is what the first so many layers make, so that a client can ask for it; returns it."""
+        ...

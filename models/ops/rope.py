@@ -1,0 +1,180 @@
+"""Rotary position embedding: the frequencies of every scaling kind.
+
+Sources: RoFormer (arXiv 2104.09864); linear scaling (arXiv 2306.15595); YaRN (arXiv 2309.00071); Llama 3.1's scaling as
+transformers' `modeling_rope_utils` computes it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from models.config_reader import JSON, ConfigReader
+from models.errors import CheckpointError
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class LinearScaling:
+    """Every frequency divided by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Low frequencies divided by `factor`, high ones kept, those between interpolated."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """YaRN: a ramp between divided and kept frequencies, and a temperature on the attention."""
+
+    factor: float
+    original_context: int
+    beta_fast: float
+    beta_slow: float
+    attention_factor: float
+    truncate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FactorScaling:
+    """Each frequency divided by a factor of its own, as GGUF's `rope_freqs` tensor stores them."""
+
+    factors: tuple[float, ...]
+
+
+RopeScaling: TypeAlias = LinearScaling | Llama3Scaling | YarnScaling | FactorScaling
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Base, width and scaling of a rotary embedding. `dims` is even: the rotated part of a head."""
+
+    dims: int
+    theta: float
+    scaling: RopeScaling | None = None
+
+    @property
+    def extended_context(self) -> int:
+        """The tokens that YaRN was told to reach; 0 where the scaling says nothing about it."""
+        return int(self.scaling.factor * self.scaling.original_context) if isinstance(self.scaling, YarnScaling) else 0
+
+    @property
+    def magnitude(self) -> float:
+        """The factor on cosines and sines; 1 except for YaRN."""
+        return self.scaling.attention_factor if isinstance(self.scaling, YarnScaling) else 1.0
+
+    def frequencies(self) -> Floats:
+        """Angle per position of each pair, in radians. Shape: (dims / 2,). Thread: any."""
+        base = self.theta ** (-np.arange(0, self.dims, 2, dtype=np.float64) / self.dims)
+        match self.scaling:
+            case None:
+                scaled = base
+            case LinearScaling(factor):
+                scaled = base / factor
+            case FactorScaling(factors):
+                scaled = base / np.asarray(factors, dtype=np.float64)
+            case Llama3Scaling():
+                scaled = _llama3(base, self.scaling)
+            case YarnScaling():
+                scaled = _yarn(base, self.scaling, self)
+        return scaled.astype(np.float32)
+
+
+def read_rope(config: Mapping[str, JSON], *, dims: int, default_theta: float = 10000.0) -> RopeConfig:
+    """Read a config.json's rotary settings, in transformers 5's form (`rope_parameters`) or the older one.
+
+    Raises:
+        CheckpointError: a value is missing or impossible, or the scaling is of an unknown kind.
+    """
+    top = ConfigReader(config)
+    dims = int(dims * top.number("partial_rotary_factor", 1.0))
+    if dims <= 0 or dims % 2:
+        raise CheckpointError(f"partial_rotary_factor leaves {dims} dimensions to rotate", file="config.json")
+    settings = top.section("rope_parameters") or top.section("rope_scaling")
+    theta = top.number("rope_theta", default_theta)
+    if settings is not None:
+        theta = settings.number("rope_theta", theta)
+    if not theta > 1:
+        raise CheckpointError(f"rope_theta must be above 1, not {theta}", file="config.json")
+    if settings is None:
+        return RopeConfig(dims, theta)
+    kind = settings.text("rope_type", settings.text("type", "default"))
+    original = settings.integer("original_max_position_embeddings", top.integer("max_position_embeddings", 2048))
+    return RopeConfig(dims, theta, _read_scaling(kind, settings, original, dims))
+
+
+def _read_scaling(kind: str, settings: ConfigReader, original_context: int, dims: int) -> RopeScaling | None:
+    match kind:
+        case "default" | "none":
+            return None
+        case "linear":
+            return LinearScaling(settings.positive("factor"))
+        case "llama3":
+            return Llama3Scaling(
+                factor=settings.positive("factor"),
+                low_freq_factor=settings.number("low_freq_factor", 1.0),
+                high_freq_factor=settings.number("high_freq_factor", 4.0),
+                original_context=original_context,
+            )
+        case "yarn":
+            factor = settings.positive("factor")
+            return YarnScaling(
+                factor=factor,
+                original_context=original_context,
+                beta_fast=settings.number("beta_fast", 32.0),
+                beta_slow=settings.number("beta_slow", 1.0),
+                attention_factor=_yarn_attention_factor(settings, factor),
+                truncate=settings.flag("truncate", default=True),
+            )
+        case "factors":
+            factors = settings.numbers("factors")
+            if len(factors) != dims // 2:
+                raise CheckpointError(
+                    f"{len(factors)} rope factors for a head of {dims} dimensions", file="config.json"
+                )
+            return FactorScaling(tuple(factors))
+        case _:
+            raise CheckpointError(f"rope scaling of kind {kind!r} is not supported", file="config.json")
+
+
+def _yarn_attention_factor(settings: ConfigReader, factor: float) -> float:
+    def of(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    mscale, mscale_all_dim = settings.number("mscale", 0.0), settings.number("mscale_all_dim", 0.0)
+    derived = of(mscale) / of(mscale_all_dim) if mscale and mscale_all_dim else of(1.0)
+    return settings.number("attention_factor", derived)
+
+
+def _llama3(base: npt.NDArray[np.float64], scaling: Llama3Scaling) -> npt.NDArray[np.float64]:
+    turns = scaling.original_context * base / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = np.clip(kept, 0.0, 1.0)
+    scaled: npt.NDArray[np.float64] = kept * base + (1.0 - kept) * base / scaling.factor
+    return scaled
+
+
+def _yarn(base: npt.NDArray[np.float64], scaling: YarnScaling, rope: RopeConfig) -> npt.NDArray[np.float64]:
+    def pair_that_turns(rotations: float) -> float:
+        """The pair, counted in fractions, that makes so many turns over the original context."""
+        return rope.dims * math.log(scaling.original_context / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = pair_that_turns(scaling.beta_fast), pair_that_turns(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dims - 1)
+    divided = np.clip((np.arange(rope.dims // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    scaled: npt.NDArray[np.float64] = divided * base / scaling.factor + (1.0 - divided) * base
+    return scaled

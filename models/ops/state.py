@@ -1,0 +1,22 @@
+"""State as an architecture declares it: what each layer remembers of a row.
+
+Sizing, prefix cache, disk cache and admission work from these declarations. Keys and values are divisible by tokens; a
+state that is not (of recurrent layers) will be a declaration of its own beside `KV`.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class KV:
+    """Keys (heads, tokens, key_dim) and values (heads, tokens, value_dim) of all tokens, or of the last `window`."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+    """A query sees itself and the `window - 1` tokens before it; None: all of them."""
+
+
+LayerState: TypeAlias = KV

@@ -1,0 +1,56 @@
+"""An `Ops` that computes nothing and writes down which attention each layer asks for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from models.arch import Model
+from models.ops import Activation, Attention, Embedding, Matrix, Norm
+
+
+class Noting:
+    """Implements `Ops[str]`; a value is a name for what it is."""
+
+    def __init__(self) -> None:
+        self.attentions: dict[int, Attention] = {}
+        self.normed: list[str] = []
+        self.residuals: list[int] = []
+
+    def embed(self, table: Embedding) -> str:
+        return table.name
+
+    def linear(self, x: str, matrix: Matrix) -> str:
+        return "product"
+
+    def split(self, x: str, sizes: Sequence[int]) -> tuple[str, ...]:
+        return ("part",) * len(sizes)
+
+    def rms_norm(self, x: str, norm: Norm) -> str:
+        self.normed.append(norm.name)
+        return "normed"
+
+    def attention(self, q: str, k: str, v: str, layer: int, spec: Attention) -> str:
+        self.attentions[layer] = spec
+        return "looked"
+
+    def glu(self, gate: str, up: str, activation: Activation) -> str:
+        return activation
+
+    def add(self, x: str, y: str) -> str:
+        return "sum"
+
+    def residual(self, x: str, layers: int) -> str:
+        self.residuals.append(layers)
+        return x
+
+
+def noted(model: Model) -> Any:
+    ops = Noting()
+    model.forward(ops)
+    return ops
+
+
+def attentions(model: Model) -> list[Attention]:
+    """The attention of each layer, in order."""
+    found = noted(model).attentions
+    assert list(found) == list(range(model.config.num_layers))
+    return list(found.values())

@@ -1,0 +1,118 @@
+import importlib
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import models.arch
+from models.arch import Architecture, build_model, discover, gguf_names
+from models.errors import CheckpointError, UnsupportedArchitecture
+from tests.models.arch.declared import SIZES, build, tensors
+
+NAMES = sorted(name for architecture in discover() for name in architecture.hf)
+
+
+@pytest.fixture
+def rediscovered() -> Iterator[None]:
+    """What is found under changed circumstances is forgotten again."""
+    discover.cache_clear()
+    yield
+    discover.cache_clear()
+
+
+def test_every_module_but_the_shared_ones_has_a_record():
+    modules = {module.name for module in pkgutil.iter_modules(models.arch.__path__)}
+    records = [importlib.import_module(f"models.arch.{name}").ARCHITECTURE for name in modules - {"base", "blocks"}]
+    assert len(records) >= 4
+    assert set(map(id, records)) == set(map(id, discover()))
+    for record in records:
+        assert record.hf
+        assert record.gguf
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_built_by_the_module_that_claims_its_name(name: str):
+    (own,) = (architecture for architecture in discover() if name in architecture.hf)
+    built, expected = build(name), own.build(SIZES | {"architectures": [name]})
+    assert built.weights == expected.weights
+    assert "model.embed_tokens.weight" in tensors(built)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"architectures": ["GPTBigCodeForCausalLM"]}, "GPTBigCodeForCausalLM"),
+        ({"architectures": []}, "unnamed"),
+        ({"model_type": "llama"}, "unnamed"),
+    ],
+)
+def test_an_unknown_architecture_is_refused_with_what_there_is(config: dict[str, Any], named: str):
+    with pytest.raises(UnsupportedArchitecture, match=f"{named} is not supported; supported: {', '.join(NAMES)}$"):
+        build_model(config)
+
+
+@pytest.mark.parametrize("architectures", ["LlamaForCausalLM", [1], {"a": 1}])
+def test_architectures_of_a_wrong_kind_are_a_damaged_checkpoint(architectures: Any):
+    with pytest.raises(CheckpointError, match="architectures"):
+        build_model({"architectures": architectures})
+
+
+@pytest.mark.usefixtures("rediscovered")
+def test_two_modules_may_not_claim_one_name(monkeypatch: pytest.MonkeyPatch):
+    from models.arch import qwen2
+
+    twice: Architecture = replace(qwen2.ARCHITECTURE, hf=("LlamaForCausalLM",))
+    monkeypatch.setattr(qwen2, "ARCHITECTURE", twice)
+    with pytest.raises(ValueError, match=r"two modules of models\.arch claim one architecture.*LlamaForCausalLM"):
+        discover()
+
+
+def test_ggufs_names_are_those_of_declared_tensors():
+    for architecture in discover():
+        for names in architecture.gguf:
+            assert names.hf in architecture.hf
+            declared = tensors(build(names.hf, tie_word_embeddings=False))
+            translated = {f"{name}.weight" for name in names.top.values()}
+            for layer in range(3):
+                translated |= {f"model.layers.{layer}.{name}.weight" for name in names.layer.values()}
+            assert translated == {name for name in declared if name.endswith(".weight")}
+            assert set(names.interleaved) <= set(names.layer)
+
+
+@pytest.mark.parametrize(
+    ("said", "hf"),
+    [
+        ("llama", "LlamaForCausalLM"),
+        ("mistral", "MistralForCausalLM"),
+        ("qwen2", "Qwen2ForCausalLM"),
+        ("qwen3", "Qwen3ForCausalLM"),
+        ("smollm3", "SmolLM3ForCausalLM"),
+    ],
+)
+def test_a_gguf_architecture_finds_its_names(said: str, hf: str):
+    names = gguf_names(said)
+    assert names is not None
+    assert (names.hf, said in names.architectures) == (hf, True)
+    # llama.cpp's converter interleaves the rows of queries and keys of Llamas alone.
+    assert names.interleaved == (() if said.startswith("qwen") else ("attn_q", "attn_k"))
+
+
+def test_a_gguf_architecture_that_nobody_claims_has_no_names():
+    assert gguf_names("gpt2") is None
+
+
+ALONE = """
+import sys
+from models.arch import discover
+assert discover()
+print(sorted(name for name in ("mlx", "onnxruntime", "onnx", "models.executors", "gguf") if name in sys.modules))
+"""
+
+
+def test_architectures_are_found_without_an_array_library_but_numpy():
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
