@@ -1,4 +1,4 @@
-"""The BLAS, each that could multiply; writers of small checkpoints: an Ollama store as Ollama lays it out."""
+"""Writers of small checkpoints: an Ollama store as Ollama lays it out."""
 
 import hashlib
 import json
@@ -8,8 +8,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-
-from models.gemm import Gemm, few_rows_gemm, host_gemm
 
 TENSOR = "application/vnd.ollama.image.tensor"
 CONFIG = "application/vnd.ollama.image.json"
@@ -62,12 +60,3 @@ class StoreWriter:
 @pytest.fixture
 def store_writer(tmp_path: Path) -> StoreWriter:
     return StoreWriter(tmp_path / "store")
-
-
-@pytest.fixture(params=[few_rows_gemm, host_gemm], ids=["few rows", "MLX's"])
-def gemm(request: pytest.FixtureRequest) -> Gemm:
-    """Each BLAS of the process that could be the one that multiplies."""
-    found: Gemm | None = request.param()
-    if found is None or not found.has_batches:
-        pytest.skip("no such BLAS with batches here")
-    return found

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -87,6 +89,20 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, reason: st
     (tmp_path / name).write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=reason):
         open_checkpoint(str(tmp_path / name), tmp_path)
+
+
+def test_opening_and_reading_a_checkpoint_imports_no_mlx(parity: Path):
+    references = [str(parity / name) for name in ("llama_gqa", "llama_gqa-Q4_0.gguf")]
+    code = f"""
+import sys
+from pathlib import Path
+from models.checkpoint import open_checkpoint
+from models.weights.integers import integers
+for reference in {references!r}:
+    assert all(tensor.value.shape for tensor in open_checkpoint(reference, Path()).tensors())
+assert not [name for name in sys.modules if name.partition(".")[0] == "mlx"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def damaged(data: bytes, hot: int, random: np.random.Generator) -> bytes:

@@ -1,0 +1,175 @@
+"""What runs a model: an executor, and the plain data that it is told.
+
+The engine says in integers which rows run; an executor holds weights, state and logits: nobody else has arrays.
+A row lives in a *slot*. Its state there is of the tokens that it was fed; a step says how many of those count
+(`begin`), so taking back drafted tokens is beginning earlier.
+
+One step is two calls, `forward` and `sample`, so that masks and counts can come between them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from models.sampling import Draw, Drawn
+
+HostArray = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of one step."""
+
+    slot: int
+    begin: int
+    """Tokens that its state holds before this step; what it holds behind them is forgotten."""
+    tokens: tuple[int, ...]
+    """What is run. Empty: the one token that was sampled for the slot last, which nobody may have read yet."""
+    wanted: int = 1
+    """Of so many of its last tokens logits are wanted; 0: of none."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that are run."""
+        return len(self.tokens) or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The rows of one step, each slot once. Rows that decode come first, and behind them those that prefill."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def wanted(self) -> int:
+        """Places whose logits are wanted, row behind row."""
+        return sum(row.wanted for row in self.rows)
+
+
+class Segment(Protocol):
+    """What all layers remember of some consecutive tokens, copied out of a slot; of use to the same executor only."""
+
+    @property
+    def length(self) -> int:
+        """Its tokens."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        ...
+
+    def part(self, begin: int, end: int) -> Self:
+        """A copy of its tokens [begin, end)."""
+        ...
+
+    def arrays(self) -> Iterator[tuple[str, HostArray]]:
+        """Its arrays by name, on the host, for a file. Waits for them. Floats narrower than numpy's come as ints."""
+        ...
+
+
+class Logits(Protocol):
+    """Logits of a step's wanted places, perhaps not computed yet."""
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """Wait for them. Shapes: (N, V)."""
+        ...
+
+
+class Sampled(Protocol):
+    """Tokens that were drawn, perhaps not computed yet."""
+
+    def read(self) -> list[Drawn]:
+        """Wait for them, in the order of the draws."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs one model. Thread: the executor's thread, all of it but for what says otherwise."""
+
+    @property
+    def depth(self) -> int:
+        """How many steps may be under way before one is read: 0 where `forward` computes, 1 where it only begins to."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of a place. Thread: any."""
+        ...
+
+    def forward(self, step: Step) -> Logits | None:
+        """Run the rows' tokens, and append to their states. None where no logits are wanted.
+
+        Raises:
+            ExecutionError: the device could not; the states of the step's rows are worth nothing then.
+        """
+        ...
+
+    def sample(self, logits: Logits, draws: Sequence[Draw]) -> Sampled:
+        """Draw a token for each wanted place, in order; the last of a slot's is what an empty `Row.tokens` means."""
+        ...
+
+    def draft_room(self, begin: int) -> int:
+        """How many tokens may be drafted behind the next one of a row of `begin` tokens, so that any may be taken back.
+
+        Thread: any.
+        """
+        ...
+
+    def state_nbytes(self, tokens: int) -> int:
+        """The bytes that one row's state of that many tokens takes over all layers. Thread: any."""
+        ...
+
+    def first_held(self, tokens: int) -> int:
+        """The position of the oldest of a row's `tokens` tokens that every layer still holds. Thread: any."""
+        ...
+
+    def segment(self, slot: int, tokens: int, begin: int, end: int) -> Segment:
+        """A copy of [begin, end) of a slot of `tokens` tokens; `first_held(tokens) <= begin < end <= tokens`."""
+        ...
+
+    def restore(self, slot: int, segments: Sequence[Segment]) -> None:
+        """Fill a slot with the first tokens of a row, stored earlier."""
+        ...
+
+    def read_segment(self, arrays: Mapping[str, HostArray]) -> Segment:
+        """The segment that had these `arrays()`.
+
+        Raises:
+            ValueError: they are not what this executor's segments have.
+        """
+        ...
+
+    def release(self, slot: int) -> None:
+        """Forget a slot's state and give its memory back. Idempotent."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """What weights and slots hold of the device's memory now; segments are whoever has them's."""
+        ...
+
+    def give_back(self) -> None:
+        """Return to the system what is kept of freed memory. Thread: any."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; the executor is of no use afterwards."""
+        ...
+
+
+class Encoder(Protocol):
+    """A language model of which only the layers are asked. Thread: the executor's."""
+
+    def residuals(self, tokens: Sequence[int], layers: Sequence[int], *, visible: int | None = None) -> HostArray:
+        """What the first so many layers make of a text of its own, for each number in `layers`, before the final norm.
+
+        Keys from `visible` on are padding that no query sees. Shapes: returns float32 (len(layers), T, D).
+        """
+        ...
+
+    def close(self) -> None:
+        """Free everything; the encoder is of no use afterwards."""
+        ...

@@ -1,0 +1,232 @@
+"""The executor on MLX: Metal and CUDA, and MLX's CPU backend for the tests.
+
+A step is built lazily and set off; on a GPU the next one is built on tokens that nobody has read yet. What a row looks
+at is reduced over its capacity class, a function of the row alone; matrix products round by the number of rows, so a
+row's last bits depend on its company, and a token changes only where two candidates are that close.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from models.arch import Model
+from models.errors import ExecutionError
+from models.executors.base import Logits, Segment, Step
+from models.executors.mlx.ops import StepOps, TextOps, Wavelengths, swiglu
+from models.executors.mlx.parts import Part, parts_of
+from models.executors.mlx.segments import DeviceSegment, copied, read, restored
+from models.executors.mlx.slabs import LayerSpec, Slabs, class_capacity
+from models.executors.mlx.weights import Weights
+from models.mlx_memory import give_back
+from models.sampling import Draw
+from models.sampling.device import DeviceSampled, sample
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLogits:
+    """Logits of a step's wanted places. Shapes: values float32 (N, V)."""
+
+    values: mx.array
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """See `Logits.read`."""
+        with _running():
+            mx.eval(self.values)
+        return np.array(self.values)
+
+
+@dataclass(slots=True)
+class _Last:
+    """The tokens that were sampled last, and where each slot's is among them."""
+
+    tokens: mx.array
+    place: int
+
+
+@dataclass(slots=True)
+class MLXExecutor:
+    """Implements `Executor` and `Encoder`. Thread: the executor's, but for what says otherwise."""
+
+    model: Model
+    weights: Weights
+    specs: tuple[LayerSpec, ...]
+    depth: int
+    activate: Callable[[mx.array, mx.array], mx.array] = swiglu
+    _slabs: Slabs = field(init=False)
+    _wavelengths: Wavelengths = field(default_factory=Wavelengths)
+    _last: dict[int, _Last] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._slabs = Slabs(self.specs)
+
+    @property
+    def vocab_size(self) -> int:
+        """See `Executor.vocab_size`. Thread: any."""
+        return self.model.config.vocab_size
+
+    def forward(self, step: Step) -> DeviceLogits | None:
+        """See `Executor.forward`. Builds a graph; computes where depth is 0."""
+        with _running():
+            logits = self.built(step)
+            begun = [*([] if logits is None else [logits.values]), *self._slabs.arrays()]
+            if not self.depth:
+                mx.eval(begun)
+            elif logits is None:
+                mx.async_eval(begun)
+        return logits
+
+    def built(self, step: Step) -> DeviceLogits | None:
+        """The step's graph, nothing computed."""
+        parts = parts_of(step.rows, self._slabs)
+        ops = StepOps(
+            self.weights,
+            self._tokens(parts),
+            parts,
+            self.specs,
+            wavelengths=self._wavelengths,
+            activate=self.activate,
+        )
+        hidden = self.model.forward(ops)
+        if not step.wanted:
+            return None
+        places = _wanted(step, parts)
+        if places != [*range(len(hidden))]:
+            hidden = hidden[mx.array(places, dtype=mx.int32)]
+        return DeviceLogits(self.model.logits(ops, hidden).astype(mx.float32))
+
+    def sample(self, logits: Logits, draws: Sequence[Draw]) -> DeviceSampled:
+        """See `Executor.sample`."""
+        assert isinstance(logits, DeviceLogits)
+        unread = {draw.slot: self._last_token(draw.slot) for draw in draws if draw.unread and draw.counts is not None}
+        tokens, sampled = sample(logits.values, draws, unread)
+        self._last |= {draw.slot: _Last(tokens, place) for place, draw in enumerate(draws)}
+        with _running():
+            mx.async_eval(sampled.arrays())
+        return sampled
+
+    def residuals(
+        self, tokens: Sequence[int], layers: Sequence[int], *, visible: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """See `Encoder.residuals`."""
+        ops = TextOps(self.weights, mx.array(list(tokens), dtype=mx.int32), self._wavelengths, visible)
+        self.model.forward(ops)
+        found = mx.stack([ops.residuals[layer].astype(mx.float32) for layer in layers])
+        mx.eval(found)
+        return np.array(found)
+
+    def draft_room(self, begin: int) -> int:  # noqa: ARG002 - the same everywhere
+        """See `Executor.draft_room`: a ring has room for the longest step behind its window. Thread: any."""
+        return max(spec.longest_step for spec in self.specs) - 1
+
+    def state_nbytes(self, tokens: int) -> int:
+        """See `Executor.state_nbytes`. Thread: any."""
+        return sum(spec.nbytes(class_capacity(tokens)) for spec in self.specs) if tokens else 0
+
+    def first_held(self, tokens: int) -> int:
+        """See `Executor.first_held`. Thread: any."""
+        return max((spec.first_held(tokens) for spec in self.specs), default=0)
+
+    def segment(self, slot: int, tokens: int, begin: int, end: int) -> DeviceSegment:  # noqa: ARG002 - positions say it
+        """See `Executor.segment`."""
+        slab, place = self._slabs.find(slot)
+        return copied(slab, place, self.specs, begin, end)
+
+    def restore(self, slot: int, segments: Sequence[Segment]) -> None:
+        """See `Executor.restore`."""
+        own = [segment for segment in segments if isinstance(segment, DeviceSegment)]
+        assert len(own) == len(segments)
+        tokens = sum(segment.length for segment in own)
+        slab = self._slabs.place(slot, tokens)
+        restored(slab, slab.rows.index(slot), self.specs, own)
+
+    def read_segment(self, arrays: Mapping[str, Array]) -> DeviceSegment:
+        """See `Executor.read_segment`."""
+        return read(arrays, self.specs)
+
+    def release(self, slot: int) -> None:
+        """See `Executor.release`."""
+        self._last.pop(slot, None)
+        self._slabs.release(slot)
+
+    def memory_bytes(self) -> int:
+        """See `Executor.memory_bytes`."""
+        return self.weights.nbytes + self._slabs.nbytes
+
+    def give_back(self) -> None:
+        """See `Executor.give_back`."""
+        give_back()
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        mx.synchronize()
+        self._last.clear()
+        self._slabs = Slabs(self.specs)
+        self.weights = Weights()
+        mx.clear_cache()
+
+    def _tokens(self, parts: Sequence[Part]) -> mx.array:
+        """The tokens of all parts, one behind the other. Shape: int32 (T,)."""
+        rows = [row for part in parts for row in part.rows]
+        known: list[int] = []
+        pieces: list[mx.array] = []
+        waiting: list[_Last] = []
+
+        def flush() -> None:
+            if known:
+                pieces.append(mx.array(known, dtype=mx.int32))
+                known.clear()
+            if waiting:
+                pieces.append(_taken(waiting))
+                waiting.clear()
+
+        for row in rows:
+            if bool(row.tokens) == bool(waiting) or (not row.tokens and known):
+                flush()
+            if row.tokens:
+                known.extend(row.tokens)
+            else:
+                waiting.append(self._last[row.slot])
+        flush()
+        return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
+
+    def _last_token(self, slot: int) -> mx.array:
+        last = self._last[slot]
+        return last.tokens[last.place]
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """Say of MLX's errors that they are a step's. Raises ExecutionError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ExecutionError(f"MLX could not run a step: {error}") from error
+
+
+def _taken(waiting: Sequence[_Last]) -> mx.array:
+    """Unread tokens, most often all of one step. Shape: int32 (N,)."""
+    first = waiting[0].tokens
+    if all(each.tokens is first for each in waiting):
+        places = [each.place for each in waiting]
+        return first if places == [*range(len(first))] else first[mx.array(places, dtype=mx.int32)]
+    return mx.stack([each.tokens[each.place] for each in waiting])
+
+
+def _wanted(step: Step, parts: Sequence[Part]) -> list[int]:
+    """The wanted places among the tokens of all parts, in the order of the step's rows."""
+    starts: dict[int, int] = {}
+    for part in parts:
+        for index, row in enumerate(part.rows):
+            starts[row.slot] = part.start + index * part.length
+    places: list[int] = []
+    for row in step.rows:
+        end = starts[row.slot] + row.length
+        places += range(end - row.wanted, end)
+    return places

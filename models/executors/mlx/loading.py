@@ -1,0 +1,115 @@
+"""From a checkpoint to an executor on MLX, weight by weight."""
+
+from collections.abc import Callable, Mapping
+from math import prod
+
+import mlx.core as mx
+
+from models.arch import Model
+from models.checkpoint import Checkpoint
+from models.executors.footprint import Footprint, by_layer
+from models.executors.mlx.executor import MLXExecutor
+from models.executors.mlx.kinds import CacheType
+from models.executors.mlx.ops import swiglu
+from models.executors.mlx.slabs import class_capacity, layer_specs
+from models.executors.mlx.weights import Policy, Weights
+from models.mlx_memory import configure
+from models.ops import weights_in
+from models.quantization import packed_nbytes
+from models.sources.base import TensorInfo
+from models.weights.matching import matched
+
+LONGEST_STEP = 512
+_CACHE_BYTES = 128 << 20
+"""Freed buffers that MLX may hold back while weights are converted one by one."""
+_DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+
+
+def compute_dtype(checkpoint_dtype: object) -> mx.Dtype:
+    """The type that a model computes in: the one its configuration names on a GPU, float32 on a CPU. Thread: any."""
+    if mx.default_device() != mx.Device(mx.gpu):
+        return mx.float32
+    return _DTYPES.get(str(checkpoint_dtype).removeprefix("torch."), mx.float16)
+
+
+def load(
+    checkpoint: Checkpoint,
+    model: Model,
+    *,
+    policy: Policy = "keep",
+    cache_type: CacheType = "f16",
+    longest_step: int = LONGEST_STEP,
+    dtype: mx.Dtype | None = None,
+    depth: int | None = None,
+    progress: Callable[[float], None] = lambda _: None,
+    unused: tuple[str, ...] = (),
+) -> MLXExecutor:
+    """Load a model. Thread: the executor's.
+
+    Args:
+        checkpoint: where the weights are.
+        model: what they are declared by.
+        policy: whether quantised weights stay so.
+        cache_type: how keys and values are held.
+        longest_step: tokens of a row that one step runs at most.
+        dtype: what is computed in; None: see `compute_dtype`.
+        depth: steps under way before one is read; None: 1 on a GPU, 0 elsewhere.
+        progress: told 0 to 1 as weights arrive; may raise to abandon the load.
+        unused: beginnings of names of tensors that nobody asks for.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, misshaped or unreadable.
+        QuantizationError: weights or cache cannot be held so.
+    """
+    configure()
+    on_gpu = mx.default_device() == mx.Device(mx.gpu)
+    dtype = dtype or compute_dtype(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
+    specs = layer_specs(model.state, cache_type, dtype, longest_step)
+    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, unused)
+    tensors = {tensor.name: tensor for tensor in checkpoint.tensors()}
+    weights, declared = Weights(), list(weights_in(model.weights))
+    total, done = sum(prod(info.shape) for info in found.values()) or 1, 0
+    for weight in declared:
+        names = [name for name, _ in weight.tensors()]
+        weights.add(weight, {name: tensors[found[name].name].value for name in names}, policy, dtype)
+        done += sum(prod(found[name].shape) for name in names)
+        if mx.get_cache_memory() > _CACHE_BYTES:
+            mx.clear_cache()
+        progress(min(done / total, 1.0))
+    mx.clear_cache()
+    # One kernel instead of three. The CPU backend would call a C++ compiler at run time, which may not be there.
+    activate = mx.compile(swiglu, shapeless=True) if on_gpu else swiglu
+    return MLXExecutor(model, weights, specs, int(on_gpu) if depth is None else depth, activate)
+
+
+def footprint(
+    model: Model,
+    found: Mapping[str, TensorInfo],
+    *,
+    policy: Policy,
+    cache_type: CacheType,
+    longest_step: int = LONGEST_STEP,
+    config_dtype: object = None,
+) -> Footprint:
+    """What a model will take, its tensors by declared name. Thread: any.
+
+    Raises:
+        QuantizationError: the heads cannot be held as the cache type wants.
+    """
+    dtype = compute_dtype(config_dtype)
+    specs = layer_specs(model.state, cache_type, dtype, longest_step)
+    sizes = {name: _held_nbytes(info, policy, dtype) for name, info in found.items()}
+    tables = {name for name in sizes if "embed_tokens" in name}
+    layers, output = by_layer(((n, size) for n, size in sizes.items() if n not in tables), model.config.num_layers)
+    largest = max((4 * prod(info.shape) for info in found.values()), default=0)
+
+    def state(tokens: int) -> tuple[int, ...]:
+        return tuple(spec.nbytes(class_capacity(tokens)) if tokens else 0 for spec in specs)
+
+    return Footprint(sum(sizes[name] for name in tables), layers, output, largest, 0, state)
+
+
+def _held_nbytes(info: TensorInfo, policy: Policy, dtype: mx.Dtype) -> int:
+    if policy == "keep" and info.quantized and info.spec is not None:
+        return packed_nbytes(info.spec, info.shape, dtype.size)
+    return prod(info.shape) * dtype.size

@@ -1,0 +1,92 @@
+"""From a step's rows to parts: rows of one class and one length, which every layer runs as one operation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from models.executors.base import Row
+from models.executors.mlx.slabs import ClassSlab, Slabs
+
+
+@dataclass(slots=True)
+class Part:
+    """Rows that run the same number of tokens in one class. Shapes: places and begins (B,)."""
+
+    slab: ClassSlab
+    rows: tuple[Row, ...]
+    places: list[int]
+    start: int
+    """The first of its tokens among the step's."""
+    begins: mx.array = field(init=False)
+    positions: mx.array = field(init=False)
+    """Of each token. Shape: int32 (B, L)."""
+    indices: mx.array = field(init=False)
+    """The rows' places. Shape: int32 (B, 1)."""
+    taken: slice | mx.array | None = field(init=False)
+    """The same to take the rows out of a slab: None for all of it, a slice of neighbours, else int32 (B,)."""
+    _masks: dict[tuple[int, int | None], mx.array] = field(default_factory=dict)
+    _cells: dict[int, mx.array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.begins = mx.array([row.begin for row in self.rows], dtype=mx.int32)
+        self.positions = self.begins[:, None] + mx.arange(self.length, dtype=mx.int32)
+        places, first, count = mx.array(self.places, dtype=mx.int32), self.places[0], len(self.places)
+        self.indices = places[:, None]
+        self.taken = slice(first, first + count) if self.places == [*range(first, first + count)] else places
+        if count == self.slab.room:
+            self.taken = None
+
+    @property
+    def length(self) -> int:
+        """L, the tokens of each row."""
+        return self.rows[0].length
+
+    @property
+    def tokens(self) -> slice:
+        """Its tokens among the step's."""
+        return slice(self.start, self.start + len(self.rows) * self.length)
+
+    def cells(self, capacity: int) -> mx.array:
+        """Where each token's keys and values lie in a slab of that capacity. Shape: int32 (B, L)."""
+        if capacity not in self._cells:
+            self._cells[capacity] = self.positions % capacity
+        return self._cells[capacity]
+
+    def mask(self, capacity: int, window: int | None) -> mx.array:
+        """Where each token may look. Shape: bool (B, 1, L, capacity).
+
+        Place j of a ring holds the newest position p with p % capacity = j; a slab that is not one is a ring that has
+        not come round.
+        """
+        key = (capacity, window)
+        if key not in self._masks:
+            last = self.begins[:, None, None] + (self.length - 1)
+            held = last - (last - mx.arange(capacity, dtype=mx.int32)) % capacity
+            queries = self.positions[:, :, None]
+            mask = (held >= 0) & (held <= queries)
+            if window is not None:
+                mask = mask & (held > queries - window)
+            self._masks[key] = mask[:, None]
+        return self._masks[key]
+
+
+def parts_of(rows: Sequence[Row], slabs: Slabs) -> list[Part]:
+    """Place the rows and sort them into parts, those of a part by place. A row that begins anew has a new place."""
+    for row in rows:
+        if row.begin == 0:
+            slabs.release(row.slot)
+        slabs.place(row.slot, row.begin + row.length)
+    groups: dict[tuple[int, int], list[tuple[int, Row]]] = {}
+    found: dict[int, ClassSlab] = {}
+    for row in rows:
+        slab, place = slabs.find(row.slot)
+        found[slab.capacity] = slab
+        groups.setdefault((slab.capacity, row.length), []).append((place, row))
+    parts, start = [], 0
+    for (capacity, length), group in groups.items():
+        group.sort(key=lambda pair: pair[0])
+        part = Part(found[capacity], tuple(row for _, row in group), [place for place, _ in group], start)
+        parts.append(part)
+        start += len(group) * length
+    return parts

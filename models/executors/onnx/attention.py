@@ -1,0 +1,176 @@
+"""Attention's nodes: GroupQueryAttention over rows in slabs.
+
+A step's tokens are flat (T, …); attention wants rows, right-padded to the longest (B, S, …). `pad` and `unpad` are the
+indices that lead there and back. Where drafts are on, a row that runs one token runs it twice for layers that see
+everything, at its place and behind it: the kernel sums a single query's scores in another order than several, so that
+decoding and drafting would differ in the last bits; what the second writes is overwritten by the row's next step.
+
+Keys and values are plain float32 in slabs (slots, heads, capacity, dim), written in place, or for a quantised cache
+codes of 8 or 4 bits with a scale and an offset for 32 values, dequantised for each look.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.executors.onnx.graph import CONTRIB, Graph, TensorType
+from models.executors.onnx.quantized_kv import QuantizedKV
+from models.executors.onnx.slabs import HEAD_STEP, CacheType, slab_specs
+from models.ops import KV, Attention, RopeConfig
+
+FLOAT, INT32, INT64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
+
+STEP_INPUTS = {
+    "pad": TensorType(INT64, ("B*S",)),
+    "unpad": TensorType(INT64, ("T",)),
+    "shape": TensorType(INT64, (3,)),
+    "last": TensorType(INT32, ("B",)),
+    "valid": TensorType(INT32, ("B",)),
+    "last.window": TensorType(INT32, ("B",)),
+    "valid.window": TensorType(INT32, ("B",)),
+    "total": TensorType(INT32, ()),
+    "bias": TensorType(FLOAT, (1, 1, "S", "total")),
+    "wanted": TensorType(INT64, ("N",)),
+    "positions": TensorType(INT64, (1, "T")),
+    "cells": TensorType(INT64, ("cells", 1)),
+    "past": TensorType(INT64, (1,)),
+}
+
+
+class AttentionNodes:
+    """Records attention and the state it needs. Thread: any."""
+
+    def __init__(self, graph: Graph, state: Sequence[KV], cache_type: CacheType, *, masked: bool = False) -> None:
+        """Record into `graph`, with the state that each layer declares.
+
+        Where `masked`, an input `bias` (1, 1, S, total) is added to the scores.
+        """
+        self._graph = graph
+        self._state = state
+        self._cache_type = cache_type
+        self._masked = masked
+        self.ropes: list[RopeConfig] = []
+
+    def record(self, qkv: str, layer: int, spec: Attention) -> str:
+        """The attention of a layer. Shapes: qkv (T, (H + 2K) * d); the result's name, (T, H * d)."""
+        if self._cache_type != "f16":
+            return self._quantized(qkv, layer, spec)
+        graph = self._graph
+        width = -(-spec.head_dim // HEAD_STEP) * HEAD_STEP
+        heads, inside = spec.heads + 2 * spec.kv_heads, _rotates_inside(spec)
+        if not inside and spec.rope is not None:
+            qkv = graph.add("Concat", [*self._rotated(qkv, spec, spec.rope)], axis=1)[0]
+        rows = self.padded(self._widened(qkv, heads, spec.head_dim, width))
+        slabs = slab_specs(self._state[layer], layer, self._cache_type)
+        for slab in slabs:
+            capacity = "C" if slab.window is None else f"C.{layer}"
+            graph.inputs[f"past.{slab.name}"] = TensorType(slab.dtype, ("B", slab.heads, capacity, slab.width))
+            graph.outputs[f"present.{slab.name}"] = graph.inputs[f"past.{slab.name}"]
+        pasts = [slab.name for slab in slabs]
+        looked = self.look([rows, "", ""], [f"past.{name}" for name in pasts], spec, outputs=pasts, rotate=inside)
+        return self.flat(looked, spec, width)
+
+    def padded(self, x: str) -> str:
+        """From flat tokens to rows. Shapes: (T, W); (B, S, W)."""
+        graph = self._graph
+        (picked,) = graph.add("Gather", [x, self._input("pad")], axis=0)
+        return graph.add("Reshape", [picked, self._input("shape")])[0]
+
+    def flat(self, looked: str, spec: Attention, width: int) -> str:
+        """From rows to flat tokens. Shapes: (B, S, H * width); (T, H * head_dim)."""
+        graph = self._graph
+        (tokens,) = graph.add("Reshape", [looked, graph.constant(np.array([-1, spec.heads * width], np.int64))])
+        (picked,) = graph.add("Gather", [tokens, self._input("unpad")], axis=0)
+        if width == spec.head_dim:
+            return picked
+        (parts,) = graph.add("Reshape", [picked, graph.constant(np.array([-1, spec.heads, width], np.int64))])
+        ends = [graph.constant(np.array([value], np.int64)) for value in (0, spec.head_dim, 2)]
+        (cut,) = graph.add("Slice", [parts, *ends])
+        return graph.add("Reshape", [cut, graph.constant(np.array([-1, spec.heads * spec.head_dim], np.int64))])[0]
+
+    def look(self, qkv: list[str], pasts: list[str], spec: Attention, *, outputs: list[str], rotate: bool) -> str:
+        """The node itself; its present keys and values are `present.NAME` for each of `outputs`, or nobody's."""
+        graph, windowed = self._graph, spec.window is not None
+        suffix = ".window" if windowed else ""
+        rotations = self._rotations(spec.rope) if spec.rope is not None and rotate else ["", ""]
+        inputs = [*qkv, *pasts, self._input(f"last{suffix}"), self._input("total"), *rotations, ""]
+        inputs += [self._input("bias") if self._masked else "", "", "", "", "", "", self._input(f"valid{suffix}")]
+        looked = graph.name("attention")
+        presents = [f"present.{name}" for name in outputs] or [graph.name("present") for _ in pasts]
+        attributes: dict[str, int | float | str | list[int]] = {
+            "num_heads": spec.heads,
+            "kv_num_heads": spec.kv_heads,
+            "scale": spec.scale,
+            "do_rotary": int(bool(rotations[0])),
+            "local_window_size": spec.window or -1,
+            "sliding_window_cache": int(windowed and bool(outputs)),
+        }
+        graph.append_node("GroupQueryAttention", inputs, [looked, *presents], CONTRIB, attributes)
+        return looked
+
+    def _widened(self, qkv: str, heads: int, dim: int, width: int) -> str:
+        """Heads filled up with zeros, which change no score. Shapes: (T, heads * dim); (T, heads * width)."""
+        if width == dim:
+            return qkv
+        graph = self._graph
+        (parts,) = graph.add("Reshape", [qkv, graph.constant(np.array([-1, heads, dim], np.int64))])
+        pads = graph.constant(np.array([0, 0, 0, 0, 0, width - dim], np.int64))
+        (filled,) = graph.add("Pad", [parts, pads])
+        return graph.add("Reshape", [filled, graph.constant(np.array([-1, heads * width], np.int64))])[0]
+
+    def _rotations(self, rope: RopeConfig) -> list[str]:
+        """The inputs with the cosines and sines of a rope."""
+        if rope not in self.ropes:
+            self.ropes.append(rope)
+        index = self.ropes.index(rope)
+        for kind in ("cos", "sin"):
+            self._graph.inputs[f"{kind}.{index}"] = TensorType(FLOAT, ("positions", rope.dims // 2))
+        return [f"cos.{index}", f"sin.{index}"]
+
+    def _quantized(self, qkv: str, layer: int, spec: Attention) -> str:
+        graph = self._graph
+        q, k, v = self._rotated(qkv, spec, spec.rope) if spec.rope is not None else self._parts(qkv, spec)
+        kv = QuantizedKV(graph, 8 if self._cache_type == "q8_0" else 4, spec.kv_heads, spec.head_dim)
+        for name in ("cells", "past"):
+            self._input(name)
+        specs = slab_specs(self._state[layer], layer, self._cache_type)
+        seen, pasts = [], []
+        for part, new in (("k", k), ("v", v)):
+            slabs = [slab for slab in specs if slab.name.startswith(f"{part}.")]
+            held = kv.append(slabs, new)
+            seen.append(self.padded(held.new))
+            pasts.append(held.past)
+        looked = self.look([self.padded(q), *seen], pasts, spec, outputs=[], rotate=False)
+        return self.flat(looked, spec, spec.head_dim)
+
+    def _parts(self, qkv: str, spec: Attention) -> list[str]:
+        """Queries, keys and values. Shapes: (T, (H + 2K) * d); (T, H * d), (T, K * d) twice."""
+        sizes = [count * spec.head_dim for count in (spec.heads, spec.kv_heads, spec.kv_heads)]
+        return self._graph.add("Split", [qkv, self._graph.constant(np.array(sizes, np.int64))], outputs=3, axis=1)
+
+    def _rotated(self, qkv: str, spec: Attention, rope: RopeConfig) -> list[str]:
+        """The same, queries and keys rotated."""
+        graph = self._graph
+        q, k, v = self._parts(qkv, spec)
+        tables, row = self._rotations(rope), graph.constant(np.array([0], np.int64))
+        turned = []
+        for part, heads in ((q, spec.heads), (k, spec.kv_heads)):
+            (whole,) = graph.add("Unsqueeze", [part, row])
+            (rotated,) = graph.add(
+                "RotaryEmbedding",
+                [whole, self._input("positions"), *tables],
+                domain=CONTRIB,
+                num_heads=heads,
+                rotary_embedding_dim=0 if rope.dims == spec.head_dim else rope.dims,
+            )
+            turned += graph.add("Squeeze", [rotated, row])
+        return [*turned, v]
+
+    def _input(self, name: str) -> str:
+        self._graph.inputs[name] = STEP_INPUTS[name]
+        return name
+
+
+def _rotates_inside(spec: Attention) -> bool:
+    """Whether the kernel can rotate: it wants widths of a multiple of 16."""
+    return spec.rope is not None and spec.rope.dims % HEAD_STEP == 0 and spec.head_dim % HEAD_STEP == 0

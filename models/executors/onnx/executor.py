@@ -1,0 +1,171 @@
+"""The executor on ONNX Runtime's CPU kernels.
+
+A row's logits are the same to the last bit whatever rows run beside it: every product and every query is summed by
+itself, in an order that depends on the row alone. A row that runs one token in a step sums its scores in another order
+than one that runs several; where drafts are on, layers without a window compute one as several, and then it does not
+matter how a row's tokens are cut into steps either. Tested for the kernels of x86-64 with AVX-512.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.executors.base import Logits, Segment, Step
+from models.executors.onnx import steps
+from models.executors.onnx.memory import Rotations
+from models.executors.onnx.sessions import Sessions
+from models.executors.onnx.slabs import WINDOW_SLACK, state_nbytes
+from models.executors.onnx.state import HostSegment, Slabs
+from models.executors.onnx.tables import EmbeddingTable
+from models.process_memory import trim
+from models.sampling import Draw, Drawn
+from models.sampling.host import sample
+
+COUNTED_TOKENS = 64
+"""What a row takes is asked for in every step, and counted once for so many tokens."""
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class HostLogits:
+    """Logits that were computed. Shapes: float32 (N, V)."""
+
+    values: Floats
+
+    def read(self) -> Floats:
+        """See `Logits.read`."""
+        return self.values
+
+
+@dataclass(frozen=True, slots=True)
+class HostSampled:
+    """Tokens that were drawn."""
+
+    drawn: list[Drawn]
+
+    def read(self) -> list[Drawn]:
+        """See `Sampled.read`."""
+        return self.drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model's parts on this executor, as `models.executors.onnx.loading` makes them."""
+
+    sessions: Sessions
+    tables: Mapping[str, EmbeddingTable]
+    """By the graph's input."""
+    ropes: Sequence[Rotations]
+    slabs: Slabs
+    outputs: Mapping[str, int]
+    """The graph's outputs besides state, and how wide each is."""
+    weight_bytes: int
+    even_rows: bool = False
+    """A step runs an even number of tokens."""
+    looks_twice: bool = False
+    """See `OnnxOptions.drafts`."""
+
+
+class OnnxExecutor:
+    """Implements `Executor`. Thread: the executor's, but for what says otherwise."""
+
+    depth = 0
+
+    def __init__(self, loaded: Loaded, vocab_size: int) -> None:
+        self._loaded: Loaded | None = loaded
+        self._slabs = loaded.slabs
+        self._weight_bytes = loaded.weight_bytes
+        self.vocab_size = vocab_size
+        self._writes_cells = any(spec.flat for spec in self._slabs.specs)
+        self._lengths: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+
+    def forward(self, step: Step) -> HostLogits | None:
+        """See `Executor.forward`. Computes when it is called."""
+        found: dict[int, Floats] = {}
+        for run in steps.runs(step.rows):
+            (made,) = self.run(run).values()
+            if run.rows == step.rows:
+                return HostLogits(made[: step.wanted]) if step.wanted else None
+            ends = np.cumsum([row.wanted for row in run.rows])
+            found |= {row.slot: made[end - row.wanted : end] for row, end in zip(run.rows, ends, strict=True)}
+        return HostLogits(np.concatenate([found[row.slot] for row in step.rows])) if step.wanted else None
+
+    def run(self, run: steps.Run, **more: Array) -> dict[str, Floats]:
+        """One pass. Shapes: an array (N, width) for each of the graph's outputs."""
+        loaded, slabs = self._loaded, self._slabs
+        assert loaded is not None
+        inputs = steps.arrays(run, capacity=slabs.capacity, even=loaded.even_rows, twice=loaded.looks_twice) | more
+        ids = np.array([token for row in run.rows for token in row.tokens], np.int64)
+        ids = np.append(ids, ids[-1:].repeat(len(inputs["unpad"]) - len(ids)))
+        inputs |= {name: table.rows(ids) for name, table in loaded.tables.items()}
+        for index, rope in enumerate(loaded.ropes):
+            rope.reach(run.reach)
+            inputs |= {f"cos.{index}": rope.cos, f"sin.{index}": rope.sin}
+        if self._writes_cells:
+            inputs["cells"] = steps.cells(run, slabs.specs[0].heads, slabs.capacity)
+        made = {name: np.empty((len(inputs["wanted"]), width), np.float32) for name, width in loaded.outputs.items()}
+        views = slabs.views(run.first, run.end)
+        loaded.sessions.run((run.first, run.end), views, inputs, made)
+        for row in run.rows:
+            self._lengths[row.slot] = row.begin + row.length
+        return made
+
+    def sample(self, logits: Logits, draws: Sequence[Draw]) -> HostSampled:
+        """See `Executor.sample`."""
+        assert isinstance(logits, HostLogits)
+        return HostSampled(sample(logits.values, draws))
+
+    def draft_room(self, begin: int) -> int:
+        """See `Executor.draft_room`: a window must not move over the drafts. Thread: any."""
+        return min((spec.room(begin + 1) for spec in self._slabs.specs), default=WINDOW_SLACK)
+
+    def state_nbytes(self, tokens: int) -> int:
+        """See `Executor.state_nbytes`, rounded up to some tokens. Thread: any."""
+        blocks = -(-tokens // COUNTED_TOKENS)
+        if blocks not in self._sizes:
+            self._sizes[blocks] = state_nbytes(self._slabs.specs, blocks * COUNTED_TOKENS)
+        return self._sizes[blocks] if tokens else 0
+
+    def first_held(self, tokens: int) -> int:
+        """See `Executor.first_held`. Thread: any."""
+        return self._slabs.first_held(tokens)
+
+    def segment(self, slot: int, tokens: int, begin: int, end: int) -> HostSegment:
+        """See `Executor.segment`."""
+        return self._slabs.segment(slot, tokens, begin, end)
+
+    def restore(self, slot: int, segments: Sequence[Segment]) -> None:
+        """See `Executor.restore`."""
+        own = [segment for segment in segments if isinstance(segment, HostSegment)]
+        assert len(own) == len(segments)
+        self._slabs.restore(slot, own)
+        self._lengths[slot] = sum(segment.length for segment in own)
+
+    def read_segment(self, arrays: Mapping[str, Array]) -> HostSegment:
+        """See `Executor.read_segment`."""
+        return self._slabs.read(arrays)
+
+    def release(self, slot: int) -> None:
+        """See `Executor.release`."""
+        if self._lengths.pop(slot, 0):
+            self._slabs.forget(slot)
+
+    def memory_bytes(self) -> int:
+        """See `Executor.memory_bytes`: weights as the kernels hold them, and the slots' states."""
+        return self._weight_bytes + sum(self.state_nbytes(tokens) for tokens in list(self._lengths.values()))
+
+    def give_back(self) -> None:
+        """See `Executor.give_back`: the C library's freed memory."""
+        trim()
+
+    def close(self) -> None:
+        """See `Executor.close`."""
+        self._loaded = None
+        self._lengths.clear()
+        trim()

@@ -1,0 +1,152 @@
+"""A graph in the making: nodes in order, and the constants that they read.
+
+A graph is cut into parts of bounded weight, each a session of its own, so that while one is loaded no more than its
+weights are held twice. Imports `onnx` when it is asked for bytes, and not before.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from onnx import ValueInfoProto
+
+Array = npt.NDArray[Any]
+Attribute = int | float | str | list[int]
+
+OPSET, CONTRIB = 21, "com.microsoft"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """A value of the graph: element type and shape; a text is a dimension known only when the graph runs."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation; an empty input is an optional one that is left out."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    domain: str
+    attributes: Mapping[str, Attribute]
+
+
+@dataclass(slots=True)
+class Graph:
+    """Nodes in the order in which they run. `inputs` come from outside, `outputs` go there."""
+
+    inputs: dict[str, TensorType] = field(default_factory=dict)
+    outputs: dict[str, TensorType] = field(default_factory=dict)
+    nodes: list[Node] = field(default_factory=list)
+    constants: dict[str, Array] = field(default_factory=dict)
+    """Small ones, part of the graph itself."""
+    weights: dict[str, int] = field(default_factory=dict)
+    """The bytes of large ones by name, given to a session when it is made."""
+    _count: int = 0
+
+    def add(
+        self, op: str, inputs: Sequence[str], *, outputs: int = 1, domain: str = "", **attributes: Attribute
+    ) -> list[str]:
+        """Append a node; the names of its outputs."""
+        names = [self.name(op) for _ in range(outputs)]
+        self.nodes.append(Node(op, tuple(inputs), tuple(names), domain, attributes))
+        return names
+
+    def append_node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        domain: str,
+        attributes: Mapping[str, Attribute],
+    ) -> None:
+        """Append a node whose outputs are named."""
+        self.nodes.append(Node(op, tuple(inputs), tuple(outputs), domain, attributes))
+
+    def name(self, kind: str) -> str:
+        """A name that no value has."""
+        self._count += 1
+        return f"{kind}.{self._count}"
+
+    def constant(self, value: Array) -> str:
+        """A small constant; the same value is the same constant."""
+        key = f"const.{value.dtype}.{value.shape}.{value.tobytes().hex() if value.nbytes <= 64 else self._count}"
+        self.constants.setdefault(key, value)
+        return key
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive nodes of a graph, and the values that come in and go out."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights: tuple[str, ...]
+
+
+def cut(graph: Graph, most_bytes: int) -> list[Part]:
+    """Cut a graph into parts whose weights take so many bytes at most, or are one node's."""
+    groups: list[list[Node]] = [[]]
+    held = 0
+    for node in graph.nodes:
+        nbytes = sum(graph.weights.get(name, 0) for name in node.inputs)
+        if held and held + nbytes > most_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(node)
+        held += nbytes
+    return [
+        _part(graph, group, [node for later in groups[n + 1 :] for node in later]) for n, group in enumerate(groups)
+    ]
+
+
+def _part(graph: Graph, nodes: list[Node], later: list[Node]) -> Part:
+    made = dict.fromkeys(name for node in nodes for name in node.outputs if name)
+    read = dict.fromkeys(name for node in nodes for name in node.inputs if name)
+    wanted = {*graph.outputs, *(name for node in later for name in node.inputs)}
+    weights = tuple(name for name in read if name in graph.weights)
+    inputs = tuple(name for name in read if name not in made and name not in graph.weights | graph.constants)
+    return Part(tuple(nodes), inputs, tuple(name for name in made if name in wanted), weights)
+
+
+def serialized(graph: Graph, part: Part, weights: Mapping[str, Array]) -> bytes:
+    """The part as an ONNX model without its weights, which are given to the session by name. Thread: any."""
+    from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415 - 11 MiB that only loading needs
+
+    read = {name for node in part.nodes for name in node.inputs}
+    initializers = [numpy_helper.from_array(value, name) for name, value in graph.constants.items() if name in read]
+    for name in part.weights:
+        external = TensorProto(name=name, dims=weights[name].shape)
+        external.data_type = helper.np_dtype_to_tensor_dtype(weights[name].dtype)
+        external.data_location = TensorProto.EXTERNAL
+        external.external_data.add(key="location", value="given to the session")
+        initializers.append(external)
+    nodes = [
+        helper.make_node(node.op, node.inputs, node.outputs, domain=node.domain, **dict[str, Any](node.attributes))
+        for node in part.nodes
+    ]
+    body = helper.make_graph(nodes, "part", _infos(graph, part.inputs), _infos(graph, part.outputs), initializers)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+    text: bytes = helper.make_model(body, opset_imports=opsets, ir_version=10).SerializeToString()
+    return text
+
+
+def _infos(graph: Graph, names: Iterable[str]) -> "list[ValueInfoProto]":
+    """Types and shapes of a part's inputs or outputs; those that cross between parts are float32 of any shape."""
+    from onnx import TensorProto, helper  # noqa: PLC0415 - see above
+
+    infos = []
+    for name in names:
+        known = graph.inputs.get(name) or graph.outputs.get(name)
+        dtype = TensorProto.FLOAT if known is None else helper.np_dtype_to_tensor_dtype(known.dtype)
+        infos.append(helper.make_tensor_value_info(name, dtype, None if known is None else known.shape))
+    return infos

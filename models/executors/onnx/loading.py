@@ -1,0 +1,208 @@
+"""From a checkpoint to an executor on ONNX Runtime: record, cut, fill part by part."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.arch import Model
+from models.executors.footprint import Footprint, by_layer
+from models.executors.onnx.attention import STEP_INPUTS, AttentionNodes
+from models.executors.onnx.executor import Loaded
+from models.executors.onnx.forms import Activations, Form, WeightChoice, form_of, is_large
+from models.executors.onnx.graph import Graph, Part, TensorType, cut
+from models.executors.onnx.memory import Rotations
+from models.executors.onnx.products import EXACT, ROUNDED, ProductNodes, as_float32, filled
+from models.executors.onnx.recorder import FLOAT, Recorder
+from models.executors.onnx.sessions import Sessions, part_arrays
+from models.executors.onnx.slabs import CacheType, SlabSpec, slab_specs, state_nbytes
+from models.executors.onnx.state import Slabs
+from models.executors.onnx.tables import EmbeddingTable
+from models.ops import Embedding, Joined, Linear, weights_in
+from models.process_memory import trim
+from models.quantization import Tensor
+from models.sources.base import Checkpoint, NamedTensor, TensorInfo
+from models.weights.matching import matched
+
+PART_BYTES = 64 << 20
+PARTS = 16
+"""A session has so many bytes of weights, or that part of them all: this much is held twice while it is made."""
+LIBRARY_BYTES = 20 << 20
+"""ONNX Runtime's sessions, threads and graphs, and the package that wrote these."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxOptions:
+    """How a model is held and run."""
+
+    weights: WeightChoice = "keep"
+    activations: Activations = "int8"
+    cache_type: CacheType = "f16"
+    slots: int = 1
+    capacity: int = 4096
+    """Tokens of a row, the longest step's padding included."""
+    threads: int = 1
+    drafts: bool = False
+    """One token is computed as several are, to the last bit, so that drafts change nothing; costs some attention."""
+    taps: tuple[int, ...] = ()
+    """Record a text encoder instead: its outputs are what the first so many layers make, padding is hidden."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A recorded model: its graph, and what it wants to be filled with."""
+
+    graph: Graph
+    products: ProductNodes
+    attention: AttentionNodes
+    recorder: Recorder
+    outputs: Mapping[str, int]
+
+
+def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) -> Recording:
+    """Record a model's forward pass, its tensors by declared name. Thread: any.
+
+    Raises:
+        QuantizationError: the heads cannot be held as the cache type wants.
+    """
+    graph, large = Graph(), is_large(found.values())
+    forms = forms_of(model, found, options.weights, large=large)
+    level = ROUNDED if options.activations == "int8" else EXACT
+    products = ProductNodes(graph, forms, level=level, finely=not large)
+    attention = AttentionNodes(graph, model.state, options.cache_type, masked=bool(options.taps))
+    recorder = Recorder(graph, products, attention)
+    hidden = model.forward(recorder)
+    outputs: dict[str, int] = {}
+    if options.taps:
+        for layers in options.taps:
+            value = recorder.residuals[layers]
+            outputs[value.name] = value.width
+    else:
+        graph.inputs["wanted"] = STEP_INPUTS["wanted"]
+        logits = model.logits(recorder, recorder.pick(hidden, "wanted"))
+        outputs[logits.name] = logits.width
+    graph.outputs |= {name: TensorType(FLOAT, ("N", width)) for name, width in outputs.items()}
+    return Recording(graph, products, attention, recorder, outputs)
+
+
+def forms_of(model: Model, found: Mapping[str, TensorInfo], choice: WeightChoice, *, large: bool) -> dict[str, Form]:
+    """The form of every matrix, by its tensor's name. Thread: any."""
+    forms: dict[str, Form] = {}
+    for weight in weights_in(model.weights):
+        parts = weight.parts if isinstance(weight, Joined) else (weight,)
+        names = [f"{part.name}.weight" for part in parts if isinstance(part, Linear | Embedding)]
+        forms |= {name: form_of(found[name], choice, large=large) for name in names}
+    return forms
+
+
+def load(
+    checkpoint: Checkpoint,
+    model: Model,
+    options: OnnxOptions,
+    *,
+    progress: Callable[[float], None] = lambda _: None,
+    unused: tuple[str, ...] = (),
+) -> Loaded:
+    """Load a model. Thread: the executor's.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, misshaped or unreadable.
+        QuantizationError: weights or cache cannot be held so.
+        ExecutionError: ONNX Runtime refuses the graph.
+        MemoryError: there is none for it.
+    """
+    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, unused)
+    recording = record(model, found, options)
+    slabs = Slabs(slabs_of(model, options.cache_type), options.slots, options.capacity)
+    tensors = {tensor.name: tensor for tensor in checkpoint.tensors()}
+    source = _Source({name: tensors[info.name] for name, info in found.items()})
+    sessions = Sessions(recording.graph, options.threads)
+    total, done = sum(recording.graph.weights.values()) or 1, 0
+    parts = cut(recording.graph, max(PART_BYTES, total // PARTS))
+    sizes = [sum(recording.graph.weights[name] for name in part.weights) for part in parts]
+    # The largest first: what is held twice while a part is made comes on top of all that were made before.
+    for index in sorted(range(len(parts)), key=lambda number: -sizes[number]):
+        sessions.put(index, parts[index], part_arrays(parts[index], _filled(recording, parts[index], source)))
+        done += sizes[index]
+        progress(min(done / total, 1.0))
+        trim()
+    tables = {
+        f"embed.{index}": EmbeddingTable(source.value(f"{table.name}.weight"))
+        for index, table in enumerate(recording.recorder.tables)
+    }
+    ropes = [Rotations(rope, options.capacity) for rope in recording.attention.ropes]
+    nbytes = sum(size for _, size in _sizes(recording)) + sum(table.nbytes for table in tables.values())
+    return Loaded(
+        sessions, tables, ropes, slabs, recording.outputs, nbytes, _wants_even_rows(recording, options), options.drafts
+    )
+
+
+def _wants_even_rows(recording: Recording, options: OnnxOptions) -> bool:
+    """Whether a step has to run an even number of tokens for each to be computed alike.
+
+    With float32 activations one token's product with quantised weights is summed in another order than several's.
+    """
+    forms = [product.form for product in recording.products.products.values() if not product.form.is_dense]
+    return any(form.wants_even_rows for form in forms) or (bool(forms) and options.activations == "float32")
+
+
+def footprint(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) -> Footprint:
+    """What a model will take, its tensors by declared name. Thread: any.
+
+    Raises:
+        QuantizationError: the heads cannot be held as the cache type wants.
+    """
+    recording = record(model, found, options)
+    layers, output = by_layer(_sizes(recording), model.config.num_layers)
+    embedding = sum(found[f"{table.name}.weight"].nbytes for table in recording.recorder.tables)
+    whole = sum(recording.graph.weights.values())
+    largest = max(recording.graph.weights.values(), default=0)
+    transient = max(PART_BYTES, whole // PARTS) + 2 * largest
+
+    def state(tokens: int) -> tuple[int, ...]:
+        return tuple(
+            state_nbytes(slab_specs(each, layer, options.cache_type), tokens) for layer, each in enumerate(model.state)
+        )
+
+    return Footprint(embedding, layers, output, transient, LIBRARY_BYTES, state)
+
+
+def _sizes(recording: Recording) -> Iterator[tuple[str, int]]:
+    """What the kernels hold of each weight."""
+    for product in recording.products.products.values():
+        bias = 4 * product.outputs * product.has_bias
+        yield product.name, product.form.nbytes(product.outputs, product.inputs) + bias
+    for name, norm in recording.recorder.norms.items():
+        yield name, 4 * norm.width
+
+
+class _Source:
+    """A checkpoint's tensors by declared name, each read when it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, NamedTensor]) -> None:
+        self._tensors = tensors
+
+    def value(self, name: str) -> Tensor:
+        """The tensor's value. Raises CheckpointError."""
+        return self._tensors[name].value
+
+
+def _filled(recording: Recording, part: Part, source: _Source) -> dict[str, npt.NDArray[np.generic]]:
+    """The arrays of a part's weights by name."""
+    made: dict[str, npt.NDArray[np.generic]] = {}
+    wanted = set(part.weights)
+    for product in recording.products.products.values():
+        if not wanted & {name for name, _, _ in product.arrays()}:
+            continue
+        names = [name for each in product.parts for name, _ in each.tensors()]
+        made |= filled(product, {name: source.value(name) for name in names})
+    for name in recording.recorder.norms:
+        if name in wanted:
+            made[name] = as_float32(source.value(name))
+    return made
+
+
+def slabs_of(model: Model, cache_type: CacheType) -> list[SlabSpec]:
+    """The arrays of all layers' state. Thread: any. Raises QuantizationError."""
+    return [spec for layer, state in enumerate(model.state) for spec in slab_specs(state, layer, cache_type)]

@@ -1,0 +1,172 @@
+"""ONNX Runtime's sessions: one for each part of a graph, run one behind the other on memory that is bound to them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnxruntime as ort
+
+from models.errors import ExecutionError
+from models.executors.onnx.graph import Array, Graph, Part, serialized
+
+SPIN_US = 20
+"""A thread that waits for work spins so long before it sleeps: enough from one product to the next on a quiet machine,
+and too little to take a core from another process (measured: quiet 5.0 ms a step for one row, 6.6 without spinning;
+beside a busy process 6.9, and 9.0 with the library's own second of spinning)."""
+_QUIET = 4
+"""ONNX Runtime logs what is fatal: errors are raised."""
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Say what ONNX Runtime refused.
+
+    Raises:
+        ExecutionError: it raised in here.
+        MemoryError: for want of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, *_RAISED) as error:  # type: ignore[misc]  # its own kinds, found by looking
+        reason = str(error).strip().splitlines()[0]
+        if "bad_alloc" in reason or "Failed to allocate" in reason:
+            raise MemoryError(reason) from error
+        raise ExecutionError(f"{what}: {reason}") from error
+
+
+_RAISED: tuple[type[Exception], ...] = tuple(
+    kind
+    for kind in vars(ort.capi.onnxruntime_pybind11_state).values()
+    if isinstance(kind, type) and issubclass(kind, Exception)
+)
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """Options of every session: so many threads, which soon sleep where there is nothing to do."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _QUIET
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    return options
+
+
+@dataclass(slots=True)
+class _Session:
+    """A part's session, and its bindings by the slots they see."""
+
+    part: Part
+    session: ort.InferenceSession
+    bindings: dict[tuple[int, int], ort.IOBinding] = field(default_factory=dict)
+
+
+class Sessions:
+    """Runs a graph part by part. Thread: the executor's."""
+
+    def __init__(self, graph: Graph, threads: int) -> None:
+        self._graph = graph
+        self._threads = threads
+        self._sessions: dict[int, _Session] = {}
+        self._nothing = ort.OrtValue.ortvalue_from_numpy(np.zeros((0, 0), np.float32))
+
+    def put(self, index: int, part: Part, weights: Mapping[str, Array]) -> None:
+        """Make the session of the part with that index; its kernels pack the weights, and hold what they need.
+
+        Raises:
+            ExecutionError: ONNX Runtime refuses the graph.
+            MemoryError: there is none for it.
+        """
+        options = session_options(self._threads)
+        with refusals("ONNX Runtime refuses the graph"):
+            values = [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in part.weights]
+            options.add_external_initializers(list(part.weights), values)
+            text = serialized(self._graph, part, weights)
+            session = ort.InferenceSession(text, options, providers=["CPUExecutionProvider"])
+        self._sessions[index] = _Session(part, session)
+
+    def run(
+        self,
+        slots: tuple[int, int],
+        slabs: Mapping[str, Array],
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+    ) -> None:
+        """Run the graph once.
+
+        Args:
+            slots: the run's, [first, end).
+            slabs: the state's views of these slots by name of input and output; the same each time for these slots.
+            inputs: the step's.
+            outputs: where results go.
+
+        Raises:
+            ExecutionError: ONNX Runtime could not.
+            MemoryError: there was none for it.
+        """
+        crossing: dict[str, ort.OrtValue] = {}
+        with refusals("ONNX Runtime could not run a step"):
+            for index in range(len(self._sessions)):
+                each = self._sessions[index]
+                binding = each.bindings.get(slots)
+                if binding is None:
+                    binding = each.bindings[slots] = each.session.io_binding()
+                    _bind(binding, each.part, slabs, slabs)
+                _bind(binding, each.part, {**outputs, **inputs}, outputs)
+                self._bind_crossing(binding, each.part, outputs, crossing)
+                each.session.run_with_iobinding(binding)
+                self._keep_crossing(binding, each.part, outputs, slabs, crossing)
+            self._let_go(slots, crossing)
+
+    def _bind_crossing(
+        self, binding: ort.IOBinding, part: Part, bound: Mapping[str, Array], crossing: Mapping[str, ort.OrtValue]
+    ) -> None:
+        """What comes from an earlier part, and what goes to a later one."""
+        for name in part.inputs:
+            if name in crossing and name not in bound:
+                binding.bind_ortvalue_input(name, crossing[name])
+        for name in part.outputs:
+            if name not in bound and name not in self._graph.outputs:
+                binding.bind_output(name, "cpu")
+
+    def _keep_crossing(
+        self,
+        binding: ort.IOBinding,
+        part: Part,
+        outputs: Mapping[str, Array],
+        slabs: Mapping[str, Array],
+        crossing: dict[str, ort.OrtValue],
+    ) -> None:
+        names = [name for name in part.outputs if name not in outputs and name not in slabs]
+        if not names:
+            return
+        # The state's were bound first, then those with a place; what is bound again keeps its turn.
+        order = sorted(part.outputs, key=lambda name: (name not in slabs, name not in outputs))
+        made = dict(zip(order, binding.get_outputs(), strict=True))
+        crossing |= {name: made[name] for name in names}
+        for name in names:
+            # Else the binding holds it until these slots run again.
+            binding.bind_output(name, "cpu")
+
+    def _let_go(self, slots: tuple[int, int], crossing: Mapping[str, ort.OrtValue]) -> None:
+        """Have no binding hold what crossed: the bindings of other slots would until they run again."""
+        for each in self._sessions.values():
+            for name in each.part.inputs:
+                if name in crossing:
+                    each.bindings[slots].bind_ortvalue_input(name, self._nothing)
+
+
+def _bind(binding: ort.IOBinding, part: Part, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    """Those of a part's inputs and outputs that are here. An output may be a later part's input."""
+    for names, known, bind in (
+        (part.inputs, inputs, binding.bind_input),
+        (part.outputs, outputs, binding.bind_output),
+    ):
+        for name in names:
+            if (value := known.get(name)) is not None:
+                bind(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+
+
+def part_arrays(part: Part, made: Mapping[str, Array]) -> dict[str, Array]:
+    """The part's weights among those that were made, contiguous as the kernels want them."""
+    return {name: np.ascontiguousarray(made[name]) for name in part.weights}

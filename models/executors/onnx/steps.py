@@ -1,0 +1,112 @@
+"""From rows to the arrays that a graph is given for a run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.executors.base import Row
+
+Array = npt.NDArray[Any]
+
+TOGETHER = 16
+"""Rows of up to so many tokens run in one pass; a longer one has a pass of its own."""
+ROUNDING = 256
+"""The bound of the rows' lengths is rounded up to this: scores are allocated for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rows that run in one pass: the slots [first, end), and the rows' places among them."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def first(self) -> int:
+        """The lowest slot."""
+        return min(row.slot for row in self.rows)
+
+    @property
+    def end(self) -> int:
+        """The slot behind the highest."""
+        return max(row.slot for row in self.rows) + 1
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, or 2: with one place the kernel would sum in another order than with several."""
+        return max(2, *(row.length for row in self.rows))
+
+    @property
+    def reach(self) -> int:
+        """A position that no token of the run reaches, padding and those that are run twice included."""
+        return max(row.begin for row in self.rows) + self.longest
+
+
+def runs(rows: Sequence[Row]) -> Iterator[Run]:
+    """The passes that a step's rows need, in their order."""
+    short = tuple(row for row in rows if row.length <= TOGETHER)
+    if short:
+        yield Run(short)
+    for row in rows:
+        if row.length > TOGETHER:
+            yield Run((row,))
+
+
+def arrays(run: Run, *, capacity: int, even: bool = False, twice: bool = False) -> dict[str, Array]:
+    """The step's inputs by name; see `attention.STEP_INPUTS`. Thread: the executor's.
+
+    Args:
+        run: what runs.
+        capacity: tokens that a slot has room for.
+        even: run and want an even number of tokens; the last one is repeated, to no effect.
+        twice: attention without a window looks twice for a row of one token, at its place and behind it.
+    """
+    rows, count = run.rows, run.end - run.first
+    longest = run.longest
+    starts = [0, *accumulate(row.length for row in rows)]
+    pad = np.zeros((count, longest), np.int64)
+    last, valid = np.zeros((2, count), np.int32)
+    last_once, valid_once = np.zeros((2, count), np.int32)
+    unpad: list[int] = []
+    wanted: list[int] = []
+    positions: list[int] = []
+    for row, start in zip(rows, starts, strict=False):
+        place, length = row.slot - run.first, row.length
+        pad[place, :length] = np.arange(start, start + length)
+        looks = max(length, 2) if twice else length
+        pad[place, length:looks] = start
+        valid[place], last[place] = looks, row.begin + looks - 1
+        valid_once[place], last_once[place] = length, row.begin + length - 1
+        unpad += range(place * longest, place * longest + length)
+        wanted += range(start + length - row.wanted, start + length)
+        positions += range(row.begin, row.begin + length)
+    wanted = wanted or [starts[-1] - 1]
+    wanted += wanted[-1:] * (even and len(wanted) % 2)
+    extra = even and len(unpad) % 2
+    unpad, positions = unpad + unpad[-1:] * extra, positions + positions[-1:] * extra
+    bound = min(-(-run.reach // ROUNDING) * ROUNDING, capacity)
+    return {
+        "pad": pad.reshape(-1),
+        "unpad": np.array(unpad, np.int64),
+        "shape": np.array([count, longest, -1], np.int64),
+        "last": last,
+        "valid": valid,
+        "last.window": last_once,
+        "valid.window": valid_once,
+        "total": np.array(bound, np.int32),
+        "wanted": np.array(wanted, np.int64),
+        "positions": np.array([positions], np.int64),
+        "past": np.array([max(1, *(row.begin for row in rows))], np.int64),
+    }
+
+
+def cells(run: Run, heads: int, capacity: int) -> Array:
+    """Where the tokens' keys go among all cells of a slab (slots, heads, capacity). Shapes: int64 (T * heads, 1)."""
+    places = [
+        (row.slot * heads + np.arange(heads)[None]) * capacity + np.arange(row.begin, row.begin + row.length)[:, None]
+        for row in run.rows
+    ]
+    return np.concatenate(places).reshape(-1, 1)
