@@ -1,9 +1,11 @@
 """Typed reading of a JSON configuration, with errors that name the file and the key."""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
-from models.checkpoint import JSON
 from models.errors import CheckpointError
+
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 
 class ConfigReader:
@@ -65,6 +67,15 @@ class ConfigReader:
         if not isinstance(value, bool):
             raise self._wrong(key, value, "true or false")
         return value
+
+    def flags(self, key: str) -> list[bool] | None:
+        """A list of true and false, or of 1 and 0; None where the key is absent."""
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(item in (0, 1) for item in value):
+            raise self._wrong(key, value, "a list of true and false")
+        return [bool(item) for item in value]
 
     def text(self, key: str, default: str) -> str:
         """A string."""

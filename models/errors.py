@@ -2,10 +2,11 @@
 
 ModelError
 ├── ModelNotFoundError       the reference names nothing
-├── UnsupportedArchitecture  no module in models/llm or models/image implements it
+├── UnsupportedArchitecture  no module in models/arch or models/image implements it
 ├── CheckpointError          a file or tensor is missing, extra, misshaped, truncated or unreadable
 ├── QuantizationError        a quantisation this package does not know
 ├── StoreError               the Ollama store cannot take the model
+├── ExecutionError           a graph that the executor's library refuses, or a step that it could not run
 └── TokenizerError           no vocabulary, or one that cannot be read
 """
 
@@ -43,3 +44,7 @@ class StoreError(ModelError):
 
 class TokenizerError(ModelError):
     """The checkpoint's vocabulary is missing or cannot be rebuilt."""
+
+
+class ExecutionError(ModelError):
+    """The library that runs the model refused a graph, or could not run a step."""

@@ -1,14 +1,22 @@
-"""How weights are quantised, and what this device does about it."""
+"""How weights are quantised, what they are worth, and what this device does about it.
+
+Values are NumPy's; bfloat16 is `ml_dtypes.bfloat16`. What an executor's library wants is made of them elsewhere
+(`models.weights.integers`, `models.to_mlx`).
+"""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
-import mlx.core as mx
+import gguf
+import numpy as np
+import numpy.typing as npt
 
 from models.errors import QuantizationError
+from models.packing import Floats, e2m1, e4m3, e8m0, unpacked
 
+Array: TypeAlias = npt.NDArray[Any]
 Mode: TypeAlias = Literal["affine", "nvfp4", "mxfp4", "mxfp8"]
 WeightPolicy: TypeAlias = Literal["auto", "float32", "keep"]
 DeviceKind: TypeAlias = Literal["cpu", "metal", "cuda"]
@@ -32,16 +40,32 @@ class Packed:
     element that multiplies every weight (nvfp4 as NVIDIA stores it), or None.
     """
 
-    weight: mx.array
-    scales: mx.array
-    biases: mx.array | None
+    weight: Array
+    scales: Array
+    biases: Array | None
     spec: QuantizationSpec
-    global_scale: mx.array | None = None
+    global_scale: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the matrix that this stands for."""
         return logical_shape(self.spec, self.weight.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A matrix in one of GGML's block formats, its rows in Hugging Face's order.
+
+    Shapes: rows uint8 (product of all axes of `shape` but the last, bytes of a row).
+    """
+
+    rows: npt.NDArray[np.uint8]
+    kind: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+
+
+Tensor: TypeAlias = Array | Packed | Blocks
+"""A stored tensor's value: dense, or quantised in MLX's way or GGML's."""
 
 
 # What MLX 0.32 has kernels for. Source: the table of quantisation modes in mlx.core.quantize.
@@ -163,25 +187,40 @@ def fitted_spec(
     return min(fitting, key=distance, default=None)
 
 
-def dequantize(packed: Packed, dtype: mx.Dtype) -> mx.array:
-    """The dense matrix. Scales go through float32, so that a half-precision scale costs no precision of its own.
+def dequantize(value: Packed | Blocks) -> Floats:
+    """The dense matrix in float32, each value as MLX or GGML computes it. Thread: any.
 
-    Shapes: returns `packed.shape`, lazy.
+    Scales go through float32, so that a half-precision scale costs no precision of its own. A block whose scale is no
+    number makes values that are none.
+
+    Shapes: returns `value.shape`.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if isinstance(value, Packed):
+            return _dequantized(value)
+        values: Floats = gguf.dequantize(value.rows, value.kind)
+        return values.reshape(value.shape)
+
+
+def _dequantized(packed: Packed) -> Floats:
     spec = packed.spec
-    affine = spec.mode == "affine"
-    dense = mx.dequantize(
-        packed.weight,
-        packed.scales.astype(mx.float32) if affine else packed.scales,
-        packed.biases.astype(mx.float32) if packed.biases is not None else None,
-        group_size=spec.group_size,
-        bits=spec.bits,
-        mode=spec.mode,
-        dtype=mx.float32,
-    )
+    codes = unpacked(packed.weight, spec.bits)
+    match spec.mode:
+        case "affine":
+            values, scales = codes.astype(np.float32), packed.scales.astype(np.float32)
+        case "nvfp4":
+            values, scales = e2m1(codes), e4m3(packed.scales)
+        case "mxfp4":
+            values, scales = e2m1(codes), e8m0(packed.scales)
+        case "mxfp8":
+            values, scales = e4m3(codes), e8m0(packed.scales)
+    grouped = values.reshape(*scales.shape, spec.group_size)
+    grouped *= scales[..., None]
+    if packed.biases is not None:
+        grouped += packed.biases.astype(np.float32)[..., None]
     if packed.global_scale is not None:
-        dense = dense * packed.global_scale.astype(mx.float32).reshape(())
-    return dense.astype(dtype)
+        grouped *= packed.global_scale.astype(np.float32).reshape(())
+    return grouped.reshape(packed.shape)
 
 
 def keeps_quantized(

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import mlx.core as mx
 from mlx import nn
 
-from models.backend import device
-from models.gemm import host_gemm
+from models.device import device
 from models.host import to_uint8
 from models.image.autoencoder_blocks import Decoder, Encoder
 from models.image.autoencoder_config import AutoencoderConfig, read_autoencoder_config
 from models.image.autoencoder_memory import peak_bytes
 from models.image.base import Pixels
 from models.image.convolution import Conv2d
+from models.image.gemm import host_gemm
 from models.image.host_autoencoder import HostNetwork
 from models.image.tiling import Tiling
 

@@ -10,9 +10,9 @@ from typing import Protocol
 import mlx.core as mx
 from mlx import nn
 
-from models.gemm import chunks
 from models.image.autoencoder_config import AutoencoderConfig
 from models.image.convolution import Conv2d
+from models.image.gemm import chunks
 from models.image.tiling import Tiling
 
 EPSILON = 1e-6
@@ -107,7 +107,7 @@ class GroupNorm(nn.Module):
 
 
 class DenseLinear(nn.Linear):
-    """A linear layer that is never quantised: `models.weights` quantises `nn.Linear` itself, not its kin."""
+    """A linear layer that is never quantised: `models.image.weights` quantises `nn.Linear` itself, not its kin."""
 
 
 class ResnetBlock(nn.Module):

@@ -136,7 +136,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class LoadChoices:
-    """How a pipeline is to be loaded; `models.image.loading.load_component` obeys all that concerns weights."""
+    """How a pipeline is to be loaded; what concerns weights, `models.image.loading` and `encoders` obey."""
 
     policy: WeightPolicy = "auto"
     loras: tuple[Lora, ...] = ()

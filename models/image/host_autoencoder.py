@@ -13,12 +13,12 @@ from typing import TypeAlias
 import mlx.core as mx
 import numpy as np
 
-from models.gemm import Crew, Gemm, chunks
 from models.host import lend
 from models.image import autoencoder_blocks as blocks
 from models.image import winograd
 from models.image.convolution import Conv2d
 from models.image.feature_map import FeatureMap, Floats
+from models.image.gemm import Crew, Gemm, chunks
 from models.image.host_convolution import Affine, Convolver, Kernel, Planes, Tally, project, store
 from models.image.tiling import Tiling
 

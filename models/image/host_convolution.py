@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
-from models.gemm import SHARES, Crew, chunks
 from models.image.feature_map import FeatureMap, Floats, Halves, narrow, widened
+from models.image.gemm import SHARES, Crew, chunks
 from models.image.winograd import Transform
 
 TILES = 64

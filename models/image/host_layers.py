@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from models.gemm import SHARES, Crew, chunks
+from models.image.gemm import SHARES, Crew, chunks
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Rotations: TypeAlias = npt.NDArray[np.complex64]

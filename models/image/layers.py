@@ -1,7 +1,7 @@
 """Parts that the families' transformers share: rotary positions over several axes, attention, time embedding, norms.
 
 Shapes: one picture at a time, so there is no batch axis. A sequence is (L, D), by heads (L, H, d). Everything here is
-computed by MLX and runs on every device; `models.image.fused_layers` has the forms that are fast on a CPU.
+computed by MLX and runs on every device; `models.image.host_layers` has the forms that are fast on a CPU.
 """
 
 import math

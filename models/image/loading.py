@@ -1,7 +1,8 @@
 """The components of a pipeline: their configurations, their weights, and one of them as a checkpoint of its own.
 
 Owns what pipelines' files have in common, whichever source they come from: names of text encoders with and without
-`model.`, and in what type a component is held. Knows no architecture: names and shapes are `models.weights`' matter.
+`model.`, and in what type a component is held. Knows no architecture: names and shapes are the matter of
+`models.image.weights`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,15 +12,15 @@ from itertools import accumulate
 import mlx.core as mx
 from mlx import nn
 
-from models.backend import device
 from models.checkpoint import JSON, Checkpoint, NamedTensor, TensorInfo
 from models.config_reader import ConfigReader
+from models.device import device
 from models.errors import CheckpointError
 from models.image.base import LoadChoices
 from models.image.lora import MergedCheckpoint
+from models.image.weights import WeightReport, is_unused, load_weights, planned_nbytes
 from models.quantization import WeightPolicy, keeps_quantized
 from models.sources.hf import parse_config
-from models.weights import WeightReport, is_unused, load_weights, planned_nbytes
 
 # Components whose arithmetic needs float32 wherever it runs.
 FLOAT32_COMPONENTS = frozenset({"vae"})
@@ -79,7 +80,7 @@ class ComponentView:
 
 
 def component_view(checkpoint: Checkpoint, component: str, tokenizer: str = "") -> ComponentView:
-    """One component as a checkpoint, so that `models.llm` and `models.tokenizer` can be used on it. Thread: any.
+    """One component as a checkpoint, so that executors and `models.tokenizer` can be used on it. Thread: any.
 
     Args:
         checkpoint: the pipeline.
@@ -109,7 +110,7 @@ def component_nbytes(
 ) -> int:
     """The bytes that a component will take once `load_component` has loaded it, by its headers. Thread: any."""
     infos = [info for info in checkpoint.infos(component) if not is_unused(info.name, unused)]
-    keep = _keeps_quantized(checkpoint, component, policy)
+    keep = keeps_quantized_component(checkpoint, component, policy)
     return planned_nbytes(infos, keep_quantized=keep, dense_dtype=dense_dtype(component))
 
 
@@ -140,7 +141,7 @@ def load_component(
         QuantizationError: a tensor is quantised in an unknown way.
     """
     low, high = span
-    keep = _keeps_quantized(checkpoint, component, choices.policy)
+    keep = keeps_quantized_component(checkpoint, component, choices.policy)
     dtype = dense_dtype(component)
     if choices.loras:
         checkpoint = MergedCheckpoint(checkpoint, component, choices.loras, dtype=dtype, requantize=keep)
@@ -155,7 +156,8 @@ def load_component(
     )
 
 
-def _keeps_quantized(checkpoint: Checkpoint, component: str, policy: WeightPolicy) -> bool:
+def keeps_quantized_component(checkpoint: Checkpoint, component: str, policy: WeightPolicy) -> bool:
+    """Whether a component's quantised weights stay so on this device. Thread: any."""
     if policy != "auto":
         return policy == "keep"
     here = device()

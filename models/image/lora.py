@@ -13,19 +13,20 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import mlx.core as mx
+import numpy as np
 
 from models.checkpoint import JSON, Checkpoint, NamedTensor, Packed, Tensor, TensorInfo
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
-from models.host import to_floats
 from models.image.base import Lora
 from models.image.lora_names import Place, places, split_component
-from models.quantization import dequantize
+from models.quantization import Blocks, dequantize
 from models.sources.hf import parse_config
 from models.sources.safetensors_file import FLOATING, SafetensorsFile, StoredTensor, open_safetensors
+from models.to_mlx import PackedArrays, dequantized, from_mlx, packed_from_mlx, packed_to_mlx, to_mlx
 
 _HALF = re.compile(r"(?P<layer>.+)\.lora_(?P<half>A|B|down|up)(?:\.default(?:_\d+)?)?\.weight")
 _ALPHA = re.compile(r"(?P<layer>.+)\.alpha")
@@ -79,17 +80,13 @@ class LoraFile:
 
     def change(self, layer: _Layer) -> mx.array:
         """What the layer adds to its weight. Shape: float32 (out, in), lazy. Thread: the MLX thread."""
-        down, up = (self._arrays[part.key].astype(mx.float32) for part in (layer.down, layer.up))
+        down, up = (to_mlx(self._file.array(part)).astype(mx.float32) for part in (layer.down, layer.up))
         return (self._scale * self._strength(layer)) * (up @ down)
-
-    @cached_property
-    def _arrays(self) -> dict[str, mx.array]:
-        return self._file.arrays()
 
     def _strength(self, layer: _Layer) -> float:
         """Alpha over the rank: as the file's own tensor says, or the adapter's configuration, else 1."""
         if layer.alpha is not None:
-            return to_floats(self._arrays[layer.alpha.key].astype(mx.float32).reshape(1))[0] / layer.rank
+            return float(self._file.array(layer.alpha).astype(np.float32).reshape(())) / layer.rank
         settings = self._settings(layer.component)
         alpha = settings.number("lora_alpha", float(layer.rank))
         for pattern, own in settings.mapping("alpha_pattern").items():
@@ -214,18 +211,27 @@ class MergedCheckpoint:
         return self._checkpoint.infos(component)
 
     def tensors(self, component: str = "") -> Iterator[NamedTensor]:
-        """See `Checkpoint.tensors`."""
+        """See `Checkpoint.tensors`. Thread: the MLX thread where a changed tensor's value is asked for."""
         for tensor in self._checkpoint.tensors(component):
             changes = self._changes.get(tensor.name)
-            yield replace(tensor, value=self._merged(tensor.value, changes)) if changes else tensor
+            yield replace(tensor, read=partial(self._merged, tensor, changes)) if changes else tensor
 
-    def _merged(self, value: Tensor, changes: Sequence[_Change]) -> Tensor:
-        dense = dequantize(value, mx.float32) if isinstance(value, Packed) else value.astype(mx.float32)
-        for change in changes:
-            dense = dense + change.rows()
+    def _merged(self, tensor: NamedTensor, changes: Sequence[_Change]) -> Tensor:
+        value = tensor.value
         if isinstance(value, Packed):
-            return _quantized_like(value, dense) if self._requantize else dense
-        return dense.astype(self._dtype or value.dtype)
+            packed = packed_to_mlx(value)
+            dense = _changed(dequantized(packed, mx.float32), changes)
+            return packed_from_mlx(_quantized_like(packed, dense)) if self._requantize else from_mlx(dense)
+        if isinstance(value, Blocks):
+            return from_mlx(_changed(to_mlx(dequantize(value)), changes))
+        plain = to_mlx(value)
+        return from_mlx(_changed(plain.astype(mx.float32), changes).astype(self._dtype or plain.dtype))
+
+
+def _changed(dense: mx.array, changes: Sequence[_Change]) -> mx.array:
+    for change in changes:
+        dense = dense + change.rows()
+    return dense
 
 
 def check_loras(checkpoint: Checkpoint, components: Sequence[str], loras: Sequence[Lora]) -> None:
@@ -270,7 +276,7 @@ def _made(layer: _Layer) -> list[int]:
     return [layer.up.shape[0], layer.down.shape[1]]
 
 
-def _quantized_like(packed: Packed, dense: mx.array) -> Packed:
+def _quantized_like(packed: PackedArrays, dense: mx.array) -> PackedArrays:
     """The matrix in the same quantisation, its scales of the same type."""
     spec = packed.spec
     if packed.global_scale is not None:
@@ -278,4 +284,4 @@ def _quantized_like(packed: Packed, dense: mx.array) -> Packed:
     # The scales are chosen in the type that they are kept in, so that the codes are right for them.
     source = dense.astype(packed.scales.dtype) if spec.mode == "affine" else dense
     weight, scales, *biases = mx.quantize(source, group_size=spec.group_size, bits=spec.bits, mode=spec.mode)
-    return Packed(weight, scales, biases[0] if biases else None, spec, packed.global_scale)
+    return PackedArrays(weight, scales, biases[0] if biases else None, spec, packed.global_scale)

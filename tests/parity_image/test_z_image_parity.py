@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from models.checkpoint import open_checkpoint
-from models.gemm import host_gemm
 from models.image import find_family
 from models.image.base import ImageResult, ImageStep, LoadChoices, PictureRequest
+from models.image.gemm import host_gemm
 from models.image.loading import component_config, load_component
 from models.image.schedulers import FlowMatchEuler
 from models.image.text_encoder import TextEncoder

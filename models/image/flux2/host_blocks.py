@@ -12,10 +12,10 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from models.gemm import Crew, Gemm, chunks
 from models.host import lend
 from models.image.flux2.blocks import Conditions, DoubleBlock, Modulations, SingleBlock
 from models.image.flux2.config import TransformerConfig
+from models.image.gemm import Crew, Gemm, chunks
 from models.image.host_layers import (
     ROWS,
     Floats,

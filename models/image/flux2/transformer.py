@@ -14,11 +14,11 @@ import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from models.backend import device
-from models.gemm import host_gemm
+from models.device import device
 from models.image.flux2.blocks import Conditions, DoubleBlock, Modulations, SingleBlock, modulated
 from models.image.flux2.config import TransformerConfig
 from models.image.flux2.host_blocks import HostBlocks
+from models.image.gemm import host_gemm
 from models.image.layers import axis_rotations, grid_positions, silu, timestep_embedding
 from models.image.step_cache import StepCache
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import mlx.core as mx
 from mlx import nn
 
-from models.backend import device
+from models.device import device
 from models.image.layers import attend, rotate, swiglu
 from models.image.z_image.config import TransformerConfig
 

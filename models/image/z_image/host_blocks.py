@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from models.gemm import Crew, Gemm, chunks
 from models.host import lend
+from models.image.gemm import Crew, Gemm, chunks
 from models.image.host_layers import (
     ROWS,
     Floats,

@@ -14,8 +14,8 @@ import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from models.backend import device
-from models.gemm import host_gemm
+from models.device import device
+from models.image.gemm import host_gemm
 from models.image.layers import axis_rotations, grid_positions, layer_norm, silu, timestep_embedding
 from models.image.step_cache import StepCache
 from models.image.z_image.blocks import Block, PlainStack, Stack

@@ -2,9 +2,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from models import gemm
 from models.image import autoencoder as module
-from models.image import autoencoder_blocks
+from models.image import autoencoder_blocks, gemm
 from models.image.autoencoder import Autoencoder, to_pixels
 from models.image.autoencoder_blocks import Attention
 from models.image.autoencoder_config import AutoencoderConfig

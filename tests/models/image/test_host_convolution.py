@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from models.gemm import Crew, host_gemm
 from models.image import winograd
 from models.image.feature_map import FeatureMap, narrow
+from models.image.gemm import Crew, host_gemm
 from models.image.host_convolution import Affine, Convolver, Kernel, Tally, project
 
 

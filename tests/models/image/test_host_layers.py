@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from models.gemm import Crew, host_gemm
 from models.image import host_layers
+from models.image.gemm import Crew, host_gemm
 from models.image.host_layers import Product
 
 RANDOM = np.random.default_rng(3)

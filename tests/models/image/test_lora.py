@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import ml_dtypes
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ import safetensors.numpy
 from models.checkpoint import open_checkpoint
 from models.errors import CheckpointError
 from models.image.base import LoadChoices, Lora
-from models.image.loading import component_view, load_component
 from models.image.lora import MergedCheckpoint, check_loras
-from models.llm.qwen3 import read_config
-from models.nn.decoder import DecoderStack
 from models.quantization import Packed, dequantize
+from models.store.policy import QUANT_TYPES
+from models.to_mlx import from_mlx, to_mlx
 from tests.image_pipelines import picture_of
+from tests.models.image.residuals import residuals
 
 COMPONENTS = ("text_encoder", "transformer", "vae")
 TO_Q = "transformer.layers.0.attention.to_q"
@@ -52,12 +53,12 @@ def merged(reference: object, store: Path, loras: list[Lora], component: str = "
 
 def test_the_strength_is_alpha_over_the_files_rank_times_the_users_scale(wide_pipeline, tmp_path, write):
     name = "layers.0.attention.to_q.weight"
-    plain = merged(wide_pipeline, tmp_path, [])[name].astype(mx.float32)
+    plain = merged(wide_pipeline, tmp_path, [])[name].astype(np.float32)
     two, eight = np.float32(2), np.array([8], np.int64)
     for alpha, scale, factor in ((None, 1.0, 1.0), (None, -0.25, -0.25), (two, 1.0, 0.5), (eight, 0.5, 1.0)):
         tensors = dict(GOOD) if alpha is None else GOOD | {f"{TO_Q}.alpha": np.asarray(alpha)}
         ours = merged(wide_pipeline, tmp_path, [write(tensors, scale)])[name]
-        assert ours.dtype == mx.float32
+        assert ours.dtype == np.float32
         np.testing.assert_allclose(np.array(ours - plain), factor * (B @ A), atol=1e-5)
 
 
@@ -67,36 +68,58 @@ def test_several_files_add_up(wide_pipeline, tmp_path, write):
     np.testing.assert_allclose(np.array(twice - once), B @ A, atol=1e-5)
 
 
+UP, DOWN = (RANDOM.normal(size=shape).astype(np.float32) for shape in ((192, 4), (4, 128)))
+
+
+def rewritten(pipeline: Path, folder: Path, prefix: str = "", dtype: mx.Dtype | None = None, **added) -> Path:
+    """The text encoder alone, its tensors' names and types other ones, and something added to a layer's weight."""
+    (folder / "text_encoder").mkdir(parents=True)
+    for file in ("model_index.json", "text_encoder/config.json"):
+        (folder / file).write_bytes((pipeline / file).read_bytes())
+    tensors = {
+        tensor.name: to_mlx(tensor.value) for tensor in open_checkpoint(str(pipeline), folder).tensors("text_encoder")
+    }
+    tensors = {name: value.astype(dtype or value.dtype) for name, value in tensors.items()}
+    for layer, change in added.items():
+        tensors[f"layers.1.mlp.{layer}.weight"] += mx.array(change)
+    named = {prefix + name: value for name, value in tensors.items()}
+    mx.save_safetensors(str(folder / "text_encoder/model.safetensors"), named)
+    return folder
+
+
 @pytest.mark.parametrize("prefix", ["text_encoder.model.", "text_encoder.", "base_model.model.text_encoder."])
 @pytest.mark.parametrize("stored", ["", "model."])
 def test_a_text_encoders_layers_are_found_with_and_without_model(wide_pipeline, tmp_path, write, prefix, stored):
     layer = f"{prefix}layers.1.mlp.up_proj"
-    up = RANDOM.normal(size=(192, 4)).astype(np.float32)
-    down = RANDOM.normal(size=(4, 128)).astype(np.float32)
-    lora = write({f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up})
-    folder = wide_pipeline
-    if stored:
-        folder = tmp_path / "prefixed"
-        (folder / "text_encoder").mkdir(parents=True)
-        for file in ("model_index.json", "text_encoder/config.json"):
-            (folder / file).write_bytes((wide_pipeline / file).read_bytes())
-        tensors = open_checkpoint(str(wide_pipeline), tmp_path).tensors("text_encoder")
-        named = {stored + tensor.name: tensor.value for tensor in tensors}
-        mx.save_safetensors(str(folder / "text_encoder/model.safetensors"), named)
-    checkpoint = open_checkpoint(str(folder), tmp_path)
-    models = [DecoderStack(read_config(component_view(checkpoint, "text_encoder").config)) for _ in range(2)]
-    for model, loras in zip(models, ((), (lora,)), strict=True):
-        load_component(model, checkpoint, "text_encoder", LoadChoices(loras=loras))
-    plain, ours = (model.layers[1].mlp.up_proj.weight for model in models)
-    np.testing.assert_allclose(np.array(ours - plain), up @ down, atol=1e-5)
-    assert mx.array_equal(models[0].layers[0].mlp.up_proj.weight, models[1].layers[0].mlp.up_proj.weight)
+    lora = write({f"{layer}.lora_down.weight": DOWN, f"{layer}.lora_up.weight": UP})
+    folder = rewritten(wide_pipeline, tmp_path / "named", stored)
+    expected = rewritten(wide_pipeline, tmp_path / "changed", dtype=mx.float32, up_proj=UP @ DOWN)
+    ours = residuals(folder, tmp_path, LoadChoices(loras=(lora,)))
+    # Of stored weights in half precision the changed ones are not rounded again.
+    np.testing.assert_allclose(ours, residuals(expected, tmp_path), atol=1e-4)
+    plain = residuals(wide_pipeline, tmp_path)
+    np.testing.assert_array_equal(ours[0], plain[0])
+    assert np.abs(ours[1] - plain[1]).max() > 1
+
+
+@pytest.mark.parametrize("quantize", QUANT_TYPES)
+def test_a_quantised_text_encoder_is_changed_kept_and_widened(pipeline_store, write, quantize):
+    layer, model = "text_encoder.layers.1.mlp.up_proj", f"p-{quantize}"
+    lora = write({f"{layer}.lora_A.weight": DOWN, f"{layer}.lora_B.weight": UP})
+    plain = residuals(model, pipeline_store)
+    kept, widened = (
+        residuals(model, pipeline_store, LoadChoices(policy=policy, loras=(lora,))) for policy in ("keep", "float32")
+    )
+    assert np.abs(widened[1] - plain[1]).std() > 0.5 * plain[1].std()
+    # A layer that stays quantised is rounded once more.
+    assert np.abs(kept - widened).std() < 0.2 * np.abs(widened - plain).std()
 
 
 def test_a_changed_weight_keeps_its_type_where_nothing_else_is_wanted(wide_pipeline, tmp_path, write):
     ours = merged(wide_pipeline, tmp_path, [write(GOOD)], dtype=None)
-    assert {value.dtype for value in ours.values()} == {mx.bfloat16}
+    assert {value.dtype for value in ours.values()} == {np.dtype(ml_dtypes.bfloat16)}
     exact = merged(wide_pipeline, tmp_path, [write(GOOD)])["layers.0.attention.to_q.weight"]
-    assert mx.array_equal(ours["layers.0.attention.to_q.weight"], exact.astype(mx.bfloat16))
+    assert np.array_equal(ours["layers.0.attention.to_q.weight"], exact.astype(ml_dtypes.bfloat16))
 
 
 @pytest.mark.parametrize("quantize", ["int4", "int8", "nvfp4", "mxfp8"])
@@ -105,7 +128,7 @@ def test_a_quantised_weight_is_changed_in_full_and_then_quantised_again_if_it_st
     name = "layers.0.attention.to_q.weight"
     checkpoint = open_checkpoint(model, pipeline_store)
     stored = next(each.value for each in checkpoint.tensors("transformer") if each.name == name)
-    exact = np.array(dequantize(stored, mx.float32)) + B @ A
+    exact = dequantize(stored) + B @ A
     dense = merged(model, pipeline_store, [write(GOOD)])
     np.testing.assert_allclose(np.array(dense[name]), exact, atol=1e-5)
     kept = merged(model, pipeline_store, [write(GOOD)], requantize=True)
@@ -115,10 +138,10 @@ def test_a_quantised_weight_is_changed_in_full_and_then_quantised_again_if_it_st
     assert packed.weight.shape == stored.weight.shape
     assert packed.scales.dtype == stored.scales.dtype
     # As far from the exact matrix as its own quantisation is, and no farther.
-    source = mx.array(exact).astype(stored.scales.dtype if quantize.startswith("int") else mx.float32)
+    source = to_mlx(exact.astype(stored.scales.dtype if quantize.startswith("int") else np.float32))
     parts = mx.quantize(source, group_size=stored.spec.group_size, bits=stored.spec.bits, mode=stored.spec.mode)
-    assert mx.array_equal(packed.weight, parts[0])
-    error = np.abs(np.array(dequantize(packed, mx.float32)) - exact).mean()
+    assert np.array_equal(packed.weight, from_mlx(parts[0]))
+    error = np.abs(dequantize(packed) - exact).mean()
     assert error < {"int4": 0.15, "int8": 0.02, "nvfp4": 0.2, "mxfp8": 0.06}[quantize] * np.abs(exact).mean()
     quantized = {info.name for info in checkpoint.infos("transformer") if info.quantized}
     assert {each for each in kept if isinstance(kept[each], Packed)} == quantized - {name}
@@ -138,9 +161,10 @@ def test_a_global_scale_stays_as_it_is(tmp_path, write):
         open_checkpoint(str(folder.parent), tmp_path), "transformer", [write(GOOD)], dtype=None, requantize=True
     )
     (tensor,) = ours.tensors("transformer")
-    assert tensor.value.global_scale.item() == 2.0
-    exact = np.array(dequantize(Packed(weight, scales, None, tensor.value.spec), mx.float32)) * 2.0 + B @ A
-    assert np.abs(np.array(dequantize(tensor.value, mx.float32)) - exact).mean() < 0.2 * np.abs(exact).mean()
+    value = tensor.value
+    assert value.global_scale.item() == 2.0
+    exact = dequantize(Packed(from_mlx(weight), from_mlx(scales), None, value.spec)) * 2.0 + B @ A
+    assert np.abs(dequantize(value) - exact).mean() < 0.2 * np.abs(exact).mean()
 
 
 def test_a_lora_changes_the_picture_and_its_opposite_changes_it_back(wide_pipeline, tmp_path, write):

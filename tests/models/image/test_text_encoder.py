@@ -10,6 +10,7 @@ import pytest
 
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.errors import CheckpointError, TokenizerError
+from models.executors.onnx import OnnxEncoder
 from models.image import text_encoder
 from models.image.base import LoadChoices
 from models.image.text_encoder import KEPT_PROMPTS, MAX_TOKENS, Reading, TextEncoder
@@ -26,13 +27,13 @@ def checkpoint(tiny_pipeline: Path) -> Checkpoint:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by a component's name whenever weights are loaded."""
     seen: list[str] = []
-    load = text_encoder.load_component
+    load = text_encoder.load_encoder
 
-    def counted(model, checkpoint, component, *more, **options):
-        seen.append(component)
-        return load(model, checkpoint, component, *more, **options)
+    def counted(view, *more, **named):
+        seen.append(view.component)
+        return load(view, *more, **named)
 
-    monkeypatch.setattr(text_encoder, "load_component", counted)
+    monkeypatch.setattr(text_encoder, "load_encoder", counted)
     return seen
 
 
@@ -63,7 +64,7 @@ def test_a_prompt_that_is_too_long_is_cut_and_the_log_says_so(checkpoint: Checkp
 
 def test_only_the_layers_that_are_read_are_there(checkpoint: Checkpoint):
     encoder = TextEncoder(checkpoint, Reading((1,), enable_thinking=True), LoadChoices())
-    assert encoder.config.num_layers == 1
+    assert encoder.model.config.num_layers == 1
     (embeddings,) = encoder.encode("a fox")
     assert embeddings.shape == (len(encoder.tokens("a fox")), encoder.width)
 
@@ -117,20 +118,23 @@ def test_weights_that_are_not_kept_are_loaded_for_each_new_prompt_and_freed(chec
     assert loads == ["text_encoder"] * 2
     encoder.encode("a dog")
     assert loads == ["text_encoder"] * 2
-    assert encoder._model is None
+    assert encoder._encoder is None
     assert encoder.working_bytes > kept.working_bytes
     for ours, expected in zip(found, kept.encode("a fox", "a dog"), strict=True):
         np.testing.assert_array_equal(np.array(ours), np.array(expected))
 
 
-def test_weights_are_freed_behind_a_prompt_that_fails(
-    checkpoint: Checkpoint, loads: list[str], monkeypatch: pytest.MonkeyPatch
+def test_weights_are_freed_behind_a_prompt_and_behind_one_that_fails(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ):
     encoder = TextEncoder(checkpoint, READING, LoadChoices(keep_text_encoder=False))
+    loaded: list[OnnxEncoder] = []
+    load = encoder._load
+    monkeypatch.setattr(encoder, "_load", lambda span: (loaded.append(load(span)), loaded[-1])[1])
     with pytest.raises(TokenizerError):
         encoder.encode("\ud800")
-    assert encoder._model is None
     assert encoder.encode("a fox")[0].shape[1] == encoder.width
+    assert [each._executor._loaded for each in loaded] == [None, None]
 
 
 @pytest.mark.parametrize("depth", [0, 3, -1, 27])

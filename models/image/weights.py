@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from models.backend import device
+from models.device import device
 from models.errors import CheckpointError
-from models.quantization import Packed, WeightPolicy, dequantize, keeps_quantized, packed_nbytes
-from models.sources.base import JSON, Checkpoint, NamedTensor, TensorInfo
+from models.quantization import Blocks, Tensor, WeightPolicy, dequantize, keeps_quantized, packed_nbytes
+from models.sources.base import JSON, Checkpoint, TensorInfo
+from models.sources.gguf_blocks import as_packed
+from models.to_mlx import PackedArrays, dequantized, packed_to_mlx, to_mlx
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +50,11 @@ def planned_nbytes(infos: Iterable[TensorInfo], *, keep_quantized: bool, dense_d
 
 def _loaded_nbytes(info: TensorInfo, *, keep_quantized: bool, dense_dtype: mx.Dtype | None) -> int:
     if info.spec is not None and keep_quantized:
-        return packed_nbytes(info.spec, info.shape, dense_dtype.size) if dense_dtype is not None else info.nbytes
-    if info.spec is not None or dense_dtype is not None:
+        if dense_dtype is None and info.kind == info.spec.mode:
+            return info.nbytes
+        # Of GGML's blocks the scales are float16, and so are the zero points that MLX's layout has besides.
+        return packed_nbytes(info.spec, info.shape, dense_dtype.size if dense_dtype is not None else mx.float16.size)
+    if info.quantized or dense_dtype is not None:
         return math.prod(info.shape) * (dense_dtype or mx.float32).size
     return info.nbytes
 
@@ -103,33 +109,39 @@ def load_weights(
         policy, here.kind, needed, here.available_bytes if available_bytes is None else available_bytes
     )
     total = sum(math.prod(info.shape) for info in wanted) or 1
-    kept = dequantized = done = nbytes = 0
+    kept = done = nbytes = 0
     for tensor in checkpoint.tensors(component):
         if tensor.name not in names:
             continue
         owner = _Owner.of(model, names[tensor.name])
-        if keep and isinstance(tensor.value, Packed) and owner.can_hold(tensor.value):
-            arrays = owner.set_packed(tensor.value, dense_dtype)
+        value = _to_mlx(tensor.value)
+        shape = value.shape
+        if keep and isinstance(value, PackedArrays) and owner.can_hold(value):
+            arrays = owner.set_packed(value, dense_dtype)
             kept += 1
         else:
-            arrays = [owner.set_dense(tensor.value, dense_dtype)]
-            dequantized += isinstance(tensor.value, Packed)
-        _evaluate(arrays, tensor)
+            arrays = [owner.set_dense(value, dense_dtype)]
+        del value
+        _evaluate(arrays)
         nbytes += sum(array.nbytes for array in arrays)
-        done += math.prod(tensor.value.shape)
+        done += math.prod(shape)
         progress(min(done / total, 1.0))
     mx.clear_cache()
     ignored = tuple(sorted(info.name for info in infos if info.name not in names))
-    report = WeightReport(len(wanted), nbytes, kept, dequantized, ignored)
+    report = WeightReport(len(wanted), nbytes, kept, sum(info.quantized for info in wanted) - kept, ignored)
     _log.debug("weights loaded: %s", report)
     return report
 
 
-def _evaluate(arrays: list[mx.array], tensor: NamedTensor) -> None:
-    try:
-        mx.eval(arrays)
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"cannot be read: {error}", file=tensor.file, tensor=tensor.name) from error
+def _to_mlx(value: Tensor) -> mx.array | PackedArrays:
+    """Blocks that MLX's layout has no room for become dense."""
+    if isinstance(value, Blocks):
+        value = as_packed(value) or dequantize(value)
+    return to_mlx(value) if isinstance(value, np.ndarray) else packed_to_mlx(value)
+
+
+def _evaluate(arrays: list[mx.array]) -> None:
+    mx.eval(arrays)
     if mx.get_cache_memory() > _CACHE_BYTES:
         mx.clear_cache()
 
@@ -200,15 +212,15 @@ class _Owner:
             module = module[int(step)] if isinstance(module, list) else module[step]
         return cls(parent, key, module, attribute)
 
-    def can_hold(self, packed: Packed) -> bool:
+    def can_hold(self, packed: PackedArrays) -> bool:
         """Whether the layer has a quantised kind that these weights fit."""
         if self.parent is None or self.attribute != "weight":
             return False
         return type(self.module) is nn.Linear or (type(self.module) is nn.Embedding and packed.global_scale is None)
 
-    def set_dense(self, value: mx.array | Packed, dtype: mx.Dtype | None) -> mx.array:
-        if isinstance(value, Packed):
-            array = dequantize(value, dtype or mx.float32)
+    def set_dense(self, value: mx.array | PackedArrays, dtype: mx.Dtype | None) -> mx.array:
+        if isinstance(value, PackedArrays):
+            array = dequantized(value, dtype or mx.float32)
         else:
             cast = dtype is not None and mx.issubdtype(value.dtype, mx.floating)
             array = value.astype(dtype) if cast and dtype is not None else value
@@ -218,7 +230,7 @@ class _Owner:
             self.module[self.attribute] = array
         return array
 
-    def set_packed(self, value: Packed, dtype: mx.Dtype | None) -> list[mx.array]:
+    def set_packed(self, value: PackedArrays, dtype: mx.Dtype | None) -> list[mx.array]:
         """Replace the layer by its quantised kind and return the arrays it now has."""
         layer = quantized_layer(self.module, value, dtype)
         if isinstance(self.parent, list):
@@ -248,7 +260,7 @@ class ScaledQuantizedLinear(nn.QuantizedLinear):
         return y + self.bias if "bias" in self else y
 
 
-def quantized_layer(layer: nn.Module, packed: Packed, dtype: mx.Dtype | None) -> nn.Module:
+def quantized_layer(layer: nn.Module, packed: PackedArrays, dtype: mx.Dtype | None) -> nn.Module:
     """The quantised kind of a Linear or Embedding, with these weights and the layer's own bias.
 
     Affine scales are cast to `dtype`: the kernels compute in the type that inputs and scales have in common.

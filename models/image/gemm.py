@@ -1,4 +1,4 @@
-"""Matrix products on the host, by the BLAS that `models.backend` put into this process, and threads to share them.
+"""Matrix products on the host, by the BLAS that `models.image.blas` put into this process, and threads to share them.
 
 For work that is better done on numpy arrays than in MLX's graph. A product here runs in one thread; whoever has many
 gives them to a `Crew`: ctypes and numpy let go of the interpreter while they compute, and threads that never wait for
@@ -7,9 +7,8 @@ each other within a product lose less to a busy neighbour than the BLAS's own.
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
 from typing import Final, Self, TypeAlias, TypeVar
@@ -17,10 +16,7 @@ from typing import Final, Self, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from models.backend import FEW_ROWS_PREFIX, few_rows_library
-
 Matrix: TypeAlias = npt.NDArray[np.float32]
-Addresses: TypeAlias = npt.NDArray[np.uint64]
 T = TypeVar("T")
 
 ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112
@@ -37,23 +33,14 @@ picture shall have the same bytes in every process of a machine, whatever else w
 
 
 class Gemm:
-    """`cblas_sgemm` of one library, whose names may have a prefix."""
+    """`cblas_sgemm` of one library."""
 
-    def __init__(self, library: ctypes.CDLL, setter: str, getter: str, prefix: str = "") -> None:
-        self._set_threads, self._get_threads = library[prefix + setter], library[prefix + getter]
-        self._sgemm: Final = library[f"{prefix}cblas_sgemm"]
+    def __init__(self, library: ctypes.CDLL, setter: str, getter: str) -> None:
+        self._set_threads, self._get_threads = library[setter], library[getter]
+        self._sgemm: Final = library["cblas_sgemm"]
         c_int, c_float, pointer = ctypes.c_int, ctypes.c_float, ctypes.c_void_p
         self._sgemm.argtypes = [c_int] * 6 + [c_float, pointer, c_int, pointer, c_int, c_float, pointer, c_int]
         self._sgemm.restype = None
-        self._batch: Final = getattr(library, f"{prefix}cblas_sgemm_batch", None)
-        if self._batch is not None:
-            self._batch.argtypes = [c_int] + [pointer] * 13 + [c_int, pointer]
-            self._batch.restype = None
-
-    @property
-    def has_batches(self) -> bool:
-        """Whether the BLAS computes many products in one call; not every OpenBLAS does."""
-        return self._batch is not None
 
     @property
     def threads(self) -> int:
@@ -95,70 +82,13 @@ class Gemm:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Products:
-    """Some products of one shape: (rows, inner) @ (inner, columns), each operand as it is or transposed."""
-
-    count: int
-    rows: int
-    columns: int
-    inner: int
-    lead_a: int
-    """Elements from one row to the next; of the others alike."""
-    lead_b: int
-    lead_out: int
-    transpose_a: bool = False
-    transpose_b: bool = False
-
-
-class ProductBatch:
-    """Groups of products that one call computes, again and again, wherever their operands lie. Thread: any."""
-
-    def __init__(self, gemm: Gemm, groups: Sequence[Products], *, accumulate: bool = False) -> None:
-        assert gemm._batch is not None
-        self._call = gemm._batch
-        count = len(groups)
-        columns = (
-            [TRANSPOSED if group.transpose_a else PLAIN for group in groups],
-            [TRANSPOSED if group.transpose_b else PLAIN for group in groups],
-            *([group.rows for group in groups], [group.columns for group in groups], [group.inner for group in groups]),
-            *([group.lead_a for group in groups], [group.lead_b for group in groups]),
-            *([group.lead_out for group in groups], [group.count for group in groups]),
-        )
-        self._arrays = np.array(columns, np.int32), np.array([[1.0] * count, [float(accumulate)] * count], np.float32)
-        form_a, form_b, m, n, k, lead_a, lead_b, lead_out, sizes = (row.ctypes.data for row in self._arrays[0])
-        one, beta = (row.ctypes.data for row in self._arrays[1])
-        self._before = (ROW_MAJOR, form_a, form_b, m, n, k, one)
-        self._leads = lead_a, lead_b, beta, lead_out
-        self._after = count, sizes
-
-    def multiply(self, a: Addresses, b: Addresses, out: Addresses) -> None:
-        """out[i] = a[i] @ b[i], or plus it. Addresses in bytes, an entry a product, group after group; contiguous."""
-        lead_a, lead_b, beta, lead_out = self._leads
-        self._call(
-            *(*self._before, a.ctypes.data, lead_a, b.ctypes.data, lead_b, beta, out.ctypes.data, lead_out),
-            *self._after,
-        )
-
-
 def host_gemm() -> Gemm | None:
-    """The fast BLAS of this process, or None where `models.backend.prepare` loaded none. Thread: any."""
+    """The fast BLAS of this process, or None where `models.image.blas.prepare` loaded none. Thread: any."""
     library = ctypes.CDLL(None)
     for setter, getter in THREAD_FUNCTIONS:
         if all(hasattr(library, name) for name in ("cblas_sgemm", setter, getter)):
             return Gemm(library, setter, getter)
     return None
-
-
-def few_rows_gemm() -> Gemm | None:
-    """The BLAS for products of few rows with many columns, and for many small ones at once.
-
-    None where there is none that computes products in batches. Thread: any, after `models.backend.prepare`.
-    """
-    if (library := few_rows_library()) is not None:
-        return Gemm(library, *THREAD_FUNCTIONS[1], prefix=FEW_ROWS_PREFIX)
-    found = host_gemm()
-    return found if found is not None and found.has_batches else None
 
 
 class Crew:
