@@ -1,8 +1,7 @@
 """The process's entry: argv and environment in, exit code out.
 
 Owns what a user sees last. Exit codes: 0 stopped as asked, 1 failed, 2 wrong usage, 130 interrupted `try` or `create`.
-Heavy imports wait until they are needed: wrong usage and a taken port are answered in milliseconds, and MLX may be
-imported only after `models.backend.prepare`.
+Heavy imports wait until they are needed: wrong usage and a taken port are answered in milliseconds.
 """
 
 import asyncio
@@ -11,7 +10,6 @@ import os
 import sys
 from typing import assert_never
 
-from models import backend
 from models.errors import ModelError
 from runner import logs
 from runner.config import (
@@ -102,11 +100,7 @@ def _dispatch(parent: int) -> int:
 def _run(config: RunnerConfig, parent: int) -> None:
     """Serve until asked to stop."""
     listener = bind(config.host, config.port)
-    report = backend.prepare(threads=config.threads)
-    logger.info("device prepared", extra={"fields": {"backend": report.summary}})
-    if report.warning:
-        logger.warning(report.warning)
-    from runner.serve import serve  # noqa: PLC0415 - imports MLX
+    from runner.serve import serve  # noqa: PLC0415 - imports what serves, which wrong usage does not need
 
     asyncio.run(serve(config, listener, parent))
 

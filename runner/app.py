@@ -12,7 +12,7 @@ from typing import Final, TypedDict, assert_never
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from models import backend
+from models.device import device
 from models.errors import ModelError
 from runner.config import DialectName, RunnerConfig
 from runner.dialects.base import TIMEOUTS, Dialect, Timeouts
@@ -75,7 +75,7 @@ def _dialect(config: RunnerConfig, loop: EngineLoop, loader: ModelLoader) -> Dia
         case DialectName.MLX:
             return MLXDialect(loop)
         case DialectName.CLASSIC:
-            return OllamaRunnerDialect(config.model, loop, loader, backend.device, check_memory=config.check_memory)
+            return OllamaRunnerDialect(config.model, loop, loader, device, check_memory=config.check_memory)
         case _:
             assert_never(config.dialect)
 

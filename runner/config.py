@@ -29,17 +29,22 @@ from runner.usage import (
 )
 
 LOOPBACK = "127.0.0.1"
-# As in models.quantization, which imports MLX; this module is imported before that is allowed.
-WeightPolicy: TypeAlias = Literal["auto", "float32", "keep"]
-# As in models.cache, for the same reason.
+WeightChoice: TypeAlias = Literal["auto", "float32", "keep", "int8", "int4"]
+"""How weights are held: as stored, widened, or quantised at load."""
+Activations: TypeAlias = Literal["auto", "int8", "float32"]
+"""What a product with quantised weights rounds its input to; auto is int8."""
+ExecutorName: TypeAlias = Literal["auto", "onnx", "mlx"]
+"""What runs a text model; auto is mlx on a GPU and onnx elsewhere."""
 CacheType: TypeAlias = Literal["f16", "q8_0", "q4_0"]
 TextEncoderPolicy: TypeAlias = Literal["keep", "free", "auto"]
 """Whether an image pipeline holds its text encoder between prompts."""
 MAX_DRAFT = 64
 MAX_BYTES = 2**60
 CACHE_DIR_BYTES = 4 << 30
-WEIGHT_POLICIES: tuple[str, ...] = get_args(WeightPolicy)
-CACHE_TYPES: tuple[str, ...] = get_args(CacheType)
+WEIGHT_POLICIES: tuple[str, ...] = get_args(WeightChoice)
+ACTIVATIONS: tuple[str, ...] = get_args(Activations)
+EXECUTORS: tuple[str, ...] = get_args(ExecutorName)
+CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
 TEXT_ENCODER_POLICIES: tuple[str, ...] = get_args(TextEncoderPolicy)
 VAE_TILE = 64
 
@@ -73,9 +78,11 @@ class RunnerConfig:
     host: str = LOOPBACK
     debug: int = 0
     """0 info, 1 debug, 2 trace: OLLAMA_DEBUG."""
-    weights: WeightPolicy = "auto"
+    weights: WeightChoice = "auto"
+    activations: Activations = "auto"
+    executor: ExecutorName = "auto"
     threads: int | None = None
-    """BLAS threads on the CPU; None lets models.backend choose."""
+    """Threads of the CPU's products; None is a thread a core."""
     context: int | None = None
     """Tokens one row may hold; None is the model's own limit."""
     parallel: int = 4
@@ -252,7 +259,9 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         store=store_folder(settings.text("store"), environ),
         host=settings.text("host") or LOOPBACK,
         debug=_debug(settings, environ),
-        weights=cast("WeightPolicy", settings.choice("weights", WEIGHT_POLICIES) or "auto"),
+        weights=cast("WeightChoice", settings.choice("weights", WEIGHT_POLICIES) or "auto"),
+        activations=cast("Activations", settings.choice("activations", ACTIVATIONS) or "auto"),
+        executor=cast("ExecutorName", settings.choice("executor", EXECUTORS) or "auto"),
         threads=settings.integer("threads", least=1, most=1024),
         context=settings.integer("context", least=1),
         parallel=settings.integer("parallel", least=1, most=1024) or 4,

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from models import backend
 from runner.config import CreateConfig
 from runner.flags import UsageError
 from runner.progress_bar import ProgressBar
@@ -29,7 +28,9 @@ def run(config: CreateConfig) -> None:
     """
     template = _template(config.template)
     with _interruptible():
-        backend.prepare()
+        from models.image import blas  # noqa: PLC0415 - before MLX, which quantises
+
+        blas.prepare()
         from models.store import CreateRequest, create_model  # noqa: PLC0415 - imports MLX
 
         request = CreateRequest(

@@ -1,7 +1,7 @@
 """A runner's working life: load, listen, serve, end.
 
 Knows no route and no array. Invariants: an mlx or imagegen parent is refused the connection until the model is loaded;
-whatever happens, the engine, the server and the MLX thread are ended in this order.
+whatever happens, the engine, the server and the executor's thread are ended in this order.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from aiohttp import web
 
 from runner.app import SERVER_OPTIONS, make_app
 from runner.config import DialectName, RunnerConfig
+from runner.engine.executor_thread import ExecutorThread
 from runner.engine.load import LoadOptions, ModelLoader
 from runner.engine.loop import EngineLoop
-from runner.engine.mlx_thread import MLXThread
 from runner.errors import LoadError, StartupError
 from runner.stopping import StopRequest
 
@@ -40,7 +40,7 @@ async def serve(config: RunnerConfig, listener: socket.socket, parent: int) -> N
     """
     stop = StopRequest()
     stop.listen_to_signals()
-    thread = MLXThread()
+    thread = ExecutorThread()
     engine = EngineLoop(thread)
     loader = ModelLoader(config)
     server = web.AppRunner(make_app(config, engine, loader), **SERVER_OPTIONS)
@@ -61,8 +61,8 @@ async def serve(config: RunnerConfig, listener: socket.socket, parent: int) -> N
         stop.release_signals()
 
 
-async def _end(thread: MLXThread, stop: StopRequest) -> None:
-    """End the MLX thread; in the middle of a long operation it does not see that it should: then the process ends."""
+async def _end(thread: ExecutorThread, stop: StopRequest) -> None:
+    """End the executor's thread; in a long operation it does not see that it should: then the process ends."""
     try:
         async with asyncio.timeout(THREAD_END_S):
             await thread.close()

@@ -20,7 +20,17 @@ ENGINE_FLAGS = tuple(
     )
 )
 TUNING_FLAGS = (
-    Flag("weights", "POLICY", "auto, float32 or keep: how weights are held (auto: float32 on a CPU if that fits)"),
+    Flag(
+        "weights",
+        "POLICY",
+        "auto, keep, float32, int8 or int4: weights as stored, widened, or quantised at load (auto: as stored)",
+    ),
+    Flag(
+        "activations",
+        "TYPE",
+        "auto, int8 or float32: what products with quantised weights round their input to on a CPU (auto: int8)",
+    ),
+    Flag("executor", "NAME", "auto, onnx or mlx: what runs a text model (auto: mlx on a GPU, onnx on a CPU)"),
     Flag("threads", "N", "threads of the CPU's matrix products (default: chosen by the machine)"),
     Flag("context", "N", "tokens one request may hold, prompt and answer (default: what the model and memory allow)"),
     Flag("parallel", "N", "requests computed together (default 4)"),

@@ -14,11 +14,11 @@ from typing import Final
 
 from aiohttp import web
 
-from models.backend import Device
-from models.cache import CACHE_TYPES
+from models.device import Device
 from protocol import ollamarunner as wire
 from protocol.gojson import TextLine, write_line
 from protocol.ollamarunner import LoadOperation, ServerStatus
+from runner.config import CACHE_TYPES
 from runner.dialects.base import (
     done_reason,
     json_response,

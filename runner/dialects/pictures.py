@@ -1,6 +1,6 @@
 """What the dialects share of pictures: from a wire request to an `ImageRequest`, from the engine's outputs to lines.
 
-Pictures are encoded here, in a worker thread: neither the event loop nor the MLX thread waits for a PNG.
+Pictures are encoded here, in a worker thread: neither the event loop nor the executor's thread waits for a PNG.
 """
 
 import asyncio

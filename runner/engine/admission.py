@@ -5,7 +5,7 @@ rows may still grow by and a step's working space are there. The prefix cache ma
 others to end; what could not fit even then is refused with figures, and nothing else is: free memory is a rough figure.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -75,12 +75,27 @@ def planned_tokens(request: PreparedText) -> int:
     return len(request.tokens) + min(rest, max(least, min(rest // UNBOUNDED_SHARE, most)))
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Who is in the batch and what is stored, at one moment."""
+
+    rows: tuple[tuple[int, int], ...] = ()
+    """Of each running row the tokens that it holds, and those that it is expected to hold."""
+    stored: int = 0
+    """Bytes of the prefix cache."""
+
+
+def usage(running: Iterable[Row], stored: int) -> Usage:
+    """The present one, beside a prefix cache of `stored` bytes. Thread: the executor's."""
+    return Usage(tuple((row.fed, planned_tokens(row.request)) for row in running), stored)
+
+
 class Admission:
     """Looks after the rows' memory. Thread: any; figures of rows that run on meanwhile are a step old at worst."""
 
     def __init__(
         self,
-        cache_nbytes: Callable[[int], int],
+        state_nbytes: Callable[[int], int],
         free_bytes: Callable[[], int],
         *,
         working_bytes: int,
@@ -89,37 +104,37 @@ class Admission:
         """Watch.
 
         Args:
-            cache_nbytes: What a row of that many tokens takes.
+            state_nbytes: What a row of that many tokens takes.
             free_bytes: What the process may still take, now.
             working_bytes: What a step takes besides.
             give_back: Gives the system what the process keeps of freed memory; called before a refusal.
         """
-        self._cache_nbytes = cache_nbytes
+        self._state_nbytes = state_nbytes
         self._free_bytes = free_bytes
         self._working_bytes = working_bytes
         self._give_back = give_back
 
-    def check(self, request: PreparedText, running: Sequence[Row], stored: int) -> None:
+    def check(self, request: PreparedText, beside: Usage) -> None:
         """Refuse what will not fit even when nothing else runs.
 
         Raises:
             InsufficientMemory: it will not; the message has the figures.
         """
-        if self.decide(request, running, stored).verdict is Verdict.REFUSE:
-            raise self.refusal(request, running, stored)
+        if self.decide(request, beside).verdict is Verdict.REFUSE:
+            raise self.refusal(request, beside)
 
-    def decide(self, request: PreparedText, running: Sequence[Row], stored: int) -> Decision:
-        """Whether a request may join the rows that run, beside a prefix cache of `stored` bytes."""
+    def decide(self, request: PreparedText, beside: Usage) -> Decision:
+        """Whether a request may join the rows that run."""
         needed = self._needed(request)
-        decision = decide(needed, self._memory(running, stored))
+        decision = decide(needed, self._memory(beside))
         if decision.verdict is not Verdict.REFUSE:
             return decision
         self._give_back()
-        return decide(needed, self._memory(running, stored))
+        return decide(needed, self._memory(beside))
 
-    def refusal(self, request: PreparedText, running: Sequence[Row], stored: int) -> InsufficientMemory:
+    def refusal(self, request: PreparedText, beside: Usage) -> InsufficientMemory:
         """What a request that was refused is told."""
-        memory = self._memory(running, stored)
+        memory = self._memory(beside)
         needed, most = self._needed(request), memory.free + memory.stored + memory.held
         return InsufficientMemory(
             f"insufficient memory: a prompt of {len(request.tokens)} tokens and its answer need {needed / GIB:.2f} GiB "
@@ -127,13 +142,13 @@ class Admission:
             "num_predict or num_ctx, or start the runner with --kv-cache-type=q8_0"
         )
 
-    def _memory(self, running: Sequence[Row], stored: int) -> Memory:
+    def _memory(self, beside: Usage) -> Memory:
         held = promised = 0
-        for row in running:
-            has = self._cache_nbytes(row.fed) if row.fed else 0
+        for tokens, planned in beside.rows:
+            has = self._state_nbytes(tokens) if tokens else 0
             held += has
-            promised += max(0, self._needed(row.request) - has)
-        return Memory(self._free_bytes(), self._working_bytes, stored, held, promised)
+            promised += max(0, self._state_nbytes(planned) - has)
+        return Memory(self._free_bytes(), self._working_bytes, beside.stored, held, promised)
 
     def _needed(self, request: PreparedText) -> int:
-        return self._cache_nbytes(planned_tokens(request))
+        return self._state_nbytes(planned_tokens(request))

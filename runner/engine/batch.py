@@ -1,15 +1,15 @@
-"""One step's forward pass: from rows to the logits of those that yield a token."""
+"""One step, as plain data: which rows run what, and what is drawn for them."""
 
 import time
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-import mlx.core as mx
-
-from models.llm.base import LanguageModel, Row
-from runner.engine.sampler import RowSampler, Sampled, sample_rows
+from models.executors.base import Executor, Row, Sampled, Step
+from models.sampling import Draw, Drawn, Sampling
 from runner.engine.scheduler import Chunk
 from runner.engine.sequence import Sequence, SequenceStatus
+
+_GREEDY = Sampling(temperature=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,130 +21,98 @@ class Run:
 
     @property
     def length(self) -> int:
-        """Tokens that are sampled."""
+        """Tokens that are drawn."""
         return 1 + len(self.drafts)
 
-    def accepted(self, sampled: Rows[int]) -> int:
-        """How many drafts are what was sampled in their place. Shapes: as many tokens as `length`."""
+    def accepted(self, drawn: Items[Drawn]) -> int:
+        """How many drafts are what was drawn in their place. Shapes: as many as `length`."""
         count = 0
-        while count < len(self.drafts) and self.drafts[count] == sampled[count]:
+        while count < len(self.drafts) and self.drafts[count] == drawn[count].token:
             count += 1
         return count
 
+    def planned(self) -> Row:
+        """What the executor is told of a row that decodes."""
+        row = self.row
+        return Row(row.slot, row.fed, () if row.unread else (row.tokens[-1], *self.drafts), self.length)
 
-def settle(row: Sequence, accepted: int) -> None:
-    """Keep that many of the drafted tokens that the row's cache holds, and forget the others."""
-    if row.unverified > accepted:
-        for layer in row.cache:
-            layer.trim(row.unverified - accepted)
-    row.fed += accepted
-    row.unverified = 0
+    def draws(self) -> list[Draw]:
+        """What is drawn, place behind place."""
+        return [self.row.draw(self.drafts[:place]) for place in range(self.length)]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The rows of one step: those that decode, and behind them at most one prefill chunk."""
 
-    decode: Rows[Run]
-    tokens: mx.array | None
-    """The decoding rows' newest tokens, perhaps not computed yet, each with its drafts behind it. Shape (T,)."""
+    decode: tuple[Run, ...]
     chunk: Chunk | None
 
     @property
-    def held(self) -> list[Sequence]:
+    def rows(self) -> list[Sequence]:
         """All rows of the step."""
         rows = [run.row for run in self.decode]
         return rows if self.chunk is None else [*rows, self.chunk.row]
 
-    def build(self, model: LanguageModel) -> "Step":
-        """Build the step. Little is computed yet, but for a long chunk on a CPU. Thread: the MLX thread."""
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The rows that yield tokens, in the order in which they are drawn."""
+        return self.decode if self.chunk is None or not self.chunk.is_last else (*self.decode, Run(self.chunk.row))
+
+    def begin(self, executor: Executor) -> "UnderWay":
+        """Have the executor begin the step. Thread: the executor's."""
         begun_ns = time.perf_counter_ns()
-        yields = list(self.decode)
-        rows = [Row(run.length, run.row.cache) for run in self.decode]
-        tokens = self.tokens
-        chunk = self.chunk
-        ends_prompt = False
-        if chunk is not None:
-            row, ends_prompt = chunk.row, chunk.is_last
-            prompt = mx.array(row.tokens[row.fed : row.fed + chunk.length], dtype=mx.int32)
-            tokens = prompt if tokens is None else mx.concatenate([tokens, prompt])
-            rows.append(Row(chunk.length, row.cache))
-            if ends_prompt:
-                yields.append(Run(row))
-        assert tokens is not None
-        hidden = model(tokens, rows)
+        # Where steps are under way, each has something to wait for: what is drawn behind an unfinished prompt is not
+        # looked at.
+        marks = executor.depth > 0
+        logits = executor.forward(self.step(marks=marks))
+        sampled = None if logits is None else executor.sample(logits, self.draws(marks=marks))
         for run in self.decode:
             run.row.fed += 1
-            run.row.unverified = len(run.drafts)
-        pending: list[mx.array] = []
-        marker: list[mx.array] = []
-        if chunk is not None:
+        for run in self.runs:
+            run.row.unread += 1
+        if (chunk := self.chunk) is not None:
             chunk.row.fed += chunk.length
-            pending = [array for layer in chunk.row.cache for array in layer.arrays()]
-            marker = _marker(pending)
-            pending += marker
-            if ends_prompt:
+            if chunk.is_last:
                 chunk.row.status = SequenceStatus.DECODE
-            hidden = _yielding(hidden, sum(run.length for run in self.decode), ends_prompt=ends_prompt)
-        samplers = [_sampler(run.row) for run in yields for _ in range(run.length)]
-        sampled = sample_rows(model.logits(hidden), samplers) if yields else None
-        if sampled is not None:
-            pending = [*sampled.arrays(), *pending]
-        return Step(yields, sampled, marker, chunk, pending, begun_ns)
+        return UnderWay(self, sampled, begun_ns)
+
+    def step(self, *, marks: bool = False) -> Step:
+        """What the executor runs; if it `marks`, something is drawn for a chunk that yields nothing too."""
+        rows = [run.planned() for run in self.decode]
+        if (chunk := self.chunk) is not None:
+            begin = chunk.row.fed
+            tokens = chunk.row.tokens[begin : begin + chunk.length]
+            rows.append(Row(chunk.row.slot, begin, tuple(tokens), int(chunk.is_last or marks)))
+        return Step(tuple(rows))
+
+    def draws(self, *, marks: bool = False) -> list[Draw]:
+        """What is drawn for the same step, place behind place."""
+        draws = [draw for run in self.runs for draw in run.draws()]
+        if marks and self.chunk is not None and not self.chunk.is_last:
+            draws.append(Draw(_GREEDY, 0.0, self.chunk.row.slot))
+        return draws
 
 
-@dataclass(slots=True)
-class Step:
-    """A step that was built, perhaps set off, and not read yet."""
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A step that was begun and not read yet."""
 
-    runs: list[Run]
-    """The rows that yield tokens, in the order of `sampled`."""
+    batch: Batch
     sampled: Sampled | None
-    marker: list[mx.array]
-    """What to wait for if nothing was sampled."""
-    chunk: Chunk | None
-    pending: list[mx.array]
+    """None: nothing was drawn, and all was computed at once."""
     begun_ns: int
-    is_set_off: bool = False
-    was_read: bool = False
-
-    @property
-    def held(self) -> list[Sequence]:
-        """All rows of the step."""
-        rows = [run.row for run in self.runs]
-        return rows if self.chunk is None else [*rows, self.chunk.row]
 
     @property
     def must_be_read_first(self) -> bool:
         """Whether the next step needs to know what this one says: how many drafts were right, what to draft upon."""
-        return any(run.drafts or run.row.drafts_next for run in self.runs)
+        return any(run.drafts or run.row.drafts_next for run in self.batch.runs)
 
-    def set_off(self) -> None:
-        """Have the step computed, unless that was done before. On a CPU this takes most of the step's time."""
-        if not self.is_set_off:
-            self.is_set_off = True
-            mx.async_eval(self.pending)
-            # A cache's array is kept by its cache only: the next step can then write to it in place.
-            self.pending = []
-
-
-def _yielding(hidden: mx.array, decoding: int, *, ends_prompt: bool) -> mx.array:
-    """The hidden states that logits are wanted of. Shapes: hidden (T, D), `decoding` of them first; returns (N, D)."""
-    if not ends_prompt:
-        return hidden[:decoding]
-    if not decoding:
-        return hidden[-1:]
-    return mx.concatenate([hidden[:decoding], hidden[-1:]])
-
-
-def _marker(arrays: list[mx.array]) -> list[mx.array]:
-    """A number that is known when the given arrays are.
-
-    A cache's array itself would not do: the next step overwrites the object, and waiting for it means waiting for that.
-    """
-    return [arrays[-1][(0,) * arrays[-1].ndim] + 0] if arrays else []
-
-
-def _sampler(row: Sequence) -> RowSampler:
-    assert row.sampler is not None
-    return row.sampler
+    def read(self) -> list[list[Drawn]]:
+        """Wait for the step: what was drawn for each of the batch's `runs`."""
+        drawn = [] if self.sampled is None else self.sampled.read()
+        parts, begin = [], 0
+        for run in self.batch.runs:
+            parts.append(drawn[begin : begin + run.length])
+            begin += run.length
+        return parts

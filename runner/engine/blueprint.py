@@ -3,25 +3,18 @@
 A blueprint is made from headers alone, so a parent that asks "would it fit?" is answered without touching a weight.
 """
 
-import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from models import backend
-from models.cache import CacheType
-from models.checkpoint import TensorInfo
-from models.quantization import WeightPolicy
+from runner.config import CacheType
 from runner.engine.loop import Progress
 from runner.engine.types import Engine
 from runner.errors import InsufficientMemory
 
 FLOAT32_BYTES = 4
 GIB = 2**30
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,29 +83,13 @@ class Blueprint(Protocol):
         ...
 
     def build(self, progress: Progress) -> Engine:
-        """Load the model. Thread: the MLX thread.
+        """Load the model. Thread: the executor's.
 
         Raises:
             ModelError: the checkpoint cannot be used.
             InsufficientMemory: there was less memory than the figures said.
         """
         ...
-
-
-def held_nbytes(info: TensorInfo, policy: WeightPolicy, device: backend.Device, *, widened: bool = False) -> int:
-    """The bytes of a tensor once loaded: the CPU computes in float32 but for weights that stay quantised.
-
-    Args:
-        info: the tensor.
-        policy: what becomes of quantised weights.
-        device: what computes with them.
-        widened: it is held in float32 on every device.
-    """
-    if info.quantized and policy == "keep":
-        return info.nbytes
-    if device.kind == "cpu" or policy == "float32" or widened:
-        return math.prod(info.shape) * FLOAT32_BYTES
-    return info.nbytes
 
 
 @contextmanager
@@ -128,9 +105,3 @@ def allocation_failures(remedy: str) -> Iterator[None]:
         if isinstance(error, MemoryError) or "allocate" in str(error):
             raise InsufficientMemory(f"insufficient memory while loading ({error}); {remedy}") from error
         raise
-
-
-def settle_threads(asked: int | None) -> None:
-    """Fix the BLAS's threads now that the model is there; `asked` is what a user said. Thread: the MLX thread."""
-    if blas := backend.prepare(threads=asked).blas:
-        logger.info("threads settled", extra={"fields": {"blas": blas.name, "threads": blas.settle()}})

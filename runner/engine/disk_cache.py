@@ -2,10 +2,11 @@
 
 Rows are cut into blocks of BLOCK_TOKENS. A block's file is named by a digest of all tokens up to its end, so that one
 look says whether it is there, whoever wrote it; a file never changes, and several processes may share the folder. It is
-a safetensors file of the tokens and each layer's arrays, with a checksum. `DIR/<model>/<block>.safetensors`.
+a safetensors file of the tokens and a segment's arrays, with a checksum: `DIR/<model>/<block>.safetensors`.
 
-Owns the folder, the format and the thread that writes, and refuses to know what the arrays mean. Arrays are read and
-copied in the MLX thread; the writer sees bytes only. Whatever goes wrong with a file costs the saving, never a request.
+Owns the folder, the format and the thread that writes, and refuses to know what the arrays mean. Segments are read and
+copied in the executor's thread; the writer sees bytes only. Whatever goes wrong with a file costs the saving, never a
+request.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import logging
 import os
 import re
 import secrets
+import struct
 import threading
 import time
 import zlib
@@ -23,18 +25,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-import mlx.core as mx
-import numpy as np
 import psutil
 
-from models import host
-from models.cache import Segment
 from models.errors import CheckpointError
-from models.sources.safetensors_file import SafetensorsFile, StoredTensor, open_safetensors
+from models.executors.base import HostArray, Segment
+from models.executors.segment_file import StoredArray, arrays, stored
+from models.sources.safetensors_file import SafetensorsFile, open_safetensors
 
-FORMAT = "ollama-mlx-runner prefix 1"
-"""To be counted up with every change of the files or of what the models write into their caches."""
+FORMAT = "ollama-mlx-runner prefix 2"
+"""To be counted up with every change of the files or of what the executors keep of a row."""
 BLOCK_TOKENS = 64
 MAX_PENDING_BYTES = 256 << 20
 """What may wait for the disk; beyond it blocks are left out."""
@@ -50,15 +51,11 @@ WRITE_BYTES = 1 << 20
 _TOKENS = "tokens"
 _NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 _PART = re.compile(r"\.[0-9a-f]{32}\.(\d+)\.[0-9a-f]{8}\.part")
-_DTYPES: Mapping[str, mx.Dtype] = {
-    "F32": mx.float32,
-    "F16": mx.float16,
-    "BF16": mx.bfloat16,
-    "U32": mx.uint32,
-    "I32": mx.int32,
-}
 
 logger = logging.getLogger(__name__)
+
+ReadSegment: TypeAlias = Callable[[Mapping[str, HostArray]], Segment]
+"""Makes a segment of a file's arrays by name. Raises ValueError where they are not those of the model's segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,7 @@ class Block:
 
 def blocks(tokens: Sequence[int]) -> Iterator[Block]:
     """The whole blocks of a row, from its beginning."""
-    raw = np.asarray(tokens, dtype="<i4").tobytes()
+    raw = struct.pack(f"<{len(tokens)}i", *tokens)
     digest = b""
     for begin in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
         own = raw[4 * begin : 4 * (begin + BLOCK_TOKENS)]
@@ -95,21 +92,11 @@ class _ForeignError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """One array of a file."""
-
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class _Job:
     """What the writer does next: write a file if there are arrays, then note that these files were of use."""
 
     name: str
-    arrays: tuple[_Stored, ...]
+    arrays: tuple[StoredArray, ...]
     used: tuple[str, ...]
 
     @property
@@ -118,7 +105,7 @@ class _Job:
 
 
 class DiskCache:
-    """Blocks of keys and values in a folder. Thread: the MLX thread, but for the writer's own."""
+    """Blocks of rows' state in a folder. Thread: the executor's, but for the writer's own."""
 
     def __init__(self, folder: Path, model: str, *, limit_bytes: int) -> None:
         """Open the folder, and clear what dead writers left.
@@ -151,8 +138,8 @@ class DiskCache:
         self._writer = threading.Thread(target=self._write_all, name="prefix writer", daemon=True)
         self._writer.start()
 
-    def read(self, tokens: Sequence[int], begin: int) -> Iterator[tuple[int, tuple[Segment, ...]]]:
-        """The blocks that follow each other from the token `begin` on: each one's end, and a segment a layer.
+    def read(self, tokens: Sequence[int], begin: int, read_segment: ReadSegment) -> Iterator[tuple[int, Segment]]:
+        """The blocks that follow each other from the token `begin` on: each one's end, and its segment.
 
         The first may begin before `begin`. Ends at the first block that is not there or not sound.
         """
@@ -162,21 +149,21 @@ class DiskCache:
         try:
             for block in blocks(tokens):
                 if block.end > begin:
-                    layers = self._load(block)
-                    if layers is None:
+                    segment = self._load(block, read_segment)
+                    if segment is None:
                         return
-                    yield block.end, layers
+                    yield block.end, segment
                 used.append(block.name)
         finally:
             if used:
                 self._put(_Job("", (), tuple(used)))
 
-    def write(self, tokens: Sequence[int], copy: Callable[[int, int], Sequence[Segment] | None]) -> None:
+    def write(self, tokens: Sequence[int], copy: Callable[[int, int], Segment | None]) -> None:
         """Have a row's whole blocks written as far as they are not there.
 
         Args:
             tokens: The row's.
-            copy: Gives the layers of the tokens [begin, end); None if the row does not hold them any more.
+            copy: Gives the segment of the tokens [begin, end); None if the row does not hold them any more.
         """
         chain: list[str] = []
         for block in blocks(tokens):
@@ -185,11 +172,11 @@ class DiskCache:
                 continue
             if self._pending_bytes >= MAX_PENDING_BYTES:
                 return
-            layers = copy(block.begin, block.end)
-            if layers is None:
+            segment = copy(block.begin, block.end)
+            if segment is None:
                 return
             # A block is of use only with those before it, so it is not to outlive them.
-            self._put(_Job(block.name, _copied(block.tokens, layers), tuple(chain)))
+            self._put(_Job(block.name, _copied(block.tokens, segment), tuple(chain)))
 
     def close(self) -> None:
         """Write what waits, for DRAIN_S at most; leave no file in the making. Idempotent."""
@@ -202,10 +189,10 @@ class DiskCache:
         if lost := len(self._jobs):
             logger.info("prefix cache not written in full", extra={"fields": {"blocks": lost}})
 
-    def _load(self, block: Block) -> tuple[Segment, ...] | None:
+    def _load(self, block: Block, read_segment: ReadSegment) -> Segment | None:
         path = self._folder / block.name
         try:
-            return _decoded(open_safetensors(path, str(path)), block.tokens)
+            return _decoded(open_safetensors(path, str(path)), block.tokens, read_segment)
         except CheckpointError as error:
             match error.__cause__:
                 case FileNotFoundError():
@@ -326,24 +313,16 @@ def _is_stale(writer: int, written_ns: int) -> bool:
     return not psutil.pid_exists(writer) or time.time_ns() - written_ns > STALE_S * 1e9
 
 
-def _copied(tokens: bytes, layers: Sequence[Segment]) -> tuple[_Stored, ...]:
+def _copied(tokens: bytes, segment: Segment) -> tuple[StoredArray, ...]:
     """A block's arrays as bytes. Waits for them."""
-    host.wait([array for layer in layers for array in layer.arrays])
-    names = {dtype: name for name, dtype in _DTYPES.items()}
-    stored = [_Stored(_TOKENS, "I32", (BLOCK_TOKENS,), tokens)]
-    for number, layer in enumerate(layers):
-        stored += [
-            _Stored(f"{number}.{index}", names[array.dtype], tuple(array.shape), host.to_bytes(array))
-            for index, array in enumerate(layer.arrays)
-        ]
-    return tuple(stored)
+    return (StoredArray(_TOKENS, "I32", (BLOCK_TOKENS,), tokens), *stored(segment))
 
 
-def _header(arrays: Sequence[_Stored]) -> bytes:
+def _header(written: Sequence[StoredArray]) -> bytes:
     """What a safetensors file begins with. Source: safetensors 0.5, README, "Format"."""
     entries: dict[str, object] = {}
     end, checksum = 0, 0
-    for array in arrays:
+    for array in written:
         begin, end = end, end + len(array.data)
         entries[array.key] = {"dtype": array.dtype, "shape": array.shape, "data_offsets": (begin, end)}
         checksum = zlib.crc32(array.data, checksum)
@@ -352,8 +331,8 @@ def _header(arrays: Sequence[_Stored]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _decoded(file: SafetensorsFile, tokens: bytes) -> tuple[Segment, ...]:
-    """A file's segments, one a layer.
+def _decoded(file: SafetensorsFile, tokens: bytes, read_segment: ReadSegment) -> Segment:
+    """A file's segment.
 
     Raises:
         CheckpointError: it is damaged.
@@ -361,9 +340,10 @@ def _decoded(file: SafetensorsFile, tokens: bytes) -> tuple[Segment, ...]:
     """
     if file.metadata.get("format") != FORMAT:
         raise _ForeignError(f"its format is {file.metadata.get('format')!r}, not {FORMAT!r}")
+    begin = min((entry.begin for entry in file.tensors.values()), default=0)
     try:
         with file.path.open("rb") as opened:
-            opened.seek(min((entry.begin for entry in file.tensors.values()), default=0))
+            opened.seek(begin)
             data = memoryview(opened.read())
     except OSError as error:
         raise CheckpointError(f"cannot be read: {error.strerror}", file=file.label) from error
@@ -372,14 +352,10 @@ def _decoded(file: SafetensorsFile, tokens: bytes) -> tuple[Segment, ...]:
     first, *entries = sorted(file.tensors.values(), key=lambda entry: entry.begin)
     if first.key != _TOKENS or data[: first.nbytes] != tokens:
         raise _ForeignError("it is for other tokens")
-    layers: dict[str, list[mx.array]] = {}
-    for entry in entries:
-        begin = entry.begin - first.begin
-        array = _array(entry, data[begin : begin + entry.nbytes])
-        layers.setdefault(entry.key.partition(".")[0], []).append(array)
-    return tuple(Segment(tuple(arrays)) for arrays in layers.values())
-
-
-def _array(entry: StoredTensor, data: memoryview) -> mx.array:
-    raw = mx.array(np.frombuffer(data, dtype=np.uint8))
-    return raw.view(_DTYPES[entry.dtype]).reshape(entry.shape)
+    try:
+        segment = read_segment(arrays(entries, data, begin))
+    except ValueError as error:
+        raise _ForeignError(str(error)) from error
+    if segment.length != BLOCK_TOKENS:
+        raise _ForeignError(f"it holds {segment.length} tokens, not {BLOCK_TOKENS}")
+    return segment

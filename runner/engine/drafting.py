@@ -15,7 +15,7 @@ takes 1.8 times as long for five tokens as for one."""
 
 
 class Drafter(Protocol):
-    """Guesses how a row goes on. One object serves one row. Thread: the MLX thread."""
+    """Guesses how a row goes on. One object serves one row. Thread: the executor's thread."""
 
     def propose(self, tokens: Sequence[int], limit: int) -> list[int]:
         """At most `limit` tokens that may follow; empty if there is nothing to go by.

@@ -75,7 +75,7 @@ class _Run:
 
 
 class ImageEngine:
-    """An Engine for pictures. Thread: the MLX thread, except where a method says otherwise."""
+    """An Engine for pictures. Thread: the executor's, except where a method says otherwise."""
 
     def __init__(
         self,

@@ -6,11 +6,10 @@ Owns the choice between the engines, by what the checkpoint is, and the refusal 
 
 import logging
 
-from models.checkpoint import open_checkpoint
-from models.image import is_pipeline
+from models.checkpoint import Checkpoint, open_checkpoint
+from models.image import blas, is_pipeline
 from runner.config import RunnerConfig
 from runner.engine.blueprint import Blueprint, DeviceMemory, LoadOptions, MemoryPlan
-from runner.engine.load_image import plan_image
 from runner.engine.load_text import plan_text
 from runner.engine.loop import BuildEngine
 from runner.errors import InsufficientMemory
@@ -21,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelLoader:
-    """Plans and builds engines for this process. Thread: any; what `builder` returns runs in the MLX thread."""
+    """Plans and builds engines for this process. Thread: any; what `builder` returns runs in the executor's thread."""
 
     def __init__(self, config: RunnerConfig) -> None:
         self._config = config
@@ -55,5 +54,15 @@ class ModelLoader:
     def _blueprint(self, reference: str, options: LoadOptions) -> Blueprint:
         checkpoint = open_checkpoint(reference, self._config.store, verify_digests=self._config.verify_digests)
         if is_pipeline(checkpoint.config):
-            return plan_image(checkpoint, self._config)
+            return self._pipeline(checkpoint)
         return plan_text(checkpoint, self._config, options)
+
+    def _pipeline(self, checkpoint: Checkpoint) -> Blueprint:
+        """Put a fast BLAS under MLX, and plan. MLX is not imported before."""
+        report = blas.prepare(threads=self._config.threads)
+        logger.info("BLAS prepared", extra={"fields": {"BLAS": report.summary}})
+        if report.warning:
+            logger.warning(report.warning)
+        from runner.engine.load_image import plan_image  # noqa: PLC0415 - imports MLX
+
+        return plan_image(checkpoint, self._config)

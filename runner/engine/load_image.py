@@ -8,34 +8,40 @@ figure for the default size, or whatever is left if that is less, for a smaller 
 is measured by its own figure (`image_memory`).
 """
 
+import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models import backend
+import mlx.core as mx
+
 from models.checkpoint import Checkpoint, TensorInfo
-from models.image import find_family, load_image_pipeline
+from models.device import Device, device
+from models.image import blas, find_family, load_image_pipeline
 from models.image.autoencoder_config import read_autoencoder_config
 from models.image.autoencoder_memory import peak_bytes
 from models.image.base import Abilities, LoadChoices, Lora
 from models.image.loading import FLOAT32_COMPONENTS, component_config
 from models.image.lora import check_loras
 from models.image.tiling import Tiling
+from models.image.weights import is_unused
+from models.mlx_memory import configure, give_back
 from models.quantization import WeightPolicy
-from models.weights import is_unused
 from runner.config import RunnerConfig
 from runner.engine.blueprint import (
     FLOAT32_BYTES,
     DeviceMemory,
     MemoryPlan,
     allocation_failures,
-    held_nbytes,
-    settle_threads,
 )
 from runner.engine.image import ImageEngine
 from runner.engine.image_memory import ImageMemory
 from runner.engine.loop import Progress
-from runner.engine.memory_limits import available_bytes, free_bytes, in_words
+from runner.engine.memory_limits import available_bytes, in_words
 from runner.engine.types import Engine
+from runner.errors import LoadError
+
+logger = logging.getLogger(__name__)
 
 TEXT_ENCODER = "text_encoder"
 LEAST_SIDE = 256
@@ -82,11 +88,11 @@ class ImageBlueprint:
 
     def build(self, progress: Progress) -> Engine:
         """See `Blueprint.build`."""
-        backend.configure()
+        configure()
         with allocation_failures(self._remedy()):
             pipeline = load_image_pipeline(self.checkpoint, replace(self.choices, progress=progress))
-        settle_threads(self.config.threads)
-        memory = ImageMemory(free_bytes, enforced=self.config.check_memory, give_back=backend.give_back)
+        _settle_threads(self.config.threads)
+        memory = ImageMemory(_free_bytes, enforced=self.config.check_memory, give_back=give_back)
         return ImageEngine(pipeline, name=_told_name(self.checkpoint.reference), memory=memory)
 
     def _remedy(self) -> str:
@@ -119,7 +125,7 @@ class _Planner:
         }
         self._loras = tuple(Lora(lora.path, lora.scale) for lora in config.loras)
         check_loras(checkpoint, family.components, self._loras)
-        self._device = backend.device()
+        self._device = device()
         self._available = available_bytes(self._device)
 
     def blueprint(self) -> ImageBlueprint:
@@ -131,7 +137,12 @@ class _Planner:
         return next((plan for plan in plans if plan.memory.device.graph >= wanted and plan.memory.fits), plans[-1])
 
     def _policies(self) -> tuple[WeightPolicy, ...]:
-        if self._config.weights != "auto":
+        if self._config.weights in ("int8", "int4"):
+            raise LoadError(
+                f"--weights={self._config.weights} is for text models; leave it out, or make a quantised pipeline with "
+                "`ollama-mlx-runner create --quantize`"
+            )
+        if self._config.weights in {"keep", "float32"}:
             return (self._config.weights,)
         return ("float32", "keep") if self._device.kind == "cpu" else ("keep",)
 
@@ -183,3 +194,30 @@ def _told_name(reference: str) -> str:
     """What a picture says it was made by: a model's name, or its folder's. Where that lies is nobody's business."""
     folder = Path(reference)
     return folder.resolve().name if folder.is_dir() else reference
+
+
+def held_nbytes(info: TensorInfo, policy: WeightPolicy, here: Device, *, widened: bool = False) -> int:
+    """The bytes of a tensor once loaded: the CPU computes in float32 but for weights that stay quantised.
+
+    Args:
+        info: the tensor.
+        policy: what becomes of quantised weights.
+        here: what computes with them.
+        widened: it is held in float32 on every device.
+    """
+    if info.quantized and policy == "keep":
+        return info.nbytes
+    if here.kind == "cpu" or policy == "float32" or widened:
+        return math.prod(info.shape) * FLOAT32_BYTES
+    return info.nbytes
+
+
+def _free_bytes() -> int:
+    """What the process may still take, with what MLX keeps for it. Thread: any."""
+    return available_bytes(device()) + mx.get_cache_memory()
+
+
+def _settle_threads(asked: int | None) -> None:
+    """Fix the BLAS's threads now that the model is there; `asked` is what a user said. Thread: the executor's."""
+    if library := blas.prepare(threads=asked).blas:
+        logger.info("threads settled", extra={"fields": {"blas": library.name, "threads": library.settle()}})

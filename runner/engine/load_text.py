@@ -2,26 +2,26 @@
 
 Owns the memory prediction and the choice of how weights and cache are held; knows no tensor and no wire.
 
-The prediction has three parts. *Weights*: every tensor at the width it will be held in. *Cache*: the whole context of
-all rows if somebody asked for a context; otherwise PLANNED_TOKENS in all, for caches grow on demand and a model that
-allows 131,072 tokens hardly ever gets them. *Graph*: the arrays of one step, or the largest tensor while it is
-converted. Without an asked context a row may hold as much as the model allows and as fits into what is left.
+The prediction has three parts. *Weights*: what the executor's footprint says, from declarations and headers. *Cache*:
+the whole context of all rows if somebody asked for a context; otherwise PLANNED_TOKENS in all, for state grows on
+demand and a model that allows 131,072 tokens hardly ever gets them. *Graph*: the arrays of one step, or what loading
+holds besides. Without an asked context a row may hold as much as the model allows and as fits into what is left.
 """
 
+import gc
 import logging
-import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from models import backend
-from models.cache import CacheType
-from models.checkpoint import JSON, Checkpoint
+from models.arch import Model, build_model
+from models.checkpoint import Checkpoint
+from models.device import device
+from models.executors.base import Executor
 from models.fingerprint import fingerprint
-from models.llm import find_architecture, load_language_model
-from models.llm.base import LanguageConfig, LanguageModel
-from models.quantization import WeightPolicy
+from models.ops import weights_in
 from models.tokenizer import load_tokenizer
-from runner.config import RunnerConfig
+from models.weights.matching import matched
+from runner.config import CacheType, RunnerConfig
 from runner.engine.admission import Admission
 from runner.engine.blueprint import (
     FLOAT32_BYTES,
@@ -30,40 +30,36 @@ from runner.engine.blueprint import (
     LoadOptions,
     MemoryPlan,
     allocation_failures,
-    held_nbytes,
-    settle_threads,
 )
 from runner.engine.disk_cache import FORMAT, DiskCache
+from runner.engine.executors import MLXChoice, OnnxChoice, Shape, choices
 from runner.engine.loop import Progress
-from runner.engine.memory_limits import available_bytes, free_bytes
+from runner.engine.memory_limits import available_bytes
 from runner.engine.prefix_cache import PrefixCache
 from runner.engine.text import TextEngine
 from runner.engine.types import Engine
 from runner.errors import LoadError
 
 PLANNED_TOKENS = 8192
-PREFILL_CHUNK = {"cpu": 64, "metal": 512, "cuda": 512}
-"""On a CPU more hardly makes a prompt faster, and less lets others speak sooner (measured: 5 to 8 % below 256)."""
+PREFILL_CHUNK = {"onnx": 64, "mlx": 512}
+"""On a CPU more hardly makes a prompt faster, and less lets others speak sooner."""
 PREFIX_CACHE_SHARE = 4
 LEAST_CONTEXT = 2048
 CONTEXT_STEP = 256
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-EMBEDDING = re.compile(r"(?:^|\.)embed_tokens\.")
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class TextBlueprint:
-    """A text model's plan with the choices it rests on (see `memory_plan.Blueprint`)."""
+    """A text model's plan with the choices it rests on (see `blueprint.Blueprint`)."""
 
     config: RunnerConfig
     checkpoint: Checkpoint
-    policy: WeightPolicy
-    context: int
-    parallel: int
+    model: Model
+    choice: OnnxChoice | MLXChoice
+    shape: Shape
     chunk: int
-    cache_type: CacheType
     memory: MemoryPlan
 
     def fields(self) -> dict[str, object]:
@@ -72,14 +68,15 @@ class TextBlueprint:
         return {
             "model": self.checkpoint.reference,
             "device": memory.device.name,
-            "weights_held": "float32" if self.policy == "float32" else "as stored",
+            "executor": self.choice.name,
+            "weights_held": "as stored" if self.choice.weights == "keep" else self.choice.weights,
             "weights_mib": memory.weights >> 20,
-            "cache_type": self.cache_type,
+            "cache_type": self.choice.cache_type,
             "cache_mib": sum(memory.device.cache) >> 20,
             "graph_mib": memory.device.graph >> 20,
             "available_mib": memory.available >> 20,
-            "context": self.context,
-            "parallel": self.parallel,
+            "context": self.shape.context,
+            "parallel": self.shape.rows,
         }
 
     def refusal(self) -> str:
@@ -94,41 +91,44 @@ class TextBlueprint:
 
     def build(self, progress: Progress) -> Engine:
         """See `Blueprint.build`."""
-        backend.configure()
+        # First, so that what reading a vocabulary leaves behind is room for weights.
+        tokenizer = load_tokenizer(self.checkpoint)
         with allocation_failures(self._remedy()):
-            model = load_language_model(
-                self.checkpoint, policy=self.policy, cache_type=self.cache_type, progress=progress
-            )
-        settle_threads(self.config.threads)
+            executor = self.choice.load(self.checkpoint, self.model, self.shape, progress)
+        gc.collect()
+        executor.give_back()
+        logger.debug("weights loaded", extra={"fields": {"form": self.choice.form, "prefill_chunk": self.chunk}})
         return TextEngine(
-            model,
-            load_tokenizer(self.checkpoint),
-            context_length=self.context,
-            parallel=self.parallel,
+            executor,
+            tokenizer,
+            context_length=self.shape.context,
+            parallel=self.shape.rows,
             prefill_chunk=self.chunk,
-            prefix_cache=self._prefix_cache(type(model).__name__),
-            admission=self._admission(model) if self.config.check_memory else None,
+            prefix_cache=self._prefix_cache(executor),
+            admission=self._admission(executor) if self.config.check_memory else None,
             draft=self.config.draft,
         )
 
-    def _admission(self, model: LanguageModel) -> Admission:
-        working = self.memory.device.graph
-        return Admission(model.cache_nbytes, free_bytes, working_bytes=working, give_back=backend.give_back)
+    def _admission(self, executor: Executor) -> Admission:
+        return Admission(
+            executor.state_nbytes,
+            lambda: available_bytes(device()),
+            working_bytes=self.memory.device.graph,
+            give_back=executor.give_back,
+        )
 
-    def _prefix_cache(self, form: str) -> PrefixCache | None:
+    def _prefix_cache(self, executor: Executor) -> PrefixCache | None:
         limit = self.config.cache_bytes
         if limit is None:
             limit = max(0, self.memory.available - self.memory.total) // PREFIX_CACHE_SHARE
         logger.info("prefix cache", extra={"fields": {"limit_mib": limit >> 20}})
-        if not limit:
-            return None
-        return PrefixCache(limit, self._disk_cache(form))
+        return PrefixCache(executor, limit, self._disk_cache()) if limit else None
 
-    def _disk_cache(self, form: str) -> DiskCache | None:
+    def _disk_cache(self) -> DiskCache | None:
         """The files of this model in this form; None if nobody asked for them, or they cannot be kept."""
         if self.config.cache_dir is None:
             return None
-        model = fingerprint(self.checkpoint, FORMAT, form, self.policy, self.cache_type, self.memory.device.backend)
+        model = fingerprint(self.checkpoint, FORMAT, self.choice.form, str(self.shape.drafts))
         try:
             disk = DiskCache(self.config.cache_dir, model[:32], limit_bytes=self.config.cache_dir_bytes)
         except OSError as error:
@@ -139,110 +139,81 @@ class TextBlueprint:
         return disk
 
     def _remedy(self) -> str:
-        keep = "--weights=keep, " if self.policy == "float32" else ""
-        cache = "--kv-cache-type=q8_0, " if self.cache_type == "f16" else ""
+        keep = "--weights=keep, " if self.choice.weights == "float32" else ""
+        cache = "--kv-cache-type=q8_0, " if self.choice.cache_type == "f16" else ""
         return f"choose a smaller or quantised model, {keep}{cache}a smaller --context or --parallel"
 
 
 def plan_text(checkpoint: Checkpoint, config: RunnerConfig, options: LoadOptions) -> TextBlueprint:
-    """Plan a text model's load.
+    """Plan a text model's load: the first way of holding its weights that fits, or the last.
 
     Raises:
         ModelError: this package cannot run it.
-        LoadError: it was asked to be loaded as only pipelines can be.
+        LoadError: it was asked to be loaded as only pipelines can be, or flags contradict each other.
     """
     if config.loras:
         raise LoadError(f"{checkpoint.reference} is a text model, and --lora is for image pipelines; leave it out")
-    cache_type = options.cache_type or config.kv_cache_type
-    architecture = find_architecture(checkpoint.config)
-    planner = _Planner(config, checkpoint, architecture.config(checkpoint.config), cache_type)
-    asked = min((n for n in (options.context_per_row, config.context) if n is not None), default=None)
-    return planner.blueprint(asked, options.parallel, options.batch_tokens)
+    planner = _Planner(config, checkpoint, options)
+    plans = (planner.blueprint(choice) for choice in planner.choices)
+    last: TextBlueprint | None = None
+    for last in plans:
+        if last.memory.fits:
+            break
+    assert last is not None
+    return last
 
 
 class _Planner:
     """The figures of one checkpoint on this device."""
 
-    def __init__(
-        self, process: RunnerConfig, checkpoint: Checkpoint, config: LanguageConfig, cache_type: CacheType
-    ) -> None:
+    def __init__(self, process: RunnerConfig, checkpoint: Checkpoint, options: LoadOptions) -> None:
         self._process = process
         self._checkpoint = checkpoint
-        self._plain = config
-        self._config = config.with_cache(cache_type)
-        self._cache_type = cache_type
-        self._infos = tuple(checkpoint.infos())
-        self._device = backend.device()
+        self._options = options
+        self._model = build_model(checkpoint.config)
+        self._found = matched(weights_in(self._model.weights), checkpoint.infos(), checkpoint.reference)
+        self._device = device()
         self._available = available_bytes(self._device)
+        cache_type: CacheType = options.cache_type or process.kv_cache_type
+        self.choices = choices(process, cache_type, self._device)
 
-    def blueprint(self, asked: int | None, parallel: int, batch_tokens: int | None) -> TextBlueprint:
-        """The plan under the policy that the process was told; `auto` is decided here."""
-        policy = self._process.weights
-        chunk = self._process.prefill_chunk or PREFILL_CHUNK[self._device.kind]
-        chunk = min(chunk, batch_tokens or chunk)
-        if policy != "auto":
-            return self._under(policy, asked, parallel, chunk)
-        if self._device.kind != "cpu":
-            return self._under("keep", asked, parallel, chunk)
-        widened = self._under("float32", asked, parallel, chunk)
-        return widened if widened.memory.fits else self._under("keep", asked, parallel, chunk)
-
-    def _under(self, policy: WeightPolicy, asked: int | None, parallel: int, chunk: int) -> TextBlueprint:
-        layers = [0] * (self._config.num_layers + 1)
-        embedding = 0
-        for info in self._infos:
-            size = held_nbytes(info, policy, self._device)
-            if EMBEDDING.search(info.name):
-                embedding += size
-            else:
-                found = LAYER.search(info.name)
-                layers[min(int(found[1]), len(layers) - 1) if found else -1] += size
-        graph = self._graph_nbytes(policy, parallel, chunk)
-        context = self._context(asked, self._available - embedding - sum(layers) - graph)
+    def blueprint(self, choice: OnnxChoice | MLXChoice) -> TextBlueprint:
+        """The plan of one way of holding the weights."""
+        footprint = choice.footprint(self._model, self._found)
+        parallel, asked = self._options.parallel, self._asked
+        chunk = self._process.prefill_chunk or PREFILL_CHUNK[choice.name]
+        chunk = min(chunk, self._options.batch_tokens or chunk)
+        graph = max(self._step_nbytes(chunk, parallel), footprint.transient) + footprint.library
+        context = self._context(asked, footprint.state, self._available - footprint.weights - graph)
         tokens = context if asked is not None else max(1, min(context, PLANNED_TOKENS) // parallel)
-        cache = tuple(parallel * nbytes for nbytes in self._cache_nbytes(tokens))
-        device = DeviceMemory("0", self._device.kind, self._device.name, tuple(layers), cache, graph)
-        memory = MemoryPlan(input_weights=embedding, device=device, available=self._available)
-        return TextBlueprint(
-            self._process, self._checkpoint, policy, context, parallel, chunk, self._cache_type, memory
-        )
+        cache = tuple(parallel * nbytes for nbytes in footprint.state(tokens))
+        weights = (*footprint.layers, footprint.output)
+        held = DeviceMemory("0", self._device.kind, self._device.name, weights, cache, graph)
+        memory = MemoryPlan(input_weights=footprint.embedding, device=held, available=self._available)
+        shape = Shape(parallel, context, max(chunk, 1 + self._process.draft), self._process.draft > 0)
+        return TextBlueprint(self._process, self._checkpoint, self._model, choice, shape, chunk, memory)
 
-    def _context(self, asked: int | None, room: int) -> int:
+    @property
+    def _asked(self) -> int | None:
+        return min((n for n in (self._options.context_per_row, self._process.context) if n is not None), default=None)
+
+    def _context(self, asked: int | None, state: Callable[[int], tuple[int, ...]], room: int) -> int:
         """Tokens one row may hold: what was asked or, bounded by the room, the model's limit."""
-        limit = self._config.context_length
+        limit = self._model.context_length
         if asked is not None:
             return min(asked, limit)
-        per_token = max(1, sum(self._cache_nbytes(CONTEXT_STEP)) // CONTEXT_STEP)
+        per_token = max(1, sum(state(CONTEXT_STEP)) // CONTEXT_STEP)
         fitting = room // per_token // CONTEXT_STEP * CONTEXT_STEP
         return min(limit, max(fitting, LEAST_CONTEXT))
 
-    def _cache_nbytes(self, tokens: int) -> list[int]:
-        """One row's cache, a number a layer; the CPU computes in float32, a GPU in half precision."""
-        return self._config.cache_nbytes_per_layer(tokens, itemsize=self._itemsize)
-
-    @property
-    def _itemsize(self) -> int:
-        return FLOAT32_BYTES if self._device.kind == "cpu" else 2
-
-    def _graph_nbytes(self, policy: WeightPolicy, parallel: int, chunk: int) -> int:
-        """The arrays of one step of a full batch in prefill, or the largest tensor while it is converted.
+    def _step_nbytes(self, chunk: int, parallel: int) -> int:
+        """The arrays of one step of a full batch in prefill.
 
         The factors are counts of the arrays alive together: hidden states, the MLP's three, the scores and their
-        softmax for PLANNED_TOKENS keys, the logits with their sorted and normalised copies.
+        softmax for PLANNED_TOKENS keys, the logits with what sampling makes of them.
         """
-        config = self._checkpoint.config
-        hidden = _integer(config, "hidden_size", 4096)
-        step = chunk * (8 * hidden + 3 * _integer(config, "intermediate_size", 4 * hidden))
-        keys = min(self._config.context_length, PLANNED_TOKENS)
-        step += 2 * chunk * keys * _integer(config, "num_attention_heads", 32)
-        step += 4 * parallel * (1 + self._process.draft) * self._config.vocab_size
-        if self._cache_type != "f16":
-            # Each layer's in turn is dequantised for its attention.
-            step += max(self._plain.cache_nbytes_per_layer(keys, itemsize=self._itemsize)) // FLOAT32_BYTES
-        largest = max((info.nbytes + held_nbytes(info, policy, self._device) for info in self._infos), default=0)
-        return max(FLOAT32_BYTES * step, largest)
-
-
-def _integer(config: Mapping[str, JSON], key: str, default: int) -> int:
-    value = config.get(key)
-    return value if isinstance(value, int) else default
+        config = self._model.config
+        step = chunk * (8 * config.hidden_size + 3 * config.intermediate_size)
+        step += 2 * chunk * min(self._model.context_length, PLANNED_TOKENS) * config.num_heads
+        step += 4 * parallel * (1 + self._process.draft) * config.vocab_size
+        return FLOAT32_BYTES * step

@@ -1,9 +1,9 @@
 """EngineLoop: the event loop's side of the one crossing between two threads.
 
 Owns the requests in flight and their output queues; refuses to know what an array, a socket or a dialect is. Only
-`run(added, cancelled, emit)` runs in the MLX thread, a tick for each step; a tick emits its outputs before it sets off
-the next step, so that they are encoded and sent while the device works. It comes back when there is something new to
-take along: to come back after every step cost 1 % of a small model's.
+`run(added, cancelled, emit)` runs in the executor's thread, a tick for each step; a tick emits its outputs before the
+next step is begun, so that they are encoded and sent while the device works. It comes back when there is something new
+to take along: to come back after every step cost 1 % of a small model's.
 
 A request that was admitted ends with exactly one output that is its last, unless its reader leaves first. A reader that
 lags more than `MAX_PENDING` outputs behind is failed: to pause its row instead would let a reader that never reads hold
@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from runner.engine.mlx_thread import MLXThread
+from runner.engine.executor_thread import ExecutorThread
 from runner.engine.types import (
     Engine,
     EngineState,
@@ -36,10 +36,10 @@ logger = logging.getLogger("runner.engine")
 
 Progress: TypeAlias = Callable[[float], None]
 BuildEngine: TypeAlias = Callable[[Progress], Engine]
-"""Builds the engine in the MLX thread; calls its argument with 0 to 1, which may raise to abandon the load."""
+"""Builds the engine in the executor's thread; calls its argument with 0 to 1, which may raise to abandon the load."""
 
 Emit: TypeAlias = Callable[[list[Output], EngineStatus], None]
-"""Hands a tick's outputs to the event loop. Thread: the MLX thread."""
+"""Hands a tick's outputs to the event loop. Thread: the executor's."""
 
 MAX_PENDING = 1024
 UNLOAD_BOUND_S = 1.0
@@ -54,13 +54,13 @@ class LoadAbandoned(NotReady):
 
 @dataclass(slots=True)
 class _Load:
-    """A load under way. The event loop's thread sets `abandoned`, the MLX thread sets `progress`."""
+    """A load under way. The event loop's thread sets `abandoned`, the executor's thread sets `progress`."""
 
     progress: float = 0.0
     abandoned: bool = False
 
     def report(self, progress: float) -> None:
-        """Thread: the MLX thread. Raises LoadAbandoned."""
+        """Thread: the executor's. Raises LoadAbandoned."""
         if self.abandoned:
             raise LoadAbandoned
         self.progress = progress
@@ -108,7 +108,7 @@ class _Reader:
 class EngineLoop:
     """Drives one engine. All methods belong to the event loop's thread."""
 
-    def __init__(self, thread: MLXThread) -> None:
+    def __init__(self, thread: ExecutorThread) -> None:
         self._thread = thread
         self._status = EngineStatus()
         self._engine: Engine | None = None
@@ -139,7 +139,7 @@ class EngineLoop:
         return self._status.error or "the engine failed"
 
     async def load(self, build: BuildEngine) -> None:
-        """Build the engine in the MLX thread and start serving.
+        """Build the engine in the executor's thread and start serving.
 
         A caller that is cancelled abandons the load: it stops at its next report of progress.
 
@@ -213,7 +213,7 @@ class EngineLoop:
     async def close(self, grace_s: float) -> None:
         """Stop admitting, give running requests `grace_s`, cancel the rest, unload. Idempotent.
 
-        Returns after `grace_s + UNLOAD_BOUND_S` at the latest, even if the MLX thread is stuck in a step.
+        Returns after `grace_s + UNLOAD_BOUND_S` at the latest, even if the executor's thread is stuck in a step.
         """
         self._closing = True
         if self._load is not None:
@@ -279,7 +279,7 @@ class EngineLoop:
             await self._thread.call(run, engine, added, cancelled, emit, self._has_news)
 
     def _has_news(self) -> bool:
-        """Whether the MLX thread had better come back for what it does not know yet. Thread: any."""
+        """Whether the executor's thread had better come back for what it does not know yet. Thread: any."""
         return bool(self._added or self._cancelled)
 
     def _receive(self, engine: Engine, outputs: list[Output], status: EngineStatus) -> None:
@@ -353,14 +353,14 @@ def run(
     emit: Emit,
     has_news: Callable[[], bool],
 ) -> None:
-    """One step of the engine after the other, until it is idle or there is news for it. Thread: the MLX thread."""
+    """One step of the engine after the other, until it is idle or there is news for it. Thread: the executor's."""
     tick(engine, added, cancelled, emit)
     while not engine.idle and not has_news():
         tick(engine, {}, [], emit)
 
 
 def tick(engine: Engine, added: dict[RequestId, object], cancelled: list[RequestId], emit: Emit) -> None:
-    """One step of the engine. Thread: the MLX thread."""
+    """One step of the engine. Thread: the executor's."""
     try:
         for request_id, prepared in added.items():
             engine.add(request_id, prepared)

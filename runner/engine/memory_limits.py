@@ -5,9 +5,7 @@ A container's limit is invisible to the machine's own figures; passing it means 
 
 from pathlib import Path
 
-import mlx.core as mx
-
-from models import backend
+from models.device import Device
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
@@ -64,15 +62,10 @@ def cgroup_headroom(root: Path = CGROUP_ROOT, membership: Path = MEMBERSHIP) -> 
     return min(rooms, default=None)
 
 
-def available_bytes(device: backend.Device) -> int:
+def available_bytes(device: Device) -> int:
     """What this process may still take of the device's memory. Thread: any."""
     room = cgroup_headroom()
     return device.available_bytes if room is None else min(device.available_bytes, room)
-
-
-def free_bytes() -> int:
-    """The same now, with what MLX keeps for it. Thread: any."""
-    return available_bytes(backend.device()) + mx.get_cache_memory()
 
 
 def in_words(nbytes: int) -> str:

@@ -1,10 +1,9 @@
 """From a text request to one that the engine can run: checked, tokenised, cut to what fits.
 
-Needs no device, so it is done outside the MLX thread. Thread: any.
+Needs no device, so it is done outside the executor's thread. Thread: any.
 """
 
 import logging
-import math
 import secrets
 
 from models.errors import TokenizerError
@@ -14,8 +13,6 @@ from runner.engine.types import Request, SamplingParams, TextRequest
 from runner.errors import BadRequest, NotImplementedHere, PromptTooLong
 
 logger = logging.getLogger("runner.engine")
-
-MAX_TOP_LOGPROBS = 20
 
 
 def encode(tokenizer: Vocabulary, text: str, *, add_bos: bool) -> list[int]:
@@ -47,11 +44,8 @@ def prepare_text(request: Request, tokenizer: Vocabulary, *, context_length: int
     if not isinstance(request, TextRequest):
         raise NotImplementedHere("the loaded model generates text, not images")
     params = request.sampling
-    _check(params, request.top_logprobs)
     stops = build_stops(request.stop)
-    limit = context_length
-    if request.num_ctx is not None and 0 < request.num_ctx < limit:
-        limit = request.num_ctx
+    limit = context_length if request.num_ctx is None else min(request.num_ctx, context_length)
     tokens = _encode_prompt(tokenizer, request.prompt, limit, truncate=request.truncate)
     if not tokens:
         raise BadRequest("the prompt is empty")
@@ -60,7 +54,8 @@ def prepare_text(request: Request, tokenizer: Vocabulary, *, context_length: int
         tokens = _truncate(tokens, limit, keep=keep, allowed=request.truncate)
     return PreparedText(
         tokens=tokens,
-        params=params,
+        sampling=params.sampling,
+        penalty_window=_penalty_window(params, limit),
         seed=secrets.randbits(63) if params.seed is None else params.seed,
         limit=limit,
         # A shift drops something and yet leaves the newest token.
@@ -70,8 +65,15 @@ def prepare_text(request: Request, tokenizer: Vocabulary, *, context_length: int
         stops=stops,
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
-        draft=draft if request.draft is None else max(0, min(request.draft, draft)),
+        draft=draft if request.draft is None else min(request.draft, draft),
     )
+
+
+def _penalty_window(params: SamplingParams, limit: int) -> int:
+    """Tokens the penalties look back on: those that were asked for, or as many as the context has."""
+    if not params.sampling.has_penalties:
+        return 0
+    return limit if params.repeat_last_n < 0 else params.repeat_last_n
 
 
 def _encode_prompt(tokenizer: Vocabulary, prompt: str, limit: int, *, truncate: bool) -> list[int]:
@@ -86,26 +88,6 @@ def _encode_prompt(tokenizer: Vocabulary, prompt: str, limit: int, *, truncate: 
     # Each end has more tokens than truncation may leave of it.
     end = len(prompt) * 2 * limit // fewest
     return encode(tokenizer, prompt[:end], add_bos=True) + encode(tokenizer, prompt[-end:], add_bos=False)
-
-
-def _check(params: SamplingParams, top_logprobs: int) -> None:
-    """Refuse what cannot be honoured. Raises BadRequest."""
-    numbers = {
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-        "min_p": params.min_p,
-        "typical_p": params.typical_p,
-        "repeat_penalty": params.repeat_penalty,
-        "presence_penalty": params.presence_penalty,
-        "frequency_penalty": params.frequency_penalty,
-    }
-    for name, number in numbers.items():
-        if not math.isfinite(number):
-            raise BadRequest(f"{name} must be a finite number")
-    if params.repeat_penalty < 0:
-        raise BadRequest("repeat_penalty must not be negative")
-    if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
-        raise BadRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}")
 
 
 def _truncate(tokens: list[int], limit: int, *, keep: int, allowed: bool) -> list[int]:
@@ -126,7 +108,6 @@ def _budget(request: TextRequest, limit: int) -> int | None:
 
     A context that shifts is never full; the end is then at ten times the context, as in Ollama.
     """
-    wanted = request.num_predict if request.num_predict is not None and request.num_predict > 0 else None
     if not request.shift:
-        return wanted
-    return min(wanted or 10 * limit, 10 * limit)
+        return request.num_predict
+    return min(request.num_predict or 10 * limit, 10 * limit)

@@ -1,10 +1,12 @@
-"""Signs of life in the log: what a row has done so far, so that long work never looks like a hang."""
+"""What is told of a row: figures in the log, so that long work never looks like a hang, and its tokens' logprobs."""
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from models.sampling import Drawn
 from runner.engine.sequence import Sequence, SequenceStatus
+from runner.engine.types import TokenLogprob
 
 REPORT_NS = 5_000_000_000
 
@@ -44,3 +46,15 @@ class ProgressReport:
                 logger.info("prefill", extra={"fields": {"id": row.id, "done": row.fed, "total": len(row.tokens)}})
             else:
                 logger.info("decode", extra={"fields": figures(row)})
+
+
+def told(drawn: Drawn, piece: Callable[[int], bytes]) -> TokenLogprob | None:
+    """A token's log-probabilities in text, where they were asked for; `piece` gives a token's bytes."""
+    if drawn.logprob is None:
+        return None
+
+    def text(of: int) -> str:
+        return piece(of).decode("utf-8", errors="replace")
+
+    top = tuple(TokenLogprob(text(other), value) for other, value in drawn.top)
+    return TokenLogprob(text(drawn.token), drawn.logprob, top)

@@ -1,15 +1,16 @@
 """Scheduler: which rows run in the next step, and how much of a prompt.
 
-Owns the queue, the rows in the batch and the size of a prefill chunk; refuses to know what a model is. A step is one
-token of each decoding row and at most one chunk of one prompt, first come first served; so neither a flood of prompts
-nor a long one keeps a decoding row waiting for more than about `STEP_BOUND_S`.
+Owns the queue, the rows in the batch, their slots and the size of a prefill chunk; refuses to know what a model is. A
+step is one token of each decoding row and at most one chunk of one prompt, first come first served; so neither a flood
+of prompts nor a long one keeps a decoding row waiting for more than about `STEP_BOUND_S`.
 """
 
+import heapq
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from runner.engine.sequence import Sequence, SequenceStatus
+from runner.engine.sequence import NO_SLOT, Sequence, SequenceStatus
 
 STEP_BOUND_S = 0.5
 MIN_CHUNK = 32
@@ -22,20 +23,17 @@ class Chunk:
 
     row: Sequence
     length: int
-
-    @property
-    def is_last(self) -> bool:
-        """With this chunk the row's prompt is complete, so it yields a token. Only true before the chunk is run."""
-        return self.length == self.row.unfed
+    is_last: bool
+    """With this chunk the row's prompt is complete, so it yields a token."""
 
 
 class Scheduler:
-    """Lets rows in, picks the next chunk, and keeps a step short. Thread: the MLX thread."""
+    """Lets rows in, picks the next chunk, and keeps a step short. Thread: the executor's."""
 
     def __init__(self, *, parallel: int, prefill_chunk: int) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self._parallel = parallel
+        self._free = list(range(parallel))
         self._largest = max(prefill_chunk, 1)
         self.chunk = self._largest
 
@@ -60,15 +58,21 @@ class Scheduler:
         else:
             self.running.remove(row)
 
-    def admit(self, may_run: Callable[[Sequence], bool] = lambda _: True) -> list[Sequence]:
-        """Let waiting rows into the batch, in order, as far as there is room and the first may run; returns those."""
-        admitted = []
-        while self.waiting and len(self.running) < self._parallel and may_run(self.waiting[0]):
-            row = self.waiting.popleft()
-            row.status = SequenceStatus.PREFILL
-            self.running.append(row)
-            admitted.append(row)
-        return admitted
+    def admit(self, may_run: Callable[[Sequence], bool] = lambda _: True) -> Sequence | None:
+        """Let the first waiting row into the batch; None if there is none, no room, or it may not run."""
+        if not (self.waiting and self._free and may_run(self.waiting[0])):
+            return None
+        row = self.waiting.popleft()
+        row.status = SequenceStatus.PREFILL
+        # The lowest one: an executor may run the slots between the first and the last that are taken.
+        row.slot = heapq.heappop(self._free)
+        self.running.append(row)
+        return row
+
+    def free(self, row: Sequence) -> None:
+        """Let another have the slot of a row that was taken out."""
+        heapq.heappush(self._free, row.slot)
+        row.slot = NO_SLOT
 
     def next_chunk(self) -> Chunk | None:
         """The next piece of the oldest prompt that is not complete.
@@ -78,7 +82,8 @@ class Scheduler:
         """
         for row in self.running:
             if row.status is SequenceStatus.PREFILL:
-                return Chunk(row, min(self.chunk - row.fed % self.chunk, row.unfed))
+                length = min(self.chunk - row.fed % self.chunk, row.unfed)
+                return Chunk(row, length, is_last=length == row.unfed)
         return None
 
     def observe(self, length: int, seconds: float) -> None:

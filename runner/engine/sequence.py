@@ -1,7 +1,7 @@
 """Sequence: one row, what it has read and said, and the one place where it ends.
 
-Owns the row's token ids, counts and text; refuses to know what an array is. The row's cache and sampler hang on it for
-the engine's sake and are never looked into here.
+Owns the row's token ids, counts and text; refuses to know what an array is. What the row remembers is in the executor's
+slot whose number it has.
 """
 
 import time
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from models.cache import LayerCache
 from models.detokenizer import StreamingDetokenizer
+from models.sampling import Draw, Sampling, TokenCounts, uniform
 from runner.engine.drafting import Drafter, RowDrafting
-from runner.engine.sampler import RowSampler
 from runner.engine.stop import StopAutomaton, StopMatcher
-from runner.engine.types import FinishReason, RequestId, SamplingParams, TextChunk, TextDone, TokenLogprob
+from runner.engine.types import FinishReason, RequestId, TextChunk, TextDone, TokenLogprob
+
+NO_SLOT = -1
 
 
 class Vocabulary(Protocol):
@@ -63,8 +64,10 @@ class PreparedText:
     """A checked and tokenised request."""
 
     tokens: list[int]
-    params: SamplingParams
+    sampling: Sampling
     seed: int
+    penalty_window: int
+    """Tokens the penalties look back on; 0: there are none."""
     limit: int
     """Tokens the row may hold, prompt and answer together."""
     keep: int
@@ -97,14 +100,16 @@ class Sequence:
         """What the row holds: after a context shift less than was said."""
         self.prompt_len = len(prepared.tokens)
         self.cached_len = 0
+        self.slot = NO_SLOT
+        """Where the executor keeps its state: from when it is let in until what it leaves is stored."""
         self.fed = 0
-        """Tokens whose keys and values the cache holds: `tokens[:fed]` exactly, also after the end."""
+        """Tokens that the slot's state is of: `tokens[:fed]`, and perhaps one behind them that was not read yet."""
+        self.unread = 0
+        """Steps under way whose tokens for the row nobody has read yet."""
         self.stored = 0
         """Tokens of the row that the prefix cache has been given or has given."""
-        self.cache: list[LayerCache] = []
-        self.unverified = 0
-        """Drafted tokens that the cache holds behind those."""
-        self.sampler: RowSampler | None = None
+        self.counts: TokenCounts | None = None
+        """What penalties look back on."""
         self.drafting: RowDrafting | None = None
         self.status = SequenceStatus.WAITING
         self.generated = 0
@@ -123,17 +128,11 @@ class Sequence:
         self._spoken: deque[_Spoken] = deque()
 
     def begin(self, make_drafter: Callable[[], Drafter]) -> None:
-        """Enter the batch: from now on time counts. Thread: the MLX thread."""
+        """Enter the batch: from now on time counts. Thread: the executor's."""
         self.admitted_ns = time.perf_counter_ns()
         request = self.request
-        self.sampler = RowSampler(
-            request.params,
-            seed=request.seed,
-            prompt=request.tokens,
-            context=request.limit,
-            top_logprobs=request.top_logprobs if request.logprobs else None,
-            rewinds=request.draft,
-        )
+        if request.penalty_window:
+            self.counts = TokenCounts(request.tokens, request.penalty_window)
         if request.draft:
             self.drafting = RowDrafting(make_drafter(), request.draft)
 
@@ -141,6 +140,11 @@ class Sequence:
     def unfed(self) -> int:
         """Tokens that prefill has still to run."""
         return len(self.tokens) - self.fed
+
+    @property
+    def held(self) -> int:
+        """Known tokens that the slot's state is of."""
+        return min(self.fed, len(self.tokens))
 
     @property
     def full(self) -> bool:
@@ -164,13 +168,29 @@ class Sequence:
         """Whether the row wants to draft when its next step is built; its tokens must have been read then."""
         return self.drafting is not None and self.drafting.is_awake(self.generated)
 
-    def draft(self) -> tuple[int, ...]:
-        """Guesses at what follows the row's newest token."""
-        return tuple(self.drafting.propose(self.tokens, self.room)) if self.drafting and self.drafts_next else ()
+    def draft(self, most: int) -> tuple[int, ...]:
+        """At most so many guesses at what follows the row's newest token."""
+        assert self.drafting is not None
+        return tuple(self.drafting.propose(self.tokens, min(self.room, most)))
+
+    def draw(self, drafted: tuple[int, ...] = ()) -> Draw:
+        """How the token behind the newest one, or behind what is drafted there, is drawn."""
+        request = self.request
+        return Draw(
+            request.sampling,
+            uniform(request.seed, self.generated + self.unread + len(drafted)),
+            self.slot,
+            counts=self.counts,
+            drafted=drafted,
+            unread=self.unread > 0,
+            top_logprobs=request.top_logprobs if request.logprobs else None,
+        )
 
     def accept(self, token: int, logprob: TokenLogprob | None = None) -> FinishReason | None:
         """Take the row's next token; the reason if the row ends with it. The one place where a sequence ends."""
         self.tokens.append(token)
+        if self.counts is not None:
+            self.counts.push(token)
         if token in self._stop_ids:
             self.stop_token = True
             return self._end(FinishReason.STOP)
@@ -184,7 +204,7 @@ class Sequence:
         return None
 
     def shift(self) -> None:
-        """Make room: drop the older half of what follows `keep`. The cache must be filled anew."""
+        """Make room: drop the older half of what follows `keep`. The slot must be filled anew."""
         keep = self.request.keep
         discard = max((self.request.limit - keep) // 2, 1)
         del self.tokens[keep : keep + discard]

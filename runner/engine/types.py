@@ -1,13 +1,14 @@
-"""What crosses between the event loop and the MLX thread: requests in, outputs out, a status snapshot.
+"""What crosses between the event loop and the executor's thread: requests in, outputs out, a status snapshot.
 
-All are frozen values; none holds an MLX array.
+All are frozen values; none holds an array of an executor.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import ClassVar, Literal, Protocol, TypeAlias
 
 from models.image.base import PictureRequest, Pixels
+from models.sampling import Sampling
 
 RequestId: TypeAlias = int
 ImageFormat: TypeAlias = Literal["png", "jpeg", "webp"]
@@ -15,7 +16,7 @@ ImageFormat: TypeAlias = Literal["png", "jpeg", "webp"]
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one row draws its tokens. The defaults are Ollama's, for a request that gives no options at all."""
+    """How one row draws its tokens; finite numbers. The defaults are Ollama's, for a request that gives no options."""
 
     temperature: float = 0.8
     """0 is greedy."""
@@ -29,28 +30,34 @@ class SamplingParams:
     repeat_last_n: int = 64
     """Tokens the penalties look back on, prompt included; 0 is off, -1 is the context."""
     repeat_penalty: float = 1.0
-    """0 or 1 is off."""
+    """Not negative; 0 or 1 is off."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
     """None draws a seed at random."""
 
+    @property
+    def sampling(self) -> Sampling:
+        """The same as an executor is told."""
+        return Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
+
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """One completion, in the engine's own words."""
+    """One completion, in the engine's own words. Who makes it has checked the ranges that are stated here."""
 
     prompt: str
     sampling: SamplingParams = field(default_factory=SamplingParams)
     num_predict: int | None = None
-    """None: until the context is full."""
+    """At least 1. None: until the context is full."""
     num_ctx: int | None = None
-    """None: the model's (or the process's) limit. A larger value is capped to that."""
+    """At least 1. None: the model's (or the process's) limit. A larger value is capped to that."""
     num_keep: int = 4
     """Prompt tokens kept at the front by truncation and context shift; -1: all of the prompt."""
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0
+    """0 to 20."""
     shift: bool = False
     """When the context is full: drop the older half after num_keep and go on, instead of ending with LENGTH."""
     truncate: bool = False
@@ -225,7 +232,7 @@ class EngineState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """A snapshot that each tick replaces; reading it never waits for the MLX thread."""
+    """A snapshot that each tick replaces; reading it never waits for the executor's thread."""
 
     state: EngineState = EngineState.LAUNCHED
     progress: float = 0.0
@@ -234,7 +241,7 @@ class EngineStatus:
     context_length: int = 0
     """Tokens one row may hold."""
     memory_bytes: int = 0
-    """Bytes MLX holds."""
+    """Bytes that the model and its state hold."""
     prefix_cache_bytes: int = 0
     """Of these, what the prefix cache holds."""
     makes_pictures: bool = False
@@ -253,10 +260,10 @@ class EngineStatus:
 
 
 class Engine(Protocol):
-    """What the loop drives. Lives in the MLX thread except for `prepare`."""
+    """What the loop drives. Lives in the executor's thread except for `prepare`."""
 
     def prepare(self, request: Request) -> object:
-        """Check a request; tokenise it, or decode its input pictures. Thread: any; touches no MLX.
+        """Check a request; tokenise it, or decode its input pictures. Thread: any; touches no array.
 
         Raises:
             BadRequest: the request cannot be served; nothing was kept.
@@ -277,7 +284,7 @@ class Engine(Protocol):
         ...
 
     def proceed(self) -> None:
-        """Set off what `step` has left ready, now that its outputs are handed over. May take most of a step's time."""
+        """Do what can wait until the outputs of `step` are handed over."""
         ...
 
     def abandon(self, error: Exception) -> list[Output]:
@@ -302,7 +309,7 @@ class Engine(Protocol):
         ...
 
     def tokenize(self, text: str, *, add_bos: bool) -> list[int]:
-        """Token ids of `text`. Thread: any; touches no MLX. Raises NotImplementedHere, BadRequest."""
+        """Token ids of `text`. Thread: any; touches no array. Raises NotImplementedHere, BadRequest."""
         ...
 
     def close(self) -> None:

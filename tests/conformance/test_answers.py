@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.backend import Device
+from models.device import Device
 from models.image.base import PictureRequest
 from protocol.gojson import write_line
 from protocol.ollamarunner import HealthResponse, LoadResponse

@@ -5,11 +5,13 @@ from typing import get_args
 
 import pytest
 
-from models.cache import CacheType
+from models.executors.onnx import forms, slabs
 from models.image.base import LoadChoices
 from models.quantization import WeightPolicy
 from runner.config import (
+    ACTIVATIONS,
     CACHE_TYPES,
+    EXECUTORS,
     WEIGHT_POLICIES,
     DialectName,
     FetchConfig,
@@ -26,6 +28,15 @@ from runner.config import (
 from runner.flags import UsageError
 
 HOME = {"HOME": "/home/somebody"}
+OTHER_VALUES = {
+    "WEIGHTS": "float32",
+    "ACTIVATIONS": "int8",
+    "EXECUTOR": "mlx",
+    "STORE": "/other",
+    "HOST": "0.0.0.0",
+    "TEXT_ENCODER": "keep",
+    "VAE_TILE": "32",
+}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +91,9 @@ def test_a_classic_runner_without_flags_takes_ollamas_defaults():
         ("--port -1", "--port must be at least 0, not -1"),
         ("--context 0", "--context must be at least 1, not 0"),
         ("--verbose=perhaps", '--verbose must be true or false, not "perhaps"'),
-        ("--weights q4", '--weights must be one of auto, float32, keep, not "q4"'),
+        ("--weights q4", '--weights must be one of auto, float32, keep, int8, int4, not "q4"'),
+        ("--activations int4", '--activations must be one of auto, int8, float32, not "int4"'),
+        ("--executor cuda", '--executor must be one of auto, onnx, mlx, not "cuda"'),
         ("--vae-tile -1", "--vae-tile must be at least 0, not -1"),
         ("--text-encoder no", '--text-encoder must be one of keep, free, auto, not "no"'),
         ("--lora a.safetensors=inf", 'the scale of --lora a.safetensors must be a finite number, not "inf"'),
@@ -102,6 +115,9 @@ def test_what_is_wrong_is_named_with_what_to_write_instead(argv, message):
     ("variable", "text", "field", "value"),
     [
         ("WEIGHTS", "keep", "weights", "keep"),
+        ("WEIGHTS", "int4", "weights", "int4"),
+        ("ACTIVATIONS", "float32", "activations", "float32"),
+        ("EXECUTOR", "onnx", "executor", "onnx"),
         ("THREADS", "3", "threads", 3),
         ("CONTEXT", "4096", "context", 4096),
         ("PARALLEL", "2", "parallel", 2),
@@ -122,9 +138,7 @@ def test_each_setting_may_come_from_the_environment_and_the_flag_is_stronger(var
     assert getattr(from_args([], environ), field) == value
     flag = "--" + variable.lower().replace("_", "-")
     assert getattr(from_args([f"{flag}={text}"], HOME), field) == value
-    other = {"WEIGHTS": "float32", "STORE": "/other", "HOST": "0.0.0.0", "TEXT_ENCODER": "keep", "VAE_TILE": "32"}.get(
-        variable, "1"
-    )
+    other = OTHER_VALUES.get(variable, "1")
     assert from_args([f"{flag}={other}"], environ) == from_args([f"{flag}={other}"], HOME)
 
 
@@ -178,7 +192,18 @@ def test_the_tiles_of_the_autoencoder_are_as_large_as_the_models_package_has_the
 
 
 def test_the_weight_policies_are_those_of_the_models_package():
-    assert get_args(WeightPolicy) == WEIGHT_POLICIES
+    assert {"auto", *get_args(forms.WeightChoice)} == set(WEIGHT_POLICIES)
+    # A pipeline and a language model on MLX know two of them.
+    assert set(get_args(WeightPolicy)) - {"auto"} == {"float32", "keep"}
+
+
+def test_the_activations_are_those_of_the_models_package():
+    assert {"auto", *get_args(forms.Activations)} == set(ACTIVATIONS)
+
+
+def test_what_runs_a_text_model_is_chosen_by_the_device_unless_a_flag_says_it():
+    assert from_args([], HOME).executor == "auto"
+    assert [from_args([f"--executor={name}"], HOME).executor for name in EXECUTORS] == ["auto", "onnx", "mlx"]
 
 
 def test_a_prompt_may_stand_before_between_and_after_the_flags_of_try():
@@ -203,6 +228,8 @@ def test_help_names_every_setting_of_the_runner_and_its_variable():
         "store",
         "host",
         "weights",
+        "activations",
+        "executor",
         "threads",
         "context",
         "parallel",
@@ -253,7 +280,7 @@ def test_the_folder_of_the_prefix_cache_is_off_unless_named():
 
 
 def test_the_kind_of_cache_is_ollamas_unless_a_flag_says_it():
-    assert get_args(CacheType) == CACHE_TYPES
+    assert get_args(slabs.CacheType) == CACHE_TYPES
     assert from_args([], HOME).kv_cache_type == "f16"
     assert from_args([], {**HOME, "OLLAMA_KV_CACHE_TYPE": "q8_0"}).kv_cache_type == "q8_0"
     assert from_args(["--kv-cache-type=q4_0"], {**HOME, "OLLAMA_KV_CACHE_TYPE": "q8_0"}).kv_cache_type == "q4_0"

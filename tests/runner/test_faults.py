@@ -12,7 +12,7 @@ from runner.config import DialectName
 from runner.engine.prefix_cache import PrefixCache
 from runner.engine.types import Failed, Output, SamplingParams, TextDone, TextRequest
 from runner.parent import Child
-from tests.fakes import FakeModel
+from tests.fakes import FakeExecutor
 from tests.runner.engine.serving import Answer, make_engine
 from tests.runner.engine.serving import answer as run_alone
 
@@ -75,11 +75,6 @@ async def churn(child: Child, numbers: Iterable[int]) -> None:
             group.create_task(visitor())
 
 
-@pytest.fixture(params=[False, True], ids=["as on a CPU", "as on a GPU"])
-def overlaps(request: pytest.FixtureRequest) -> bool:
-    return request.param
-
-
 @pytest.mark.process
 async def test_two_hundred_who_leave_at_random_moments_leave_nothing_behind(spawn_runner, roomy_llama):
     async with spawn_runner(roomy_llama, dialect=DialectName.MLX, flags=FLAGS) as child:
@@ -100,12 +95,14 @@ async def test_two_hundred_who_leave_at_random_moments_leave_nothing_behind(spaw
         assert await held(child) < baseline + SLACK_BYTES
 
 
-def test_rows_cancelled_at_any_step_leave_only_what_the_prefix_cache_may_hold(overlaps: bool):
+@pytest.mark.parametrize("depth", [0, 1])
+def test_rows_cancelled_at_any_step_leave_only_what_the_prefix_cache_may_hold(depth: int):
     rng = random.Random(2)
     survivors = [TextRequest(f"survivor {number}", SamplingParams(seed=number), num_predict=60) for number in range(5)]
-    alone = [run_alone(FakeModel(), request).text for request in survivors]
-    model, prefixes = FakeModel(), PrefixCache(3000)
-    engine = make_engine(model, parallel=6, prefill_chunk=8, prefix_cache=prefixes, overlaps=overlaps)
+    alone = [run_alone(FakeExecutor(), request).text for request in survivors]
+    executor = FakeExecutor(depth=depth)
+    prefixes = PrefixCache(executor, 3000)
+    engine = make_engine(executor, parallel=6, prefill_chunk=8, prefix_cache=prefixes)
     outputs: dict[int, list[Output]] = {}
     numbers, living, aborted = count(len(survivors)), set[int](), 0
     while aborted < ABORTS or not engine.idle:
@@ -133,7 +130,7 @@ def test_rows_cancelled_at_any_step_leave_only_what_the_prefix_cache_may_hold(ov
     assert [Answer(outputs[number]).text for number in range(len(survivors))] == alone
     status = engine.status()
     assert (status.running, status.waiting) == (0, 0)
-    assert model.living_caches() == 0
+    assert (executor.living_slots(), executor.living_steps()) == (0, 0)
     assert 0 < prefixes.nbytes <= 3000
     prefixes.clear()
     assert prefixes.nbytes == 0

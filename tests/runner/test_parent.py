@@ -49,7 +49,7 @@ async def test_whatever_happens_inside_the_child_is_gone_afterwards(spawn_runner
     async def fail() -> None:
         async with spawn_runner() as child:
             children.append(child)
-            await child.said("device prepared")
+            await child.said("memory plan")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import json
+import math
 import os
 import re
 import signal
@@ -156,14 +157,24 @@ async def test_a_damaged_file_is_named_in_the_last_line(spawn_runner, roomy_llam
 
 
 def vast_checkpoint(folder: Path) -> None:
-    """Weights of a terabyte, of which the disk holds nothing."""
-    nbytes = 1 << 40
-    header = json.dumps(
-        {"model.embed_tokens.weight": {"dtype": "F32", "shape": [1 << 30, 256], "data_offsets": [0, nbytes]}}
-    ).encode()
-    with (folder / "model.safetensors").open("wb") as file:
+    """Half a terabyte in two tables, of which the disk holds nothing."""
+    words = (1 << 31) - 1
+    weights = folder / "model.safetensors"
+    raw = weights.read_bytes()
+    tensors = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    tensors.pop("__metadata__", None)
+    end = 0
+    for name, entry in tensors.items():
+        if name in {"model.embed_tokens.weight", "lm_head.weight"}:
+            entry["shape"][0] = words
+        begin, end = end, end + 4 * math.prod(entry["shape"])
+        entry["data_offsets"] = [begin, end]
+    header = json.dumps(tensors).encode()
+    with weights.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + nbytes)
+        file.truncate(8 + len(header) + end)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": words}))
 
 
 @LOADS_FIRST
@@ -172,7 +183,7 @@ async def test_too_little_memory_is_predicted_with_figures_and_remedy(spawn_runn
     async with spawn_runner(roomy_llama, dialect=dialect) as child:
         code, line = await fatal(child)
     assert code == 1
-    assert re.match(r"Error: insufficient memory: \S+ needs \d+\.\d GiB \(weights 1024\.0, ", line)
+    assert re.match(r"Error: insufficient memory: \S+ needs \d+\.\d GiB \(weights 512\.0, ", line)
     assert "--check-memory=false" in line
 
 
@@ -235,12 +246,20 @@ async def test_a_classic_runner_answers_at_once_and_loads_when_told(spawn_runner
 
 
 async def test_a_failed_load_ends_a_classic_runner_with_the_reason(spawn_runner, roomy_llama):
-    lose_a_tensor(roomy_llama)
+    break_tokenizer(roomy_llama)
     async with spawn_runner(roomy_llama, dialect=DialectName.CLASSIC) as child:
         await child.wait_answering()
         await child.load(context=128)
         assert await child.wait() == 1
-        assert re.search(r"^Error: .*model\.safetensors.*up_proj", child.last_words())
+        assert re.search(r"^Error: .*tokenizer\.json", child.last_words())
+
+
+async def test_a_checkpoint_that_lacks_a_tensor_is_refused_in_the_answer_to_a_load(spawn_runner, roomy_llama):
+    lose_a_tensor(roomy_llama)
+    async with spawn_runner(roomy_llama, dialect=DialectName.CLASSIC) as child:
+        await child.wait_answering()
+        with pytest.raises(ChildError, match=r"model\.safetensors.*up_proj"):
+            await child.load(context=128)
 
 
 @ANY_DIALECT
@@ -253,10 +272,16 @@ async def test_a_signal_while_idle_ends_it(spawn_runner, dialect):
 
 
 @pytest.mark.parametrize(
-    ("line", "number"), [("device prepared", SIGNALS[0]), ("device prepared", SIGNALS[1]), ("memory plan", SIGNALS[0])]
+    ("model", "line", "number"),
+    [
+        ("tiny_pipeline", "BLAS prepared", SIGNALS[0]),
+        ("tiny_llama", "memory plan", SIGNALS[0]),
+        ("tiny_llama", "memory plan", SIGNALS[1]),
+        ("tiny_llama", "prefix cache", SIGNALS[0]),
+    ],
 )
-async def test_a_signal_at_any_moment_of_the_start_ends_it(spawn_runner, line, number):
-    async with spawn_runner() as child:
+async def test_a_signal_at_any_moment_of_the_start_ends_it(spawn_runner, request, model, line, number):
+    async with spawn_runner(request.getfixturevalue(model)) as child:
         await child.said(line)
         assert_quiet_end(child, *await stopped(child, number))
 
@@ -382,7 +407,7 @@ def adopt_orphans():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl, to become the parent of orphans")
-@pytest.mark.parametrize("phase", ["device prepared", "listening"])
+@pytest.mark.parametrize("phase", ["memory plan", "listening"])
 async def test_a_killed_parent_takes_the_runner_with_it(tiny_llama, adopt_orphans, phase):
     flags = ["--mlx-engine", "--model", str(tiny_llama), "--port", str(free_port())]
     parent = await asyncio.create_subprocess_exec(

@@ -11,9 +11,9 @@ from PIL import Image
 
 from models.image.base import ImagePipeline
 from runner.config import DialectName
+from runner.engine.executor_thread import ExecutorThread
 from runner.engine.image import ImageEngine
 from runner.engine.loop import EngineLoop
-from runner.engine.mlx_thread import MLXThread
 from tests.fakes_wire import serve
 
 IMAGEGEN, CLASSIC, MLX = DialectName.IMAGEGEN, DialectName.CLASSIC, DialectName.MLX
@@ -26,7 +26,7 @@ speaks_pictures = pytest.mark.parametrize("dialect", [IMAGEGEN, CLASSIC], ids=la
 @asynccontextmanager
 async def served(dialect: DialectName, pipeline: ImagePipeline, **options):
     """A dialect with `pipeline` loaded."""
-    thread = MLXThread()
+    thread = ExecutorThread()
     loop = EngineLoop(thread)
     try:
         await loop.load(lambda progress: ImageEngine(pipeline, name="fake", **options))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.backend import Device
+from models.device import Device
 from models.errors import CheckpointError, ModelNotFoundError
 from protocol.ollamarunner import LoadRequest
 from runner.config import DialectName

@@ -1,4 +1,4 @@
-"""The three dialects on the real loop and the real engine, over real sockets, with a model in miniature."""
+"""The three dialects on the real loop and the real engine, over real sockets, with an executor in miniature."""
 
 import asyncio
 import json
@@ -10,10 +10,10 @@ import pytest
 
 from runner.config import DialectName
 from runner.dialects.base import Timeouts
+from runner.engine.executor_thread import ExecutorThread
 from runner.engine.loop import EngineLoop
-from runner.engine.mlx_thread import MLXThread
 from runner.engine.types import EngineState
-from tests.fakes import POISON, FakeModel, Gate, scripted
+from tests.fakes import POISON, FakeExecutor, Gate, scripted
 from tests.fakes_wire import ScriptedLoader, serve
 from tests.runner.engine.serving import make_engine
 
@@ -28,13 +28,13 @@ every_dialect = pytest.mark.parametrize("dialect", list(DialectName), ids=lambda
 
 
 @asynccontextmanager
-async def served_model(dialect, model, *, loader=None, loaded=True, timeouts=None, send_buffer=None, **options):
-    """A dialect with `model` loaded."""
-    thread = MLXThread()
+async def served_model(dialect, executor, *, loader=None, loaded=True, timeouts=None, send_buffer=None, **options):
+    """A dialect with an engine on `executor`."""
+    thread = ExecutorThread()
     loop = EngineLoop(thread)
     try:
         if loaded:
-            await loop.load(lambda progress: make_engine(model, **options))
+            await loop.load(lambda progress: make_engine(executor, **options))
         async with serve(dialect, loop, loader, timeouts=timeouts, send_buffer=send_buffer) as served:
             yield served
     finally:
@@ -52,16 +52,16 @@ async def complete(served, dialect, prompt, **fields):
     return status, "".join(line.get(content, "") for line in lines), lines[-1]
 
 
-async def idle(served, model):
+async def idle(served, executor):
     """Wait until no row is left."""
     async with asyncio.timeout(10):
-        while served.loop.status.running or served.loop.status.waiting or model.living_caches():
+        while served.loop.status.running or served.loop.status.waiting or executor.living_slots():
             await served.get("/health")
 
 
 @every_dialect
 async def test_the_text_and_its_counts_arrive(dialect):
-    async with served_model(dialect, FakeModel(SAID)) as served:
+    async with served_model(dialect, FakeExecutor(SAID)) as served:
         status, text, last = await complete(served, dialect, scripted(0, "prompt"), options={"num_ctx": 200})
         assert (status, text) == (200, SAID)
         _, done, eval_count, prompt_eval_count, _ = NAMES[dialect]
@@ -73,21 +73,21 @@ async def test_the_text_and_its_counts_arrive(dialect):
 
 @every_dialect
 async def test_the_limit_is_told_as_the_reason(dialect):
-    async with served_model(dialect, FakeModel("abcdef")) as served:
+    async with served_model(dialect, FakeExecutor("abcdef")) as served:
         _, text, last = await complete(served, dialect, scripted(0), options={"num_predict": 3})
         assert (text, last[NAMES[dialect][4]], last[NAMES[dialect][2]]) == ("abc", 1, 3)
 
 
 @every_dialect
 async def test_stop_strings_end_the_text(dialect):
-    async with served_model(dialect, FakeModel("one two three")) as served:
+    async with served_model(dialect, FakeExecutor("one two three")) as served:
         _, text, last = await complete(served, dialect, scripted(0), options={"stop": ["o th"]})
         assert (text, last.get(NAMES[dialect][4], 0)) == ("one tw", 0)
 
 
 @pytest.mark.parametrize("dialect", [DialectName.MLX, DialectName.CLASSIC])
 async def test_log_probabilities_are_complete_and_aligned_with_the_text(dialect):
-    async with served_model(dialect, FakeModel(SAID)) as served:
+    async with served_model(dialect, FakeExecutor(SAID)) as served:
         request = {"prompt": scripted(0), "Logprobs": True, "TopLogprobs": 5, "options": {"num_ctx": 200}}
         _, body = await served.post("/completion", json=request)
         lines = [{key.lower(): value for key, value in json.loads(line).items()} for line in body.splitlines()]
@@ -102,7 +102,7 @@ async def test_log_probabilities_are_complete_and_aligned_with_the_text(dialect)
 
 @every_dialect
 async def test_a_prompt_too_long_is_400_before_any_line(dialect):
-    async with served_model(dialect, FakeModel(), context_length=32) as served:
+    async with served_model(dialect, FakeExecutor(), context_length=32) as served:
         status, reason, _ = await complete(served, dialect, "x" * 40)
         assert status == 400
         assert reason.startswith("input length (")
@@ -112,20 +112,20 @@ async def test_a_prompt_too_long_is_400_before_any_line(dialect):
 
 @every_dialect
 async def test_an_empty_prompt_is_400(dialect):
-    async with served_model(dialect, FakeModel()) as served:
+    async with served_model(dialect, FakeExecutor()) as served:
         assert (await complete(served, dialect, ""))[0] == 400
 
 
 @every_dialect
 async def test_odd_characters_in_a_prompt_are_served(dialect):
-    async with served_model(dialect, FakeModel("ok")) as served:
+    async with served_model(dialect, FakeExecutor("ok")) as served:
         body = json.dumps({"prompt": "\0\ud800\U0001f600" + scripted(0)}).encode()
         assert (await served.post("/completion", data=body))[0] == 200
 
 
 @every_dialect
 async def test_a_step_that_fails_ends_its_request_with_a_line_and_no_other(dialect):
-    async with served_model(dialect, FakeModel("a" + chr(POISON) + "b")) as served:
+    async with served_model(dialect, FakeExecutor("a" + chr(POISON) + "b")) as served:
         status, body = await served.post("/completion", json={"prompt": scripted(0)})
         assert status == 200
         last = json.loads(body.splitlines()[-1])
@@ -145,8 +145,8 @@ async def test_a_step_that_fails_ends_its_request_with_a_line_and_no_other(diale
 @pytest.mark.parametrize("step", [0, 5], ids=["prefill", "decode"])
 async def test_a_client_that_leaves_frees_its_row(dialect, step):
     gate = Gate(step)
-    model = FakeModel("x" * 200, before_step=gate)
-    async with served_model(dialect, model) as served:
+    executor = FakeExecutor("x" * 200, before_step=gate)
+    async with served_model(dialect, executor) as served:
         leaving = asyncio.create_task(served.post("/completion", json={"prompt": scripted(0)}))
         await gate.reached()
         leaving.cancel()
@@ -154,16 +154,16 @@ async def test_a_client_that_leaves_frees_its_row(dialect, step):
         status, _ = await served.get("/v1/status" if dialect is DialectName.MLX else "/health")
         assert status == 200
         gate.open()
-        await idle(served, model)
-        assert model.steps < 50
+        await idle(served, executor)
+        assert executor.steps < 50
         assert (await complete(served, dialect, scripted(0), options={"num_predict": 2}))[1] == "xx"
 
 
 @every_dialect
 async def test_a_client_that_leaves_the_queue_is_never_run(dialect):
     gate = Gate(2)
-    model = FakeModel("abc", before_step=gate)
-    async with served_model(dialect, model, parallel=1) as served:
+    executor = FakeExecutor("abc", before_step=gate)
+    async with served_model(dialect, executor, parallel=1) as served:
         first = asyncio.create_task(complete(served, dialect, scripted(0)))
         await gate.reached()
         leaving = asyncio.create_task(served.post("/completion", json={"prompt": scripted(0)}))
@@ -173,18 +173,18 @@ async def test_a_client_that_leaves_the_queue_is_never_run(dialect):
         await asyncio.wait({leaving})
         gate.open()
         assert (await first)[1] == "abc"
-        await idle(served, model)
-        assert model.steps <= 5
+        await idle(served, executor)
+        assert executor.steps <= 5
 
 
 async def test_a_reader_that_never_reads_loses_its_row_and_holds_up_no_other():
-    model = FakeModel("x" * 3000)
+    executor = FakeExecutor("x" * 3000)
     body = json.dumps(
         {"Prompt": scripted(0), "Logprobs": True, "TopLogprobs": 20, "Options": {"num_predict": -1}}
     ).encode()
     head = f"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     async with served_model(
-        DialectName.MLX, model, context_length=4096, send_buffer=4096, timeouts=Timeouts(write_s=0.2)
+        DialectName.MLX, executor, context_length=4096, send_buffer=4096, timeouts=Timeouts(write_s=0.2)
     ) as served:
         with socket.create_connection(("127.0.0.1", served.port)) as peer:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -192,15 +192,15 @@ async def test_a_reader_that_never_reads_loses_its_row_and_holds_up_no_other():
             while not served.loop.status.running:
                 await served.get("/health")
             assert (await complete(served, DialectName.MLX, scripted(0), options={"num_predict": 2}))[1] == "xx"
-            await idle(served, model)
-        assert model.steps < 3000
+            await idle(served, executor)
+        assert executor.steps < 3000
 
 
 @every_dialect
 async def test_clients_that_come_and_go_disturb_nobody(dialect):
     rng = random.Random(1)
-    model = FakeModel("the first of the scripts", "another one, a little longer than the first")
-    async with served_model(dialect, model, parallel=3) as served:
+    executor = FakeExecutor("the first of the scripts", "another one, a little longer than the first")
+    async with served_model(dialect, executor, parallel=3) as served:
 
         async def visit(number):
             request = {"prompt": scripted(number % 2, "p" * number), "options": {"temperature": 0}}
@@ -217,12 +217,12 @@ async def test_clients_that_come_and_go_disturb_nobody(dialect):
         said = ("the first of the scripts", "another one, a little longer than the first")
         assert all(text in (None, said[number % 2]) for number, text in enumerate(texts))
         assert texts.count(None) > 3
-        await idle(served, model)
+        await idle(served, executor)
 
 
 async def test_a_full_queue_is_503():
     gate = Gate(0)
-    async with served_model(DialectName.MLX, FakeModel("a", before_step=gate), parallel=1, max_waiting=0) as served:
+    async with served_model(DialectName.MLX, FakeExecutor("a", before_step=gate), parallel=1, max_waiting=0) as served:
         first = asyncio.create_task(complete(served, DialectName.MLX, scripted(0)))
         await gate.reached()
         assert (await complete(served, DialectName.MLX, scripted(0)))[0] == 503
@@ -233,7 +233,7 @@ async def test_a_full_queue_is_503():
 @every_dialect
 async def test_status_answers_while_a_step_is_stuck(dialect):
     gate = Gate(0)
-    async with served_model(dialect, FakeModel("a", before_step=gate)) as served:
+    async with served_model(dialect, FakeExecutor("a", before_step=gate)) as served:
         first = asyncio.create_task(complete(served, dialect, scripted(0)))
         await gate.reached()
         async with asyncio.timeout(5):
@@ -244,7 +244,7 @@ async def test_status_answers_while_a_step_is_stuck(dialect):
 
 async def test_a_shutdown_ends_the_stream_with_an_error_line():
     gate = Gate(3)
-    async with served_model(DialectName.MLX, FakeModel("x" * 100, before_step=gate)) as served:
+    async with served_model(DialectName.MLX, FakeExecutor("x" * 100, before_step=gate)) as served:
         first = asyncio.create_task(served.post("/completion", json={"prompt": scripted(0)}))
         await gate.reached()
         closing = asyncio.create_task(served.loop.close(0))
@@ -256,7 +256,7 @@ async def test_a_shutdown_ends_the_stream_with_an_error_line():
 
 
 class RealBuilds(ScriptedLoader):
-    """A loader whose builds make engines; `before` runs in the MLX thread."""
+    """A loader whose builds make engines; `before` runs in the executor's thread."""
 
     before = staticmethod(lambda progress: None)
 
@@ -265,7 +265,7 @@ class RealBuilds(ScriptedLoader):
 
         def build(progress):
             self.before(progress)
-            return make_engine(FakeModel("hello"), context_length=options.context_per_row, parallel=options.parallel)
+            return make_engine(FakeExecutor("hello"), context_length=options.context_per_row, parallel=options.parallel)
 
         return build
 

@@ -1,36 +1,41 @@
-"""Engines on the fake model, with and without the loop around them."""
+"""Engines on the fake executor, with and without the loop around them."""
 
+import inspect
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-import mlx.core as mx
 import pytest
 
-from models import host
-from runner.engine import sampler
+from models.executors.base import Executor
+from runner.engine.executor_thread import THREAD_NAME, ExecutorThread
 from runner.engine.loop import EngineLoop
-from runner.engine.mlx_thread import MLXThread
-from tests.fakes import FakeModel
+from tests.fakes import FakeExecutor
 from tests.runner.engine.serving import make_engine
 
 Serve = Callable[..., Awaitable[EngineLoop]]
 
 
+@pytest.fixture(params=[0, 1], ids=["depth 0", "depth 1"])
+def depth(request: pytest.FixtureRequest) -> int:
+    """Of executors that compute when they are called, and of those that begin to."""
+    return request.param
+
+
 @pytest.fixture
-async def thread() -> AsyncIterator[MLXThread]:
-    thread = MLXThread()
+async def thread() -> AsyncIterator[ExecutorThread]:
+    thread = ExecutorThread()
     yield thread
     await thread.close()
 
 
 @pytest.fixture
-async def serve(thread: MLXThread, only_in_mlx_thread: None) -> AsyncIterator[Serve]:
-    """A running loop on a fake model: `loop = await serve(FakeModel(...), parallel=2)`."""
+async def serve(thread: ExecutorThread, only_in_executors_thread: None) -> AsyncIterator[Serve]:
+    """A running loop on a fake executor: `loop = await serve(FakeExecutor(...), parallel=2)`."""
     loops = []
 
-    async def start(model: FakeModel, **options) -> EngineLoop:
+    async def start(executor: FakeExecutor, **options) -> EngineLoop:
         loops.append(loop := EngineLoop(thread))
-        await loop.load(lambda progress: make_engine(model, **options))
+        await loop.load(lambda progress: make_engine(executor, **options))
         return loop
 
     yield start
@@ -38,23 +43,28 @@ async def serve(thread: MLXThread, only_in_mlx_thread: None) -> AsyncIterator[Se
         await loop.close(0)
 
 
+def confined() -> list[str]:
+    """The executor's methods that belong to its thread, as their contract says."""
+    methods = [each for name, each in vars(Executor).items() if inspect.isfunction(each) and not name.startswith("_")]
+    return [each.__name__ for each in methods if "Thread: any" not in (each.__doc__ or "")]
+
+
 @pytest.fixture
-def only_in_mlx_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Evaluating and reading are watched: a call from any other thread fails the test."""
+def only_in_executors_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The executor is watched: a call from any other thread than its own fails the test."""
     strangers = []
 
     def watched(function):
         def call(*args, **kwargs):
-            if not threading.current_thread().name.startswith("mlx"):
+            if not threading.current_thread().name.startswith(THREAD_NAME):
                 strangers.append(f"{function.__name__} in {threading.current_thread().name}")
             return function(*args, **kwargs)
 
         return call
 
-    for name in ("eval", "async_eval"):
-        monkeypatch.setattr(mx, name, watched(getattr(mx, name)))
-    for name in ("to_ints", "to_floats"):
-        monkeypatch.setattr(sampler, name, watched(getattr(sampler, name)))
-    monkeypatch.setattr(host, "wait", watched(host.wait))
+    watching = confined()
+    assert {"forward", "sample", "segment", "restore", "release", "close"} <= set(watching)
+    for name in watching:
+        monkeypatch.setattr(FakeExecutor, name, watched(getattr(FakeExecutor, name)))
     yield
     assert strangers == []

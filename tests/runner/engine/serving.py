@@ -1,9 +1,13 @@
-"""Requests served by an engine on the fake model, with and without the loop around it."""
+"""Requests served by an engine on the fake executor, with and without the loop around it."""
 
+from pathlib import Path
+
+from models.executors.base import Executor
 from runner.engine.loop import EngineLoop
 from runner.engine.text import TextEngine
 from runner.engine.types import Failed, Output, RequestId, TextChunk, TextDone, TextRequest
-from tests.fakes import ByteTokenizer, FakeModel
+from tests.fakes import ByteTokenizer, FakeExecutor
+from tests.parity.executors import load
 
 
 class Answer:
@@ -30,10 +34,27 @@ class Answer:
         return self.end.error
 
 
-def make_engine(model: FakeModel, **options) -> TextEngine:
+def make_engine(executor: FakeExecutor, **options) -> TextEngine:
     adds_bos = options.pop("adds_bos", False)
     settings = {"context_length": 256, "parallel": 4, "prefill_chunk": 16} | options
-    return TextEngine(model, ByteTokenizer(adds_bos=adds_bos), **settings)
+    return TextEngine(executor, ByteTokenizer(adds_bos=adds_bos), **settings)
+
+
+def real_executor(model: Path, kind: str, **options) -> Executor:
+    """A checkpoint of tiny weights on an executor of that kind; "mlx ahead" reads a step when the next is begun."""
+    executor = load(model, kind.removesuffix(" ahead"), **options)
+    if kind.endswith(" ahead"):
+        executor.depth = 1
+    return executor
+
+
+def to_the_end(engine: TextEngine) -> list[Output]:
+    """Tick until nobody is left."""
+    outputs = []
+    while not engine.idle:
+        outputs += engine.step()
+        engine.proceed()
+    return outputs
 
 
 def run(engine: TextEngine, *requests: TextRequest) -> list[Answer]:
@@ -42,16 +63,14 @@ def run(engine: TextEngine, *requests: TextRequest) -> list[Answer]:
     for number, request in enumerate(requests):
         outputs[number] = []
         engine.add(number, engine.prepare(request))
-    while not engine.idle:
-        for output in engine.step():
-            outputs[output.id].append(output)
-        engine.proceed()
+    for output in to_the_end(engine):
+        outputs[output.id].append(output)
     return [Answer(outputs[number]) for number in range(len(requests))]
 
 
-def answer(model: FakeModel, request: TextRequest, **options) -> Answer:
+def answer(executor: FakeExecutor, request: TextRequest, **options) -> Answer:
     """Serve one request by an engine of its own."""
-    return run(make_engine(model, **options), request)[0]
+    return run(make_engine(executor, **options), request)[0]
 
 
 async def ask(loop: EngineLoop, request: TextRequest) -> Answer:

@@ -4,22 +4,21 @@ from collections.abc import Callable
 
 import pytest
 
+from models.executors.base import Step
 from runner.engine import admission as module
-from runner.engine.admission import Admission, Decision, Memory, Verdict, decide, planned_tokens
+from runner.engine.admission import Admission, Decision, Memory, Usage, Verdict, decide, planned_tokens
+from runner.engine.executor_thread import ExecutorThread
 from runner.engine.loop import EngineLoop
-from runner.engine.mlx_thread import MLXThread
 from runner.engine.prefix_cache import PrefixCache
 from runner.engine.sequence import PreparedText
 from runner.engine.text import TextEngine
 from runner.engine.types import Failed, SamplingParams, TextDone, TextRequest
 from runner.errors import InsufficientMemory, status_of
-from tests.fakes import FakeModel
-from tests.runner.engine.serving import answer, make_engine, run
+from tests.fakes import BYTES_PER_TOKEN, FakeExecutor
+from tests.runner.engine.serving import answer, make_engine, run, to_the_end
 
 GREEDY = SamplingParams(temperature=0)
 MIB = 1 << 20
-PER_TOKEN = 8
-"""What the prefix cache holds of a token of the fake model."""
 
 
 def megabytes(**figures: int) -> Memory:
@@ -57,7 +56,7 @@ def test_a_row_runs_waits_or_is_refused_by_the_figures(needed: int, memory: Memo
 
 def prepared(prompt: int, *, num_predict: int | None, limit: int) -> PreparedText:
     request = TextRequest("x" * prompt, num_predict=num_predict)
-    return make_engine(FakeModel(), context_length=limit).prepare(request)
+    return make_engine(FakeExecutor(), context_length=limit).prepare(request)
 
 
 @pytest.mark.parametrize(
@@ -86,43 +85,39 @@ def _nothing_is_negligible(request: pytest.FixtureRequest, monkeypatch: pytest.M
 class Machine:
     """A machine of so many tokens' memory, with an engine on it."""
 
-    def __init__(self, tokens: int, prefix_cache: PrefixCache | None = None, **options: object) -> None:
+    def __init__(self, tokens: int, *, depth: int = 0, cache_bytes: int = 0) -> None:
         self.tokens = tokens
-        self.given_back = 0
         self.most_running = 0
-        self.model = FakeModel(before_step=self._look)
-        self.prefixes = prefix_cache
+        self.executor = FakeExecutor(depth=depth, before_step=self._look)
+        self.prefixes = PrefixCache(self.executor, cache_bytes) if cache_bytes else None
         self.least_free = tokens
         self.engine: TextEngine = make_engine(
-            self.model,
+            self.executor,
             context_length=1000,
-            prefix_cache=prefix_cache,
-            admission=Admission(lambda n: PER_TOKEN * n, self.free, working_bytes=0, give_back=self._give_back),
-            **options,
+            prefix_cache=self.prefixes,
+            admission=Admission(
+                self.executor.state_nbytes, self.free, working_bytes=0, give_back=self.executor.give_back
+            ),
         )
 
     def free(self) -> int:
-        held = sum(cache.offset for cache in self.model._caches)
         stored = 0 if self.prefixes is None else self.prefixes.nbytes
-        return PER_TOKEN * (self.tokens - held) - stored
+        return BYTES_PER_TOKEN * self.tokens - self.executor.memory_bytes() - stored
 
-    def _look(self, _number: int, rows: object) -> None:
+    def _look(self, _number: int, step: Step) -> None:
         self.least_free = min(self.least_free, self.free())
-        self.most_running = max(self.most_running, len(rows))
-
-    def _give_back(self) -> None:
-        self.given_back += 1
+        self.most_running = max(self.most_running, len(step.rows))
 
 
 def request(prompt: str, count: int = 20) -> TextRequest:
     return TextRequest(prompt, GREEDY, num_predict=count)
 
 
-def test_rows_that_do_not_fit_together_run_one_after_the_other_and_say_the_same():
-    machine = Machine(250)
+def test_rows_that_do_not_fit_together_run_one_after_the_other_and_say_the_same(depth: int):
+    machine = Machine(250, depth=depth)
     requests = [request(letter * 100) for letter in "abcd"]
     answers = run(machine.engine, *requests)
-    assert [got.text for got in answers] == [answer(FakeModel(), one, context_length=1000).text for one in requests]
+    assert [got.text for got in answers] == [answer(FakeExecutor(), one, context_length=1000).text for one in requests]
     assert machine.most_running == 2
     assert machine.least_free >= 0
 
@@ -141,14 +136,14 @@ def test_nobody_overtakes_a_row_that_waits_for_memory():
 
 
 def test_the_prefix_cache_makes_room_before_anybody_waits():
-    cache = PrefixCache(1 << 20)
-    machine = Machine(400, cache)
+    machine = Machine(400, cache_bytes=1 << 20)
     run(machine.engine, request("a" * 200))
     run(machine.engine, request("b" * 100))
-    held = cache.nbytes
-    assert held >= PER_TOKEN * 300
+    held = machine.prefixes.nbytes
+    assert held >= BYTES_PER_TOKEN * 300
     run(machine.engine, request("c" * 180))
     assert machine.least_free >= 0
+    assert machine.executor.given_back == 1
     (again,) = run(machine.engine, request("b" * 100 + "!"))
     assert again.done.cached_tokens > 0, "more was given up than needed"
 
@@ -157,7 +152,7 @@ def test_what_can_never_fit_is_refused_before_it_is_queued_with_figures_and_a_re
     machine = Machine(250)
     with pytest.raises(InsufficientMemory, match=r"^insufficient memory: a prompt of 300 tokens .* GiB .*num_predict"):
         machine.engine.prepare(request("x" * 300))
-    assert machine.given_back == 1
+    assert machine.executor.given_back == 1
     assert machine.engine.prepare(request("x" * 200))
 
 
@@ -166,8 +161,37 @@ def test_what_fits_only_once_others_have_ended_is_not_refused():
     machine.engine.add(1, machine.engine.prepare(request("a" * 200)))
     for _ in range(14):
         machine.engine.step()
-    assert machine.free() < PER_TOKEN * 220
+        machine.engine.proceed()
+    assert machine.free() < BYTES_PER_TOKEN * 220
     assert machine.engine.prepare(request("b" * 200))
+
+
+def test_a_row_that_was_cancelled_is_put_away_before_another_is_judged():
+    machine = Machine(250, cache_bytes=1 << 20)
+    machine.engine.add(1, machine.engine.prepare(request("a" * 200)))
+    machine.engine.step()
+    machine.engine.proceed()
+    machine.engine.cancel(1)
+    machine.engine.add(2, machine.engine.prepare(request("b" * 200)))
+    assert isinstance(to_the_end(machine.engine)[-1], TextDone)
+
+
+def test_a_request_is_judged_by_what_was_last_published_whatever_the_engine_does_meanwhile():
+    machine = Machine(1000)
+    engine = machine.engine
+    engine.add(1, engine.prepare(request("a" * 200)))
+    for _ in range(14):
+        engine.step()
+        engine.proceed()
+    published = engine._usage
+    assert published == Usage(rows=((201, 220),))
+    engine.step()
+    assert engine._usage is published
+    machine.tokens = 250
+    assert engine.prepare(request("b" * 200)), "the row that runs will give its memory back"
+    engine.cancel(1)
+    engine.proceed()
+    assert engine._usage == Usage()
 
 
 def test_memory_that_went_away_while_a_row_waited_fails_that_row_alone():
@@ -188,8 +212,8 @@ def test_memory_that_went_away_while_a_row_waited_fails_that_row_alone():
     assert isinstance(ends[2], TextDone)
 
 
-async def test_a_refusal_is_a_status_before_any_header(only_in_mlx_thread: None):
-    thread = MLXThread()
+async def test_a_refusal_is_a_status_before_any_header():
+    thread = ExecutorThread()
     loop = EngineLoop(thread)
     build: Callable[..., TextEngine] = lambda _: Machine(100).engine  # noqa: E731
     await loop.load(build)

@@ -6,21 +6,21 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from models.cache import Segment
 from runner.config import DialectName
 from runner.engine import disk_cache as module
-from runner.engine.disk_cache import BLOCK_TOKENS, DiskCache, blocks
+from runner.engine.disk_cache import BLOCK_TOKENS, DiskCache, ReadSegment, blocks
 from runner.engine.prefix_cache import PrefixCache
+from runner.engine.text import TextEngine
 from runner.engine.types import SamplingParams, TextRequest
-from tests.fakes import FakeModel
+from tests.fakes import FakeExecutor
 from tests.runner.engine.serving import answer, make_engine, run
 
 LIMIT = 64 << 20
@@ -43,22 +43,50 @@ def opened(tmp_path: Path) -> Iterator[Open]:
         cache.close()
 
 
-def layers_of(tokens: Sequence[int], begin: int, end: int) -> tuple[Segment, ...]:
-    """Two layers, of which one holds half precision and integers, that say whose they are."""
-    own = mx.array(tokens[begin:end], dtype=mx.float32).reshape(1, 1, -1, 1)
-    wide = mx.broadcast_to(own, (1, 2, end - begin, 4))
-    other = ((-wide).astype(mx.bfloat16), wide.astype(mx.uint32))
-    return Segment((wide, wide + 0.5)).part(0, end - begin), Segment(other).part(0, end - begin)
+TYPES = ("float32", "float16", "uint8", "int8", "uint16", "uint32", "int32")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A segment of an array of each type, that say whose they are."""
+
+    held: Mapping[str, np.ndarray]
+
+    @property
+    def length(self) -> int:
+        return self.held["0.float32"].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.held.values())
+
+    def part(self, begin: int, end: int) -> "Told":
+        return Told({name: array[:, begin:end] for name, array in self.held.items()})
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        yield from self.held.items()
+
+
+def segment_of(tokens: Sequence[int], begin: int, end: int) -> Told:
+    own = np.array(tokens[begin:end])[None, :, None] + np.arange(3)
+    # Not in one piece: as a slot's part is.
+    return Told({f"{number}.{name}": own.astype(name)[:, :, :2] for number, name in enumerate(TYPES)})
+
+
+def read_segment(arrays: Mapping[str, np.ndarray]) -> Told:
+    if len(arrays) != len(TYPES):
+        raise ValueError("its arrays are not those of this model's layers")
+    return Told(arrays)
 
 
 def write(cache: DiskCache, tokens: Sequence[int]) -> None:
     """Write a row, and wait until the files are there."""
-    cache.write(tokens, lambda begin, end: layers_of(tokens, begin, end))
+    cache.write(tokens, lambda begin, end: segment_of(tokens, begin, end))
     cache.close()
 
 
-def depth(cache: DiskCache, tokens: Sequence[int], begin: int = 0) -> int:
-    return max((end for end, _ in cache.read(tokens, begin)), default=begin)
+def found_until(cache: DiskCache, tokens: Sequence[int], begin: int = 0) -> int:
+    return max((end for end, _ in cache.read(tokens, begin, read_segment)), default=begin)
 
 
 def files(folder: Path) -> list[Path]:
@@ -67,32 +95,34 @@ def files(folder: Path) -> list[Path]:
 
 def test_another_process_finds_whole_blocks_to_the_last_bit(opened: Open):
     write(opened(), TOKENS)
-    found = list(opened().read(TOKENS, 0))
+    found = list(opened().read(TOKENS, 0, read_segment))
     assert [end for end, _ in found] == [BLOCK_TOKENS, 2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS]
-    for end, layers in found:
-        for got, expected in zip(layers, layers_of(TOKENS, end - BLOCK_TOKENS, end), strict=True):
-            assert [array.dtype for array in got.arrays] == [array.dtype for array in expected.arrays]
-            assert all(mx.array_equal(a, b) for a, b in zip(got.arrays, expected.arrays, strict=True))
+    for end, segment in found:
+        expected = segment_of(TOKENS, end - BLOCK_TOKENS, end)
+        for (name, got), (expected_name, array) in zip(segment.arrays(), expected.arrays(), strict=True):
+            assert (name, got.dtype, got.shape) == (expected_name, array.dtype, array.shape)
+            assert got.tobytes() == array.tobytes()
 
 
 def test_reading_begins_at_the_block_that_holds_the_first_token_asked_for(opened: Open):
     write(opened(), TOKENS)
     cache = opened()
-    assert [end for end, _ in cache.read(TOKENS, BLOCK_TOKENS + 1)] == [2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS]
-    assert [end for end, _ in cache.read(TOKENS, 3 * BLOCK_TOKENS)] == []
+    ends = [end for end, _ in cache.read(TOKENS, BLOCK_TOKENS + 1, read_segment)]
+    assert ends == [2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS]
+    assert [end for end, _ in cache.read(TOKENS, 3 * BLOCK_TOKENS, read_segment)] == []
 
 
 def test_a_block_counts_only_behind_the_same_tokens(opened: Open):
     write(opened(), TOKENS)
     cache = opened()
-    assert depth(cache, [1, *TOKENS[1:]]) == 0
-    assert depth(cache, [*TOKENS[:BLOCK_TOKENS], 1, *TOKENS[BLOCK_TOKENS + 1 :]]) == BLOCK_TOKENS
-    assert depth(cache, TOKENS[: BLOCK_TOKENS - 1]) == 0
+    assert found_until(cache, [1, *TOKENS[1:]]) == 0
+    assert found_until(cache, [*TOKENS[:BLOCK_TOKENS], 1, *TOKENS[BLOCK_TOKENS + 1 :]]) == BLOCK_TOKENS
+    assert found_until(cache, TOKENS[: BLOCK_TOKENS - 1]) == 0
 
 
 def test_models_do_not_see_each_other(opened: Open):
     write(opened(), TOKENS)
-    assert depth(opened(model="another"), TOKENS) == 0
+    assert found_until(opened(model="another"), TOKENS) == 0
 
 
 def test_the_files_are_safetensors_that_others_can_read(opened: Open, tmp_path: Path):
@@ -101,7 +131,7 @@ def test_the_files_are_safetensors_that_others_can_read(opened: Open, tmp_path: 
     with safetensors.safe_open(file, "numpy") as stored:
         assert stored.metadata()["format"] == module.FORMAT
         assert stored.get_tensor("tokens").tolist() == TOKENS[:BLOCK_TOKENS]
-        assert stored.get_tensor("0.1").shape == (1, 2, BLOCK_TOKENS, 4)
+        assert stored.get_tensor("1.float16").shape == (1, BLOCK_TOKENS, 2)
 
 
 def test_only_the_owner_may_read_what_people_said(opened: Open, tmp_path: Path):
@@ -119,9 +149,9 @@ def test_what_is_there_is_not_copied_again(opened: Open):
 
 def test_a_row_that_lost_a_part_is_written_up_to_there(opened: Open, tmp_path: Path):
     cache = opened()
-    cache.write(TOKENS, lambda begin, end: layers_of(TOKENS, begin, end) if begin < BLOCK_TOKENS else None)
+    cache.write(TOKENS, lambda begin, end: segment_of(TOKENS, begin, end) if begin < BLOCK_TOKENS else None)
     cache.close()
-    assert depth(opened(), TOKENS) == BLOCK_TOKENS
+    assert found_until(opened(), TOKENS) == BLOCK_TOKENS
 
 
 def truncate(file: Path) -> None:
@@ -151,14 +181,14 @@ def test_a_damaged_file_is_warned_of_once_removed_and_written_again(
     for name in names[1:]:
         damage(tmp_path / MODEL / name)
     cache = opened()
-    assert depth(cache, TOKENS) == BLOCK_TOKENS
-    assert depth(cache, TOKENS) == BLOCK_TOKENS
-    assert depth(cache, TOKENS, 2 * BLOCK_TOKENS) == 2 * BLOCK_TOKENS
+    assert found_until(cache, TOKENS) == BLOCK_TOKENS
+    assert found_until(cache, TOKENS) == BLOCK_TOKENS
+    assert found_until(cache, TOKENS, 2 * BLOCK_TOKENS) == 2 * BLOCK_TOKENS
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert [path.name for path in files(tmp_path)] == [names[0]]
     write(cache := opened(), TOKENS)
-    assert depth(cache, TOKENS) == 3 * BLOCK_TOKENS
+    assert found_until(cache, TOKENS) == 3 * BLOCK_TOKENS
 
 
 def test_a_sound_file_of_somebody_else_is_neither_used_nor_removed(
@@ -170,18 +200,54 @@ def test_a_sound_file_of_somebody_else_is_neither_used_nor_removed(
     safetensors.numpy.save_file({"tokens": np.zeros(3, dtype=np.float32)}, foreign)
     other = tmp_path / MODEL / "notes.txt"
     other.write_text("mine")
-    assert depth(cache, TOKENS) == 0
+    assert found_until(cache, TOKENS) == 0
     assert "not the cache's own" in caplog.text
     write(cache, TOKENS)
     assert foreign.exists()
     assert other.read_text() == "mine"
 
 
+def refuse(arrays: Mapping[str, np.ndarray]) -> Told:
+    raise ValueError("its heads are narrower")
+
+
+@pytest.mark.parametrize(
+    ("read", "reason"),
+    [
+        (refuse, "its heads are narrower"),
+        (lambda arrays: read_segment(arrays).part(0, BLOCK_TOKENS - 1), "it holds 63 tokens, not 64"),
+    ],
+)
+def test_what_the_executor_cannot_use_is_not_the_caches_own(
+    opened: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture, read: ReadSegment, reason: str
+):
+    write(opened(), TOKENS)
+    assert list(opened().read(TOKENS, 0, read)) == []
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "not the cache's own" in warning.message
+    assert warning.fields["reason"] == reason
+    assert len(files(tmp_path)) == 3
+
+
+def test_an_array_of_a_type_that_no_segment_has_is_not_the_caches_own(
+    opened: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    write(opened(), TOKENS[:BLOCK_TOKENS])
+    (file,) = files(tmp_path)
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].replace(b'"I8"', b'"BOOL"')
+    file.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
+    assert found_until(opened(), TOKENS) == 0
+    assert "not the cache's own" in caplog.text
+    assert file.exists()
+
+
 def test_a_file_under_a_wrong_name_is_not_believed(opened: Open, tmp_path: Path):
     write(opened(), TOKENS)
     first, second, _ = (tmp_path / MODEL / block.name for block in blocks(TOKENS))
     first.write_bytes(second.read_bytes())
-    assert depth(opened(), TOKENS) == 0
+    assert found_until(opened(), TOKENS) == 0
 
 
 def test_the_longest_unused_row_goes_first_and_a_rows_end_before_its_beginning(opened: Open, tmp_path: Path):
@@ -191,12 +257,12 @@ def test_the_longest_unused_row_goes_first_and_a_rows_end_before_its_beginning(o
     write(opened(), rows[1])
     # Looking at a row is using it.
     cache = opened()
-    assert depth(cache, rows[0]) == 3 * BLOCK_TOKENS
+    assert found_until(cache, rows[0]) == 3 * BLOCK_TOKENS
     cache.close()
     write(opened(limit_bytes=int(2.5 * size)), rows[2])
     assert sum(path.stat().st_size for path in files(tmp_path)) <= 2.5 * size
     cache = opened()
-    depths = [depth(cache, row) for row in rows]
+    depths = [found_until(cache, row) for row in rows]
     assert depths[0] == depths[2] == 3 * BLOCK_TOKENS
     assert depths[1] < 3 * BLOCK_TOKENS
     left = sum(path.stat().st_size for path in files(tmp_path)) // (size // 3)
@@ -208,7 +274,7 @@ def test_the_limit_is_for_all_models_together(opened: Open, tmp_path: Path):
     size = sum(path.stat().st_size for path in files(tmp_path))
     write(opened(limit_bytes=size, model="another"), TOKENS)
     assert sum(path.stat().st_size for path in files(tmp_path)) <= size
-    assert depth(opened(model="another"), TOKENS) > 0
+    assert found_until(opened(model="another"), TOKENS) > 0
 
 
 def test_what_dead_writers_left_is_cleared_and_what_living_ones_make_is_not(opened: Open, tmp_path: Path):
@@ -225,7 +291,7 @@ def test_what_dead_writers_left_is_cleared_and_what_living_ones_make_is_not(open
 
 def test_closing_writes_what_waits(opened: Open, tmp_path: Path):
     cache = opened()
-    cache.write(TOKENS, lambda begin, end: layers_of(TOKENS, begin, end))
+    cache.write(TOKENS, lambda begin, end: segment_of(TOKENS, begin, end))
     cache.close()
     assert len(files(tmp_path)) == 3
     assert not any(thread.name == "prefix writer" for thread in threading.enumerate())
@@ -245,7 +311,7 @@ def test_closing_does_not_wait_for_a_slow_disk_and_leaves_no_half_file(
     monkeypatch.setattr(module, "_write_fully", slow)
     monkeypatch.setattr(module, "DRAIN_S", 0.01)
     cache = opened()
-    cache.write(TOKENS, lambda begin, end: layers_of(TOKENS, begin, end))
+    cache.write(TOKENS, lambda begin, end: segment_of(TOKENS, begin, end))
     assert reached.wait(30)
     stop = cache._stop
     threading.Thread(target=lambda: (stop.wait(30), go_on.set())).start()
@@ -273,9 +339,9 @@ def test_more_than_may_wait_is_left_out(opened: Open, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "MAX_PENDING_BYTES", 1)
     cache, asked = opened(), []
 
-    def copy(begin: int, end: int) -> tuple[Segment, ...]:
+    def copy(begin: int, end: int) -> Told:
         asked.append(begin)
-        return layers_of(TOKENS, begin, end)
+        return segment_of(TOKENS, begin, end)
 
     cache.write(TOKENS, copy)
     cache.write(TOKENS, copy)
@@ -294,41 +360,45 @@ def test_two_that_write_the_same_at_once_leave_whole_files(opened: Open, tmp_pat
     rows = [[number, *TOKENS[1:]] for number in range(10)]
     for row in rows:
         for cache in caches:
-            cache.write(row, lambda begin, end, row=row: layers_of(row, begin, end))
+            cache.write(row, lambda begin, end, row=row: segment_of(row, begin, end))
     for cache in caches:
         cache.close()
     assert len(files(tmp_path)) == 3 * len(rows)
-    assert [depth(caches[0], row) for row in rows] == [3 * BLOCK_TOKENS] * len(rows)
+    assert [found_until(caches[0], row) for row in rows] == [3 * BLOCK_TOKENS] * len(rows)
 
 
 GREEDY = SamplingParams(temperature=0)
 
 
-def test_an_engine_takes_up_what_another_one_left_and_says_the_same(opened: Open):
+def engine_on(disk: DiskCache, depth: int = 0) -> TextEngine:
+    executor = FakeExecutor(depth=depth)
+    return make_engine(executor, prefix_cache=PrefixCache(executor, LIMIT, disk), context_length=1000)
+
+
+def test_an_engine_takes_up_what_another_one_left_and_says_the_same(opened: Open, depth: int):
     first = TextRequest("a long conversation, " * 10, GREEDY, num_predict=8)
-    engine = make_engine(FakeModel(), prefix_cache=PrefixCache(LIMIT, opened()), context_length=1000)
+    engine = engine_on(opened(), depth)
     (turn,) = run(engine, first)
     engine.close()
     second = TextRequest(first.prompt + turn.text + " and then?", GREEDY, num_predict=8)
-    engine = make_engine(FakeModel(), prefix_cache=PrefixCache(LIMIT, opened()), context_length=1000)
+    engine = engine_on(opened(), depth)
     (later,) = run(engine, second)
     assert later.done.cached_tokens == (len(first.prompt) + 7) // BLOCK_TOKENS * BLOCK_TOKENS
-    assert later.text == answer(FakeModel(), second, context_length=1000).text
+    assert later.text == answer(FakeExecutor(), second, context_length=1000).text
     engine.close()
 
 
 def test_what_memory_holds_and_what_the_disk_holds_are_joined_in_the_middle_of_a_block(opened: Open):
     prompt = "".join(chr(97 + n % 26) + "." for n in range(150))
-    engine = make_engine(FakeModel(), prefix_cache=PrefixCache(LIMIT, opened()), context_length=1000)
+    engine = engine_on(opened())
     run(engine, TextRequest(prompt, GREEDY, num_predict=2))
     engine.close()
-    cache = PrefixCache(LIMIT, opened())
-    engine = make_engine(FakeModel(), prefix_cache=cache, context_length=1000)
+    engine = engine_on(opened())
     run(engine, TextRequest(prompt[:100] + "!", GREEDY, num_predict=1))
     longer = TextRequest(prompt + "? and what now", GREEDY, num_predict=9)
     (got,) = run(engine, longer)
     assert got.done.cached_tokens == 300 // BLOCK_TOKENS * BLOCK_TOKENS
-    assert got.text == answer(FakeModel(), longer, context_length=1000).text
+    assert got.text == answer(FakeExecutor(), longer, context_length=1000).text
     engine.close()
 
 

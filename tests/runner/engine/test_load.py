@@ -8,18 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from models import backend
+from models.device import Device
 from models.errors import ModelNotFoundError, QuantizationError, UnsupportedArchitecture
 from runner.config import DialectName, RunnerConfig
 from runner.engine import load_text as loading
 from runner.engine import memory_limits
+from runner.engine.executor_thread import ExecutorThread
+from runner.engine.executors import OnnxChoice
 from runner.engine.load import DeviceMemory, LoadOptions, MemoryPlan, ModelLoader
-from runner.engine.mlx_thread import MLXThread
 from runner.engine.types import TextRequest
 from runner.errors import InsufficientMemory
 
 DEFAULT = LoadOptions(parallel=4, context_per_row=None, batch_tokens=None)
 ONE_ROW = LoadOptions(parallel=1, context_per_row=None, batch_tokens=None)
+PAGES = 0.15
+"""What rounding up to whole pages adds at most where a row has 4096 tokens."""
 
 
 @pytest.fixture
@@ -32,8 +35,8 @@ def on_device(monkeypatch):
     """Plan for another device than this machine's."""
 
     def choose(kind: str, available: int) -> None:
-        device = backend.Device(kind, "a device", 2 * available, available)
-        monkeypatch.setattr(backend, "device", lambda: device)
+        device = Device(kind, "a device", 2 * available, available)
+        monkeypatch.setattr(loading, "device", lambda: device)
         monkeypatch.setattr(memory_limits, "cgroup_headroom", lambda: None)
 
     return choose
@@ -78,7 +81,7 @@ def test_the_smaller_of_the_parents_and_the_users_context_counts(config, tiny_ll
 
 async def built(loader, reference, options):
     """The engine's context, as a thread of its own builds it."""
-    thread = MLXThread()
+    thread = ExecutorThread()
     try:
         seen = []
         engine = await thread.call(loader.builder(str(reference), options), seen.append)
@@ -99,33 +102,66 @@ async def test_an_engine_has_the_models_context_unless_less_is_asked(config, tin
 
 
 async def test_a_row_may_hold_only_what_fits_beside_the_weights(config, roomy_llama, on_device):
-    # 256 bytes a token: two layers of keys and values, two heads of eight, in float32.
+    # Two layers of keys and values, two heads of eight dimensions filled up to sixteen, in float32: and whole pages.
     on_device("cpu", 1 << 30)
     context = await built(ModelLoader(config), roomy_llama, ONE_ROW)
     assert context % loading.CONTEXT_STEP == 0
-    assert (1 << 29) < context * 256 < (1 << 30)
+    assert (1 << 29) < context * 512 < (1 << 30)
 
 
-def test_a_cpu_holds_quantised_weights_in_float32_if_that_fits_and_else_as_stored(config, parity, on_device, caplog):
+def test_a_cpu_holds_weights_as_stored_unless_told_otherwise(config, parity, on_device):
     model = str(parity / "llama_gqa-Q8_0.gguf")
     on_device("cpu", 1 << 30)
-    widened = ModelLoader(config).plan(model, ONE_ROW)
-    assert weights_of(widened) == weights_of(ModelLoader(replace(config, weights="float32")).plan(model, ONE_ROW))
-    kept = ModelLoader(replace(config, weights="keep")).plan(model, ONE_ROW)
+    plans = {
+        weights: ModelLoader(replace(config, weights=weights)).plan(model, ONE_ROW)
+        for weights in ("auto", "keep", "float32")
+    }
+    assert plans["auto"] == plans["keep"]
+    assert weights_of(plans["keep"]) < weights_of(plans["float32"]) / 2
+
+
+def test_without_rounding_a_cpu_holds_weights_in_float32_if_that_fits_and_else_as_stored(
+    config, parity, on_device, caplog
+):
+    model = str(parity / "llama_gqa-Q8_0.gguf")
+    exact = replace(config, activations="float32")
+    on_device("cpu", 1 << 30)
+    widened = ModelLoader(exact).plan(model, ONE_ROW)
+    assert weights_of(widened) == weights_of(ModelLoader(replace(exact, weights="float32")).plan(model, ONE_ROW))
+    kept = ModelLoader(replace(exact, weights="keep")).plan(model, ONE_ROW)
     assert weights_of(kept) < weights_of(widened) / 2
     on_device("cpu", widened.total - 1)
     caplog.set_level(logging.INFO)
-    squeezed = ModelLoader(replace(config, check_memory=False))
+    squeezed = ModelLoader(replace(exact, check_memory=False))
     assert weights_of(squeezed.plan(model, ONE_ROW)) == weights_of(kept)
     squeezed.builder(model, ONE_ROW)
     assert caplog.records[0].fields["weights_held"] == "as stored"
 
 
-def test_a_gpu_keeps_weights_as_they_are(config, parity, on_device):
+def test_plain_weights_can_be_quantised_at_load(config, wide_llama):
+    plain, eight, four = (
+        weights_of(ModelLoader(replace(config, weights=weights)).plan(str(wide_llama), ONE_ROW))
+        for weights in ("keep", "int8", "int4")
+    )
+    assert four < eight < 0.6 * plain
+
+
+def test_a_gpu_runs_mlx_and_keeps_weights_as_they_are(config, parity, on_device, caplog):
     model = str(parity / "llama_gqa-Q8_0.gguf")
     on_device("metal", 1 << 34)
+    caplog.set_level(logging.INFO)
     plan = ModelLoader(config).plan(model, ONE_ROW)
-    assert weights_of(plan) == weights_of(ModelLoader(replace(config, weights="keep")).plan(model, ONE_ROW))
+    assert plan == ModelLoader(replace(config, weights="keep")).plan(model, ONE_ROW)
+    assert weights_of(plan) < weights_of(ModelLoader(replace(config, weights="float32")).plan(model, ONE_ROW)) / 2
+    ModelLoader(config).builder(model, ONE_ROW)
+    assert caplog.records[0].fields["executor"] == "mlx"
+
+
+@pytest.mark.parametrize("executor", ["onnx", "mlx"])
+async def test_an_engine_runs_on_the_executor_that_was_asked_for(config, tiny_llama, executor, caplog):
+    caplog.set_level(logging.INFO)
+    assert await built(ModelLoader(replace(config, executor=executor)), tiny_llama, DEFAULT) == 128
+    assert caplog.records[0].fields["executor"] == executor
 
 
 def test_what_does_not_fit_is_refused_with_figures_and_remedy(config, tiny_llama, on_device, caplog):
@@ -152,21 +188,24 @@ def test_a_plan_fits_up_to_the_last_byte():
     assert not replace(plan, available=44).fits
 
 
-def test_running_out_of_memory_while_loading_is_said_in_the_parents_words(config, tiny_llama, monkeypatch):
-    def fail(*_, **__):
-        raise RuntimeError("[malloc] Unable to allocate 99 bytes.")
+@pytest.mark.parametrize(
+    "error", [MemoryError("99 bytes"), RuntimeError("[malloc] Unable to allocate 99 bytes.")], ids=["onnx", "mlx"]
+)
+def test_running_out_of_memory_while_loading_is_said_in_the_parents_words(config, tiny_llama, monkeypatch, error):
+    def fail(*_):
+        raise error
 
-    monkeypatch.setattr(loading, "load_language_model", fail)
-    build = ModelLoader(config).builder(str(tiny_llama), DEFAULT)
+    monkeypatch.setattr(OnnxChoice, "load", fail)
+    build = ModelLoader(replace(config, weights="float32")).builder(str(tiny_llama), DEFAULT)
     with pytest.raises(InsufficientMemory, match=r"^insufficient memory while loading .*99 bytes.*--weights=keep"):
         build(lambda _: None)
 
 
 def test_another_failure_while_loading_keeps_its_name(config, tiny_llama, monkeypatch):
-    def fail(*_, **__):
+    def fail(*_):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(loading, "load_language_model", fail)
+    monkeypatch.setattr(OnnxChoice, "load", fail)
     build = ModelLoader(config).builder(str(tiny_llama), DEFAULT)
     with pytest.raises(RuntimeError, match=r"^something else$"):
         build(lambda _: None)
@@ -204,27 +243,25 @@ def test_what_cannot_be_loaded_is_refused_by_its_own_error(config, roomy_llama):
 
 def test_a_quantised_cache_is_planned_at_its_size_and_leaves_room_for_more_context(config, wide_llama, on_device):
     on_device("cpu", 1 << 30)
-    plain = ModelLoader(config).plan(str(wide_llama), DEFAULT)
-    packed = ModelLoader(replace(config, kv_cache_type="q8_0")).plan(str(wide_llama), DEFAULT)
-    # 32 values of a byte with a scale and an offset, instead of 32 times four bytes.
-    assert sum(packed.device.cache) * 128 == sum(plain.device.cache) * 40
-    asked = ModelLoader(config).plan(str(wide_llama), replace(DEFAULT, cache_type="q8_0"))
-    assert asked == packed
-    parents = ModelLoader(replace(config, kv_cache_type="q8_0")).plan(
-        str(wide_llama), replace(DEFAULT, cache_type="f16")
-    )
-    assert parents == plain
+    asked = replace(DEFAULT, context_per_row=4096)
+    plain = ModelLoader(config).plan(str(wide_llama), asked)
+    packed = ModelLoader(replace(config, kv_cache_type="q8_0")).plan(str(wide_llama), asked)
+    # 32 values of a byte with a scale and an offset, instead of 32 times four bytes; both in whole pages.
+    assert sum(packed.device.cache) / sum(plain.device.cache) == pytest.approx(40 / 128, rel=PAGES)
+    assert ModelLoader(config).plan(str(wide_llama), replace(asked, cache_type="q8_0")) == packed
+    own = ModelLoader(replace(config, kv_cache_type="q8_0"))
+    assert own.plan(str(wide_llama), replace(asked, cache_type="f16")) == plain
 
 
 async def test_the_engine_holds_its_cache_as_asked(config, wide_llama):
     loader = ModelLoader(replace(config, cache_bytes=0))
-    thread = MLXThread()
+    thread = ExecutorThread()
     try:
         for kind, per_value in (("f16", 4), ("q8_0", 1.25), ("q4_0", 0.75)):
             engine = await thread.call(
                 loader.builder(str(wide_llama), replace(DEFAULT, cache_type=kind)), lambda _: None
             )
-            assert engine._model.cache_nbytes(256) == 2 * 2 * 2 * 256 * 32 * per_value
+            assert engine._executor.state_nbytes(4096) == pytest.approx(2 * 2 * 2 * 4096 * 32 * per_value, rel=PAGES)
             await thread.call(engine.close)
     finally:
         await thread.close()
@@ -236,7 +273,7 @@ def test_heads_that_cannot_be_quantised_are_refused_while_planning(config, tiny_
 
 
 async def test_an_engine_watches_its_memory_unless_told_not_to(config, roomy_llama, on_device):
-    thread = MLXThread()
+    thread = ExecutorThread()
     request = TextRequest("x " * 3000, num_predict=1)
     try:
         for check_memory in (True, False):

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from models import backend
 from models.checkpoint import open_checkpoint
+from models.device import Device
 from models.errors import CheckpointError, UnsupportedArchitecture
 from models.image.base import PictureRequest
 from runner.config import DialectName, LoraFile, RunnerConfig
 from runner.dialects.ollamarunner import memory_table
 from runner.engine import load_image, memory_limits
+from runner.engine.executor_thread import ExecutorThread
 from runner.engine.image import ImageEngine
 from runner.engine.load import LoadOptions, ModelLoader
-from runner.engine.mlx_thread import MLXThread
 from runner.engine.text import TextEngine
 from runner.errors import InsufficientMemory, LoadError
 from tests.image_pipelines import PARITY_IMAGE
@@ -37,8 +37,8 @@ def on_device(monkeypatch):
     """Plan for another device than this machine's."""
 
     def choose(kind: str, available: int) -> None:
-        device = backend.Device(kind, "a device", 2 * available, available)
-        monkeypatch.setattr(backend, "device", lambda: device)
+        device = Device(kind, "a device", 2 * available, available)
+        monkeypatch.setattr(load_image, "device", lambda: device)
         monkeypatch.setattr(memory_limits, "cgroup_headroom", lambda: None)
 
     return choose
@@ -55,7 +55,7 @@ def float32_bytes(folder, *components, store=None):
 
 async def built(config, reference):
     """The engine, and its thread."""
-    thread = MLXThread()
+    thread = ExecutorThread()
     seen = []
     engine = await thread.call(ModelLoader(config).builder(str(reference), OPTIONS), seen.append)
     assert seen == sorted(seen)
@@ -107,7 +107,7 @@ async def test_the_plan_is_what_the_loaded_pipeline_takes(config, wide_pipeline)
     import mlx.core as mx
 
     plan = plan_of(config, wide_pipeline)
-    thread = MLXThread()
+    thread = ExecutorThread()
     before = await thread.call(mx.get_active_memory)
     engine = await thread.call(ModelLoader(config).builder(str(wide_pipeline), OPTIONS), lambda _: None)
     taken = await thread.call(mx.get_active_memory) - before

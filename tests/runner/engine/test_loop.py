@@ -4,13 +4,12 @@ import threading
 import pytest
 
 from runner.engine import loop as loop_module
-from runner.engine.batch import Step
+from runner.engine.executor_thread import ExecutorThread
 from runner.engine.loop import EngineLoop, LoadAbandoned
-from runner.engine.mlx_thread import MLXThread
 from runner.engine.text import TextEngine
 from runner.engine.types import EngineState, EngineStatus, Output, SamplingParams, TextChunk, TextRequest
 from runner.errors import AlreadyLoaded, BadRequest, Busy, GenerationError, NotReady
-from tests.fakes import FakeModel, Gate, scripted
+from tests.fakes import FakeExecutor, Gate, scripted
 from tests.runner.engine.conftest import Serve
 from tests.runner.engine.serving import Answer, ask, make_engine
 
@@ -42,14 +41,14 @@ async def cancel(task: asyncio.Task[Answer]) -> None:
 
 
 async def test_an_answer_streams_piece_by_piece_and_ends_with_its_counts(serve: Serve):
-    loop = await serve(FakeModel("Hello, world"))
+    loop = await serve(FakeExecutor("Hello, world"))
     answer = await ask(loop, TextRequest(scripted(0)))
     assert answer.text == "Hello, world"
     assert (answer.done.prompt_tokens, answer.done.eval_tokens, answer.done.stop_token) == (1, 12, True)
 
 
-async def test_requests_say_in_company_what_they_say_alone(serve: Serve):
-    loop = await serve(FakeModel(), parallel=3)
+async def test_requests_say_in_company_what_they_say_alone(serve: Serve, depth: int):
+    loop = await serve(FakeExecutor(depth=depth), parallel=3)
     requests = [TextRequest(f"number {n}" * (n + 1), SamplingParams(seed=n), num_predict=30) for n in range(8)]
     alone = [(await ask(loop, request)).text for request in requests]
     company = [answer.text for answer in await asyncio.gather(*(ask(loop, request) for request in requests))]
@@ -58,7 +57,7 @@ async def test_requests_say_in_company_what_they_say_alone(serve: Serve):
 
 
 async def test_a_wrong_prompt_is_refused_before_anything_is_queued(serve: Serve):
-    loop = await serve(FakeModel("yes"))
+    loop = await serve(FakeExecutor("yes"))
     with pytest.raises(BadRequest):
         await ask(loop, TextRequest(""))
     assert (await ask(loop, TextRequest(scripted(0)))).text == "yes"
@@ -66,7 +65,7 @@ async def test_a_wrong_prompt_is_refused_before_anything_is_queued(serve: Serve)
 
 async def test_a_full_queue_is_busy_and_room_again_is_not(serve: Serve):
     gate = Gate(0)
-    loop = await serve(FakeModel("yes", before_step=gate), parallel=1, max_waiting=1)
+    loop = await serve(FakeExecutor("yes", before_step=gate), parallel=1, max_waiting=1)
     tasks = [await started(loop, TextRequest(scripted(0))) for _ in range(2)]
     with pytest.raises(Busy):
         await ask(loop, TextRequest(scripted(0)))
@@ -77,7 +76,7 @@ async def test_a_full_queue_is_busy_and_room_again_is_not(serve: Serve):
 
 async def test_text_can_be_tokenized_while_a_step_runs(serve: Serve):
     gate = Gate(0)
-    loop = await serve(FakeModel("yes", before_step=gate), adds_bos=True)
+    loop = await serve(FakeExecutor("yes", before_step=gate), adds_bos=True)
     task = await started(loop, TextRequest(scripted(0)))
     await gate.reached()
     assert await loop.tokenize("ab", add_bos=False) == [97, 98]
@@ -86,9 +85,9 @@ async def test_text_can_be_tokenized_while_a_step_runs(serve: Serve):
     await task
 
 
-async def test_a_token_is_handed_over_before_the_next_step_is_set_off(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+async def test_a_token_is_handed_over_before_the_next_step_is_begun(serve: Serve, monkeypatch: pytest.MonkeyPatch):
     go_on = threading.Event()
-    loop = await serve(FakeModel("yes"))
+    loop = await serve(FakeExecutor("yes"))
     monkeypatch.setattr(TextEngine, "proceed", lambda self: go_on.wait(10))
     async with loop.submit(TextRequest(scripted(0))) as outputs:
         assert (await anext(outputs)).text == "y"
@@ -97,11 +96,13 @@ async def test_a_token_is_handed_over_before_the_next_step_is_set_off(serve: Ser
         assert "".join([output.text async for output in outputs if isinstance(output, TextChunk)]) == "es"
 
 
-async def test_setting_a_step_off_that_raises_fails_its_rows(serve: Serve, monkeypatch: pytest.MonkeyPatch):
-    loop = await serve(FakeModel("yes"))
+async def test_what_raises_once_the_tokens_are_told_costs_nobody_his_answer(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+):
+    loop = await serve(FakeExecutor("yes"))
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "set_off", lambda self: 1 / 0)
-        assert isinstance((await ask(loop, TextRequest(scripted(0)))).error, GenerationError)
+        patch.setattr(TextEngine, "proceed", lambda self: 1 / 0)
+        assert (await ask(loop, TextRequest(scripted(0)))).text == "yes"
     assert (await ask(loop, TextRequest(scripted(0)))).text == "yes"
 
 
@@ -112,11 +113,11 @@ async def test_a_request_cancelled_in_the_queue_is_never_run(serve: Serve):
     gate = Gate(1)
     lengths = []
 
-    def note(number, rows):
-        lengths.append([row.length for row in rows])
-        gate(number, rows)
+    def note(number, step):
+        lengths.append([row.length for row in step.rows])
+        gate(number, step)
 
-    loop = await serve(FakeModel("first", "third", before_step=note), parallel=1)
+    loop = await serve(FakeExecutor("first", "third", before_step=note), parallel=1)
     first = await started(loop, TextRequest(scripted(0)))
     await gate.reached()
     second = await started(loop, TextRequest("seven.." * 2))
@@ -130,63 +131,66 @@ async def test_a_request_cancelled_in_the_queue_is_never_run(serve: Serve):
 
 async def test_a_request_cancelled_in_prefill_stops_within_one_step(serve: Serve):
     gate = Gate(2)
-    model = FakeModel("next", before_step=gate)
-    loop = await serve(model, parallel=1)
+    executor = FakeExecutor("next", before_step=gate)
+    loop = await serve(executor, parallel=1)
     task = await started(loop, TextRequest(LONG))
     await gate.reached()
     await cancel(task)
     gate.open()
     assert (await ask(loop, TextRequest(scripted(0)))).text == "next"
-    # Three chunks of the long prompt, then one prompt and five steps that yield "next" and its end; one runs ahead.
-    assert model.steps == 3 + 1 + 5
+    # Three chunks of the long prompt, then one prompt and four steps that yield the rest of "next" and its end.
+    assert executor.steps == 3 + 1 + 4
 
 
-async def test_a_request_cancelled_in_decode_stops_within_one_step_and_its_memory_returns(serve: Serve):
+async def test_a_request_cancelled_in_decode_stops_within_one_step_and_its_memory_returns(
+    serve: Serve, thread: ExecutorThread, depth: int
+):
     gate = Gate(5)
-    model = FakeModel(ENDLESS, "next", before_step=gate)
-    loop = await serve(model, parallel=2)
+    executor = FakeExecutor(ENDLESS, "next", before_step=gate, depth=depth)
+    loop = await serve(executor, parallel=2)
     task = await started(loop, TextRequest(scripted(0)))
     await gate.reached()
     await cancel(task)
     gate.open()
     assert (await ask(loop, TextRequest(scripted(1)))).text == "next"
-    assert model.steps <= 6 + 1 + 5
+    assert executor.steps <= 6 + 1 + 5
     assert (loop.status.running, loop.status.waiting) == (0, 0)
-    assert model.living_caches() == 0
+    # Slots are let go once the tokens are told.
+    assert await thread.call(executor.living_slots) == 0
 
 
-async def test_leaving_the_reader_early_cancels_the_request(serve: Serve):
-    model = FakeModel(ENDLESS, "next")
-    loop = await serve(model, parallel=1)
+async def test_leaving_the_reader_early_cancels_the_request(serve: Serve, depth: int):
+    executor = FakeExecutor(ENDLESS, "next", depth=depth)
+    loop = await serve(executor, parallel=1)
     async with loop.submit(TextRequest(scripted(0))) as outputs:
         first = await anext(outputs)
         assert isinstance(first, TextChunk)
     assert (await ask(loop, TextRequest(scripted(1)))).text == "next"
-    assert model.steps < 100
+    assert executor.steps < 100
 
 
 async def test_a_request_cancelled_before_its_first_tick_is_not_started(serve: Serve):
-    model = FakeModel("yes")
-    loop = await serve(model)
+    executor = FakeExecutor("yes")
+    loop = await serve(executor)
     async with loop.submit(TextRequest(scripted(0))):
         pass
     assert (await ask(loop, TextRequest(scripted(0)))).done.eval_tokens == 3
-    # The prompt, three letters, and the step that ran ahead of the end.
-    assert model.steps == 1 + 3 + 1
+    # The prompt, and three letters.
+    assert executor.steps == 1 + 3
 
 
 # --- failures
 
 
-async def test_a_step_that_raises_fails_its_rows_and_serving_goes_on(serve: Serve):
+async def test_a_step_that_raises_fails_its_rows_and_serving_goes_on(serve: Serve, depth: int):
     gate = Gate(1)
 
-    def fail(number, rows):
-        gate(number, rows)
+    def fail(number, step):
+        gate(number, step)
         if number == 5:
             raise MemoryError("no room for this step")
 
-    loop = await serve(FakeModel("first answer", "next", before_step=fail), parallel=2)
+    loop = await serve(FakeExecutor("first answer", "next", before_step=fail, depth=depth), parallel=2)
     running = [await started(loop, TextRequest(scripted(0))) for _ in range(2)]
     waiting = await started(loop, TextRequest(scripted(1)))
     gate.open()
@@ -199,8 +203,8 @@ async def test_a_step_that_raises_fails_its_rows_and_serving_goes_on(serve: Serv
     assert loop.status.state is EngineState.READY
 
 
-async def test_a_row_whose_logits_are_not_numbers_fails_alone(serve: Serve):
-    loop = await serve(FakeModel("fine"))
+async def test_a_row_whose_logits_are_not_numbers_fails_alone(serve: Serve, depth: int):
+    loop = await serve(FakeExecutor("fine", depth=depth))
     bad = await started(loop, TextRequest("oh\x0e"))
     good = await started(loop, TextRequest(scripted(0)))
     assert isinstance((await bad).error, GenerationError)
@@ -209,7 +213,7 @@ async def test_a_row_whose_logits_are_not_numbers_fails_alone(serve: Serve):
 
 async def test_a_reader_that_lags_is_failed_and_holds_nobody_up(serve: Serve, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop_module, "MAX_PENDING", 20)
-    loop = await serve(FakeModel(ENDLESS, "next"), parallel=1, context_length=4096)
+    loop = await serve(FakeExecutor(ENDLESS, "next"), parallel=1, context_length=4096)
     async with loop.submit(TextRequest(scripted(0))) as outputs:
         # Served behind the one that nobody reads, so that one was cut off by then.
         assert (await ask(loop, TextRequest(scripted(1)))).text == "next"
@@ -220,21 +224,21 @@ async def test_a_reader_that_lags_is_failed_and_holds_nobody_up(serve: Serve, mo
 
 
 async def test_chunks_that_wait_are_handed_over_as_one(serve: Serve):
-    loop = await serve(FakeModel("all at once", "x"), parallel=1)
+    loop = await serve(FakeExecutor("all at once", "x"), parallel=1)
     async with loop.submit(TextRequest(scripted(0))) as outputs:
         await ask(loop, TextRequest(scripted(1)))
         lagging = Answer([output async for output in outputs])
     assert lagging.pieces == ["all at once"]
 
 
-async def test_a_flood_of_prompts_does_not_starve_a_decoding_row(serve: Serve):
+async def test_a_flood_of_prompts_does_not_starve_a_decoding_row(serve: Serve, depth: int):
     gate, batches = Gate(1), []
 
-    def note(number, rows):
-        batches.append([(id(row.cache[0]), row.length) for row in rows])
-        gate(number, rows)
+    def note(number, step):
+        batches.append([(row.slot, row.length) for row in step.rows])
+        gate(number, step)
 
-    loop = await serve(FakeModel("steady", before_step=note), parallel=4)
+    loop = await serve(FakeExecutor("steady", before_step=note, depth=depth), parallel=4)
     steady = await started(loop, TextRequest(scripted(0)))
     flood = [await started(loop, TextRequest(LONG, num_predict=1)) for _ in range(12)]
     gate.open()
@@ -250,7 +254,7 @@ async def test_a_request_the_engine_lost_is_failed(serve: Serve, monkeypatch: py
     def lose(self, request_id, prepared):
         raise KeyError("lost")
 
-    loop = await serve(FakeModel("yes"))
+    loop = await serve(FakeExecutor("yes"))
     with monkeypatch.context() as patch:
         patch.setattr(TextEngine, "add", lose)
         assert isinstance((await ask(loop, TextRequest(scripted(0)))).error, GenerationError)
@@ -261,7 +265,7 @@ async def test_if_the_loop_itself_fails_nobody_waits_for_ever(serve: Serve, monk
     def broken(self):
         raise KeyError("a mistake of ours")
 
-    loop = await serve(FakeModel("yes"))
+    loop = await serve(FakeExecutor("yes"))
     monkeypatch.setattr(TextEngine, "status", broken)
     assert "a mistake of ours" in str((await ask(loop, TextRequest(scripted(0)))).error)
     assert loop.status.state is EngineState.ERROR
@@ -274,7 +278,7 @@ async def test_if_the_loop_itself_fails_nobody_waits_for_ever(serve: Serve, monk
 
 async def test_the_status_answers_while_a_step_runs(serve: Serve):
     gate = Gate(2)
-    loop = await serve(FakeModel("yes", before_step=gate), parallel=1)
+    loop = await serve(FakeExecutor("yes", before_step=gate), parallel=1)
     tasks = [await started(loop, TextRequest(scripted(0))) for _ in range(3)]
     await gate.reached()
     assert loop.status.state is EngineState.READY
@@ -286,7 +290,7 @@ async def test_the_status_answers_while_a_step_runs(serve: Serve):
 
 
 async def test_an_idle_loop_does_not_tick(serve: Serve, monkeypatch: pytest.MonkeyPatch):
-    loop = await serve(FakeModel("yes"))
+    loop = await serve(FakeExecutor("yes"))
     await ask(loop, TextRequest(scripted(0)))
     ticks = []
     monkeypatch.setattr(loop_module, "tick", lambda *args: ticks.append(args))
@@ -317,7 +321,7 @@ class Countdown:
 
 
 @pytest.mark.parametrize(("news_after", "left"), [(10, 0), (1, 4), (3, 2)])
-def test_the_mlx_thread_steps_on_until_it_is_idle_or_there_is_news(news_after: int, left: int):
+def test_the_executors_thread_steps_on_until_it_is_idle_or_there_is_news(news_after: int, left: int):
     engine, emitted = Countdown(5), []
     run = loop_module.run
     run(engine, {}, [], lambda *said: emitted.append(said), lambda: len(emitted) >= news_after)
@@ -325,9 +329,9 @@ def test_the_mlx_thread_steps_on_until_it_is_idle_or_there_is_news(news_after: i
     assert len(emitted) == 5 - left
 
 
-async def test_who_comes_while_others_run_joins_at_the_next_step(serve: Serve):
+async def test_who_comes_while_others_run_joins_at_the_next_step(serve: Serve, depth: int):
     gate = Gate(3)
-    loop = await serve(FakeModel(ENDLESS, before_step=gate), parallel=2)
+    loop = await serve(FakeExecutor(ENDLESS, before_step=gate, depth=depth), parallel=2)
     first = await started(loop, TextRequest(scripted(0)))
     await gate.reached()
     second = await started(loop, TextRequest(scripted(0), num_predict=2))
@@ -340,7 +344,7 @@ async def test_who_comes_while_others_run_joins_at_the_next_step(serve: Serve):
 # --- load and unload
 
 
-async def test_progress_is_seen_while_loading(thread: MLXThread):
+async def test_progress_is_seen_while_loading(thread: ExecutorThread):
     loop = EngineLoop(thread)
     seen, go_on = threading.Event(), threading.Event()
 
@@ -348,7 +352,7 @@ async def test_progress_is_seen_while_loading(thread: MLXThread):
         progress(0.25)
         seen.set()
         assert go_on.wait(10)
-        return make_engine(FakeModel("yes"))
+        return make_engine(FakeExecutor("yes"))
 
     assert loop.status.state is EngineState.LAUNCHED
     with pytest.raises(NotReady, match="no model"):
@@ -368,7 +372,7 @@ async def test_progress_is_seen_while_loading(thread: MLXThread):
     await loop.close(0)
 
 
-async def test_a_load_that_fails_is_an_error_that_another_load_mends(thread: MLXThread):
+async def test_a_load_that_fails_is_an_error_that_another_load_mends(thread: ExecutorThread):
     loop = EngineLoop(thread)
 
     def broken(progress):
@@ -379,7 +383,7 @@ async def test_a_load_that_fails_is_an_error_that_another_load_mends(thread: MLX
     assert (loop.status.state, loop.status.error) == (EngineState.ERROR, "tensor x is missing")
     with pytest.raises(NotReady, match="tensor x"):
         await ask(loop, TextRequest("x"))
-    await loop.load(lambda progress: make_engine(FakeModel("yes")))
+    await loop.load(lambda progress: make_engine(FakeExecutor("yes")))
     assert (await ask(loop, TextRequest(scripted(0)))).text == "yes"
     await loop.close(0)
 
@@ -395,7 +399,7 @@ def endless_load(begun: threading.Event, reports: list[float]):
     return build
 
 
-async def test_closing_abandons_a_load(thread: MLXThread):
+async def test_closing_abandons_a_load(thread: ExecutorThread):
     loop = EngineLoop(thread)
     begun = threading.Event()
     loading = asyncio.create_task(loop.load(endless_load(begun, [])))
@@ -408,7 +412,7 @@ async def test_closing_abandons_a_load(thread: MLXThread):
         await loop.load(endless_load(begun, []))
 
 
-async def test_cancelling_the_caller_of_load_abandons_it(thread: MLXThread):
+async def test_cancelling_the_caller_of_load_abandons_it(thread: ExecutorThread):
     loop = EngineLoop(thread)
     begun = threading.Event()
     loading = asyncio.create_task(loop.load(endless_load(begun, [])))
@@ -420,17 +424,17 @@ async def test_cancelling_the_caller_of_load_abandons_it(thread: MLXThread):
     await asyncio.wait_for(thread.call(int), 10)
     await asyncio.wait([loop._loading])
     assert loop.status.state is EngineState.LAUNCHED
-    await loop.load(lambda progress: make_engine(FakeModel("yes")))
+    await loop.load(lambda progress: make_engine(FakeExecutor("yes")))
     await loop.close(0)
 
 
-async def test_an_engine_whose_load_was_abandoned_too_late_is_freed(thread: MLXThread):
+async def test_an_engine_whose_load_was_abandoned_too_late_is_freed(thread: ExecutorThread):
     loop = EngineLoop(thread)
     built, go_on = threading.Event(), threading.Event()
     engines = []
 
     def build(progress):
-        engines.append(make_engine(FakeModel("yes")))
+        engines.append(make_engine(FakeExecutor("yes")))
         built.set()
         assert go_on.wait(10)
         return engines[0]
@@ -443,12 +447,12 @@ async def test_an_engine_whose_load_was_abandoned_too_late_is_freed(thread: MLXT
     await closing
     with pytest.raises(LoadAbandoned):
         await loading
-    assert engines[0]._model is None
+    assert engines[0]._executor.closed
 
 
-async def test_unloading_ends_all_requests_and_another_model_may_follow(serve: Serve):
+async def test_unloading_ends_all_requests_and_another_model_may_follow(serve: Serve, depth: int):
     gate = Gate(3)
-    loop = await serve(FakeModel(ENDLESS, before_step=gate), parallel=1)
+    loop = await serve(FakeExecutor(ENDLESS, before_step=gate, depth=depth), parallel=1)
     tasks = [await started(loop, TextRequest(scripted(0))) for _ in range(3)]
     await gate.reached()
     unloading = asyncio.create_task(loop.unload())
@@ -457,7 +461,7 @@ async def test_unloading_ends_all_requests_and_another_model_may_follow(serve: S
     gate.open()
     await unloading
     assert loop.status.state is EngineState.LAUNCHED
-    await loop.load(lambda progress: make_engine(FakeModel("second")))
+    await loop.load(lambda progress: make_engine(FakeExecutor("second")))
     assert (await ask(loop, TextRequest(scripted(0)))).text == "second"
 
 
@@ -465,24 +469,24 @@ async def test_unloading_ends_all_requests_and_another_model_may_follow(serve: S
 
 
 @pytest.mark.parametrize(("prompt", "step"), [(LONG, 2), (scripted(0), 5)], ids=["prefill", "decode"])
-async def test_closing_cuts_off_what_does_not_end_in_time(serve: Serve, prompt: str, step: int):
+async def test_closing_cuts_off_what_does_not_end_in_time(serve: Serve, prompt: str, step: int, depth: int):
     gate = Gate(step)
-    model = FakeModel(ENDLESS, before_step=gate)
-    loop = await serve(model, context_length=4096)
+    executor = FakeExecutor(ENDLESS, before_step=gate, depth=depth)
+    loop = await serve(executor, context_length=4096)
     task = await started(loop, TextRequest(prompt))
     await gate.reached()
     closing = asyncio.create_task(loop.close(0))
     assert isinstance((await task).error, NotReady)
     gate.open()
     await closing
-    assert model.steps <= step + 2
+    assert executor.steps <= step + 2
     assert loop.status.state is EngineState.LAUNCHED
-    assert model.living_caches() == 0
+    assert executor.living_slots() == 0
 
 
 async def test_closing_lets_a_request_end_that_is_in_time_and_admits_no_other(serve: Serve):
     gate = Gate(2)
-    loop = await serve(FakeModel("to the end", before_step=gate))
+    loop = await serve(FakeExecutor("to the end", before_step=gate))
     task = await started(loop, TextRequest(scripted(0)))
     await gate.reached()
     closing = asyncio.create_task(loop.close(30))
@@ -494,11 +498,11 @@ async def test_closing_lets_a_request_end_that_is_in_time_and_admits_no_other(se
     assert (await task).text == "to the end"
 
 
-async def test_closing_returns_even_if_a_step_never_ends(thread: MLXThread, monkeypatch: pytest.MonkeyPatch):
+async def test_closing_returns_even_if_a_step_never_ends(thread: ExecutorThread, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop_module, "UNLOAD_BOUND_S", 0.05)
     gate = Gate(1)
     loop = EngineLoop(thread)
-    await loop.load(lambda progress: make_engine(FakeModel("yes", before_step=gate)))
+    await loop.load(lambda progress: make_engine(FakeExecutor("yes", before_step=gate)))
     task = await started(loop, TextRequest(scripted(0)))
     await gate.reached()
     await loop.close(0)
@@ -507,7 +511,7 @@ async def test_closing_returns_even_if_a_step_never_ends(thread: MLXThread, monk
 
 
 async def test_closing_twice_is_closing_once(serve: Serve):
-    loop = await serve(FakeModel("yes"))
+    loop = await serve(FakeExecutor("yes"))
     await asyncio.gather(loop.close(0), loop.close(0))
     await loop.close(0)
     assert loop.status.state is EngineState.LAUNCHED

@@ -1,14 +1,15 @@
+from models.sampling import Sampling
 from runner.engine.scheduler import MIN_CHUNK, STEP_BOUND_S, Scheduler
-from runner.engine.sequence import PreparedText, Sequence, SequenceStatus
-from runner.engine.types import SamplingParams
+from runner.engine.sequence import NO_SLOT, PreparedText, Sequence, SequenceStatus
 from tests.fakes import ByteTokenizer
 
 
 def row(number: int, length: int = 100) -> Sequence:
     prepared = PreparedText(
         tokens=[65] * length,
-        params=SamplingParams(),
+        sampling=Sampling(),
         seed=0,
+        penalty_window=0,
         limit=256,
         keep=4,
         num_predict=None,
@@ -25,10 +26,38 @@ def test_rows_are_let_in_first_come_first_served_as_far_as_there_is_room():
     rows = [row(n) for n in range(3)]
     for each in rows:
         scheduler.add(each)
-    assert scheduler.admit() == rows[:2]
-    assert scheduler.admit() == []
+    assert [scheduler.admit() for _ in range(3)] == [*rows[:2], None]
     scheduler.remove(rows[0])
-    assert scheduler.admit() == rows[2:]
+    scheduler.free(rows[0])
+    assert scheduler.admit() is rows[2]
+    assert scheduler.admit() is None
+
+
+def test_who_may_not_run_is_not_overtaken():
+    scheduler = Scheduler(parallel=2, prefill_chunk=16)
+    rows = [row(n) for n in range(2)]
+    for each in rows:
+        scheduler.add(each)
+    assert scheduler.admit(lambda each: each is rows[1]) is None
+    assert scheduler.admit(lambda each: each is rows[0]) is rows[0]
+
+
+def test_a_row_has_the_lowest_slot_that_is_free_until_it_is_let_go():
+    scheduler = Scheduler(parallel=3, prefill_chunk=16)
+    rows = [row(n) for n in range(5)]
+    for each in rows:
+        scheduler.add(each)
+    while scheduler.admit() is not None:
+        pass
+    assert [each.slot for each in rows] == [0, 1, 2, NO_SLOT, NO_SLOT]
+    for each in (rows[2], rows[1]):
+        scheduler.remove(each)
+    assert scheduler.admit() is None, "what they leave is not stored yet"
+    scheduler.free(rows[2])
+    scheduler.free(rows[1])
+    scheduler.admit()
+    scheduler.admit()
+    assert [each.slot for each in rows] == [0, NO_SLOT, NO_SLOT, 1, 2]
 
 
 def test_one_prompt_after_the_other_gets_its_chunk():
@@ -36,6 +65,7 @@ def test_one_prompt_after_the_other_gets_its_chunk():
     first, second = row(0, length=20), row(1)
     scheduler.add(first)
     scheduler.add(second)
+    scheduler.admit()
     scheduler.admit()
     chunk = scheduler.next_chunk()
     assert (chunk.row, chunk.length, chunk.is_last) == (first, 16, False)

@@ -1,15 +1,18 @@
+from models.sampling import Draw, Sampling, uniform
+from runner.engine.drafting import PromptLookup
 from runner.engine.sequence import PreparedText, Sequence, SequenceStatus
 from runner.engine.stop import build_stops
-from runner.engine.types import FinishReason, SamplingParams, TextChunk, TokenLogprob
+from runner.engine.types import FinishReason, TextChunk, TokenLogprob
 from tests.fakes import EOS, ByteTokenizer
 
 
 def sequence(prompt: str = "ab", *, limit: int = 100, stop: tuple[str, ...] = (), **more) -> Sequence:
     tokenizer = more.pop("tokenizer", None) or ByteTokenizer()
-    settings = {"keep": 0, "num_predict": None, "shift": False, "logprobs": False, "top_logprobs": 0} | more
-    prepared = PreparedText(
-        tokens=list(prompt.encode()), params=SamplingParams(), seed=0, limit=limit, stops=build_stops(stop), **settings
-    )
+    settings = {
+        "sampling": Sampling(), "seed": 0, "penalty_window": 0, "keep": 0, "num_predict": None, "shift": False,
+        "logprobs": False, "top_logprobs": 0,
+    }  # fmt: skip
+    prepared = PreparedText(tokens=list(prompt.encode()), limit=limit, stops=build_stops(stop), **(settings | more))
     return Sequence(1, prepared, tokenizer)
 
 
@@ -50,6 +53,38 @@ def test_a_full_context_that_may_shift_does_not_end():
     row.shift()
     assert (bytes(row.tokens), row.fed) == (b"abyz", 0)
     assert (row.prompt_len, row.generated) == (2, 4)
+
+
+def test_a_draw_is_told_its_place_in_the_row_and_behind_which_tokens_it_stands():
+    row = sequence(seed=7)
+    assert row.draw() == Draw(Sampling(), uniform(7, 0), row.slot)
+    say(row, "xy")
+    row.unread = 1
+    assert row.draw() == Draw(Sampling(), uniform(7, 3), row.slot, unread=True)
+    row.unread = 0
+    assert row.draw((1, 2)) == Draw(Sampling(), uniform(7, 4), row.slot, drafted=(1, 2))
+
+
+def test_logprobs_are_asked_for_with_the_draw():
+    assert sequence(logprobs=True).draw().top_logprobs == 0
+    assert sequence(logprobs=True, top_logprobs=3).draw().top_logprobs == 3
+    assert sequence(top_logprobs=3).draw().top_logprobs is None
+
+
+def test_penalties_look_back_on_the_window_of_prompt_and_answer():
+    row = sequence("aabbc", penalty_window=3)
+    row.begin(PromptLookup)
+    counts = row.draw().counts
+    assert dict(zip(counts.ids().tolist(), counts.counts().tolist(), strict=True)) == {ord("b"): 2, ord("c"): 1}
+    say(row, "xx")
+    counts = row.draw().counts
+    assert dict(zip(counts.ids().tolist(), counts.counts().tolist(), strict=True)) == {ord("c"): 1, ord("x"): 2}
+
+
+def test_without_penalties_nothing_is_counted():
+    row = sequence()
+    row.begin(PromptLookup)
+    assert row.draw().counts is None
 
 
 def test_running_ahead_is_not_allowed_where_the_next_token_may_end_the_row():

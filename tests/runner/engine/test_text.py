@@ -1,31 +1,30 @@
 import logging
 import math
-from collections.abc import Sequence
+import time
+from collections import Counter
+from dataclasses import replace
 
-import mlx.core as mx
 import pytest
 
-from models.llm.base import Row
+from models.executors.base import Step
+from models.sampling import Drawn
 from runner.engine import reporting
-from runner.engine import text as text_module
-from runner.engine.sampler import RowLogprobs
 from runner.engine.scheduler import MIN_CHUNK
 from runner.engine.text import TextEngine
-from runner.engine.types import Failed, FinishReason, Output, SamplingParams, TextDone, TextRequest
+from runner.engine.types import Failed, FinishReason, Output, SamplingParams, TextDone, TextRequest, TokenLogprob
 from runner.errors import BadRequest, GenerationError, PromptTooLong
-from tests.fakes import BOS, EOS, ByteTokenizer, FakeModel, scripted
-from tests.runner.engine.serving import Answer, answer, make_engine, run
+from tests.fakes import BOS, EOS, ByteTokenizer, FakeExecutor, hidden_of, scripted
+from tests.runner.engine.serving import Answer, answer, make_engine, run, to_the_end
 
 GREEDY = SamplingParams(temperature=0)
 
 
 def by_heart(prompt: str, count: int, *, limit: int = 256, keep: int = 4, shift: bool = False) -> bytes:
-    """What greedy decoding must say, by the slowest way: every token from an empty cache."""
-    model = FakeModel()
+    """What greedy decoding must say, by the slowest way: every token from nothing."""
+    executor = FakeExecutor()
     tokens, said = list(prompt.encode()), []
     while len(said) < count:
-        hidden = model(mx.array(tokens, dtype=mx.int32), [Row(len(tokens), model.new_cache())])
-        token = int(mx.argmax(model.logits(hidden[-1:])).item())
+        token = int(executor.logits_of(hidden_of(tokens)[-1:]).argmax())
         tokens.append(token)
         if token == EOS:
             break
@@ -46,59 +45,54 @@ def said(tokens: bytes) -> str:
 # --- what is said
 
 
-@pytest.fixture(params=[False, True], ids=["as on a CPU", "as on a GPU"])
-def overlaps(request: pytest.FixtureRequest) -> bool:
-    return request.param
-
-
-def test_pipelined_decoding_says_what_step_by_step_recomputing_says(overlaps: bool):
+def test_pipelined_decoding_says_what_step_by_step_recomputing_says(depth: int):
     for prompt in ("a", "what is this?", "x" * 100):
-        got = answer(FakeModel(), TextRequest(prompt, GREEDY, num_predict=40), overlaps=overlaps)
+        got = answer(FakeExecutor(depth=depth), TextRequest(prompt, GREEDY, num_predict=40))
         assert got.text == said(by_heart(prompt, 40))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_the_chunks_of_a_prompt_do_not_show_in_the_answer(chunk: int):
+def test_the_chunks_of_a_prompt_do_not_show_in_the_answer(chunk: int, depth: int):
     prompt = "the quick brown fox " * 4
-    got = answer(FakeModel(), TextRequest(prompt, GREEDY, num_predict=20), prefill_chunk=chunk)
+    got = answer(FakeExecutor(depth=depth), TextRequest(prompt, GREEDY, num_predict=20), prefill_chunk=chunk)
     assert got.text == said(by_heart(prompt, 20))
 
 
 def test_a_character_of_several_bytes_comes_in_one_piece():
     text = "Grüße, 世界 🎉!"
-    got = answer(FakeModel(text), TextRequest(scripted(0)))
+    got = answer(FakeExecutor(text), TextRequest(scripted(0)))
     assert got.text == text
     assert "".join(got.pieces) == text
     assert all("\ufffd" not in piece for piece in got.pieces)
 
 
 def test_bytes_that_are_no_character_become_replacement_characters():
-    assert answer(FakeModel(b"a\xffb\xc3"), TextRequest(scripted(0))).text == "a\ufffdb"
+    assert answer(FakeExecutor(b"a\xffb\xc3"), TextRequest(scripted(0))).text == "a\ufffdb"
 
 
 def test_a_stop_string_ends_the_answer_before_it():
-    got = answer(FakeModel("one two</s>three"), TextRequest(scripted(0), stop=("</s>", "never")))
+    got = answer(FakeExecutor("one two</s>three"), TextRequest(scripted(0), stop=("</s>", "never")))
     assert got.text == "one two"
     assert (got.done.reason, got.done.eval_tokens, got.done.stop_token) == (FinishReason.STOP, 11, False)
 
 
 def test_text_that_only_began_like_a_stop_string_is_said_at_the_end():
-    got = answer(FakeModel("all </"), TextRequest(scripted(0), stop=("</s>",)))
+    got = answer(FakeExecutor("all </"), TextRequest(scripted(0), stop=("</s>",)))
     assert (got.text, got.done.reason) == ("all </", FinishReason.STOP)
-    cut = answer(FakeModel("all </s>"), TextRequest(scripted(0), stop=("</s>",), num_predict=6))
+    cut = answer(FakeExecutor("all </s>"), TextRequest(scripted(0), stop=("</s>",), num_predict=6))
     assert (cut.text, cut.done.reason) == ("all </", FinishReason.LENGTH)
 
 
 def test_a_stop_string_complete_with_the_last_allowed_token_does_not_leak():
-    got = answer(FakeModel("ab</s>cd"), TextRequest(scripted(0), stop=("</s>",), num_predict=6))
+    got = answer(FakeExecutor("ab</s>cd"), TextRequest(scripted(0), stop=("</s>",), num_predict=6))
     assert (got.text, got.done.reason) == ("ab", FinishReason.STOP)
 
 
 def test_a_prompt_begins_with_bos_if_the_model_wants_it():
-    engine = make_engine(FakeModel("yes"), adds_bos=True)
+    engine = make_engine(FakeExecutor("yes"), adds_bos=True)
     assert engine.prepare(TextRequest("ab")).tokens == [BOS, 97, 98]
     assert engine.tokenize("ab", add_bos=False) == [97, 98]
-    assert make_engine(FakeModel("yes")).prepare(TextRequest("ab")).tokens == [97, 98]
+    assert make_engine(FakeExecutor("yes")).prepare(TextRequest("ab")).tokens == [97, 98]
 
 
 # --- seeds and company
@@ -123,7 +117,7 @@ def mixed_requests() -> list[TextRequest]:
 
 def test_the_same_seed_says_the_same_and_another_one_something_else():
     texts = [
-        answer(FakeModel(), TextRequest("tell me", SamplingParams(seed=seed, temperature=2.0), num_predict=30)).text
+        answer(FakeExecutor(), TextRequest("tell me", SamplingParams(seed=seed, temperature=2.0), num_predict=30)).text
         for seed in (7, 7, 8, 0, 2**64 - 1)
     ]
     assert texts[0] == texts[1]
@@ -132,19 +126,20 @@ def test_the_same_seed_says_the_same_and_another_one_something_else():
 
 def test_without_a_seed_every_answer_is_another():
     request = TextRequest("tell me", SamplingParams(temperature=2.0), num_predict=30)
-    assert answer(FakeModel(), request).text != answer(FakeModel(), request).text
+    assert answer(FakeExecutor(), request).text != answer(FakeExecutor(), request).text
 
 
-def test_rows_of_all_kinds_say_in_one_batch_what_they_say_alone():
-    alone = [answer(FakeModel(), request).text for request in mixed_requests()]
-    company = [got.text for got in run(make_engine(FakeModel(), parallel=len(MIXED)), *mixed_requests())]
+def test_rows_of_all_kinds_say_in_one_batch_what_they_say_alone(depth: int):
+    alone = [answer(FakeExecutor(), request).text for request in mixed_requests()]
+    engine = make_engine(FakeExecutor(depth=depth), parallel=len(MIXED))
+    company = [got.text for got in run(engine, *mixed_requests())]
     assert company == alone
 
 
-def test_rows_that_join_and_leave_in_mid_flight_change_nothing_for_the_others(overlaps: bool):
+def test_rows_that_join_and_leave_in_mid_flight_change_nothing_for_the_others(depth: int):
     requests = mixed_requests()
-    alone = [answer(FakeModel(), request) for request in requests]
-    engine = make_engine(FakeModel(), parallel=3, prefill_chunk=5, overlaps=overlaps)
+    alone = [answer(FakeExecutor(), request) for request in requests]
+    engine = make_engine(FakeExecutor(depth=depth), parallel=3, prefill_chunk=5)
     outputs: dict[int, list[Output]] = {n: [] for n in range(len(requests))}
     for step in range(500):
         if step % 4 == 0 and step // 4 < len(requests):
@@ -156,69 +151,87 @@ def test_rows_that_join_and_leave_in_mid_flight_change_nothing_for_the_others(ov
         for output in engine.step():
             if output.id != 99:
                 outputs[output.id].append(output)
+        engine.proceed()
     got = [Answer(outputs[n]) for n in outputs]
     assert [each.text for each in got] == [each.text for each in alone]
     assert [each.done.eval_tokens for each in got] == [each.done.eval_tokens for each in alone]
 
 
-def test_a_model_that_computes_when_called_is_called_once_the_tokens_before_are_told():
-    model = FakeModel()
-    model.computes_when_called = True
-    engine = make_engine(model, parallel=2)
-    requests = [TextRequest("a", GREEDY, num_predict=5), TextRequest("what is this?", GREEDY, num_predict=9)]
-    for number, request in enumerate(requests):
-        engine.add(number, engine.prepare(request))
-    outputs: dict[int, list[Output]] = {0: [], 1: []}
+def test_where_forward_computes_nothing_is_begun_before_the_tokens_are_told():
+    executor = FakeExecutor("some text", "some more text")
+    engine = make_engine(executor, parallel=2)
+    for number in range(2):
+        engine.add(number, engine.prepare(TextRequest(scripted(number), GREEDY)))
     while not engine.idle:
-        told, calls = engine.step(), model.steps
-        for output in told:
-            outputs[output.id].append(output)
+        begun = executor.steps
+        told = engine.step()
         engine.proceed()
-        assert model.steps == calls + (not engine.idle)
-    assert [Answer(outputs[n]).text for n in outputs] == [answer(FakeModel(), request).text for request in requests]
+        assert executor.steps == begun + 1
+        assert told
+    assert executor.most_under_way == 1
+
+
+def test_where_forward_only_begins_the_next_step_is_begun_on_tokens_that_nobody_has_read():
+    planned: list[tuple[int, ...]] = []
+    executor = FakeExecutor("text", depth=1, before_step=lambda _, step: planned.append(step.rows[0].tokens))
+    (got,) = run(make_engine(executor, prefill_chunk=2), TextRequest(scripted(0, "abc")))
+    assert got.text == "text"
+    # The end is seen when the step behind it is under way already.
+    assert planned == [tuple(b"ab"), (ord("c"), 16), (), (), (), (), ()]
+    assert executor.most_under_way == 2
+
+
+def test_a_row_that_joins_takes_the_lowest_free_slot_and_no_slot_is_taken_twice(depth: int):
+    slots: list[set[int]] = []
+    executor = FakeExecutor(*"abc", depth=depth, before_step=lambda _, step: slots.append({r.slot for r in step.rows}))
+    engine = make_engine(executor, parallel=3)
+    requests = [TextRequest(scripted(n % 3), num_predict=1) for n in range(7)]
+    assert [got.text for got in run(engine, *requests)] == list("abcabca")
+    assert set().union(*slots) == {0, 1, 2}
+    run(engine, TextRequest("x", num_predict=2))
+    assert slots[-1] == {0}
 
 
 # --- counts and ends
 
 
 def test_the_stop_token_is_told_but_not_counted():
-    done = answer(FakeModel("four"), TextRequest(scripted(0, "abc"))).done
+    done = answer(FakeExecutor("four"), TextRequest(scripted(0, "abc"))).done
     assert done.reason is FinishReason.STOP
     assert (done.prompt_tokens, done.cached_tokens, done.eval_tokens, done.stop_token) == (4, 0, 4, True)
 
 
 def test_durations_begin_with_the_admission_and_add_up(monkeypatch: pytest.MonkeyPatch):
     clock = iter(range(0, 10**9, 1000))
-    monkeypatch.setattr(text_module.time, "perf_counter_ns", lambda: next(clock))
-    done = answer(FakeModel("four"), TextRequest(scripted(0))).done
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: next(clock))
+    done = answer(FakeExecutor("four"), TextRequest(scripted(0))).done
     assert done.prompt_ns > 0
     assert done.eval_ns > 0
     assert done.prompt_ns + done.eval_ns <= next(clock)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_num_predict_is_the_most_that_is_said_and_no_step_is_wasted_beyond_it(count: int):
-    model = FakeModel("a long answer")
-    got = answer(model, TextRequest(scripted(0), num_predict=count))
+def test_num_predict_is_the_most_that_is_said_and_no_step_is_wasted_beyond_it(count: int, depth: int):
+    executor = FakeExecutor("a long answer", depth=depth)
+    got = answer(executor, TextRequest(scripted(0), num_predict=count))
     assert (got.text, got.done.reason) == ("a long answer"[:count], FinishReason.LENGTH)
-    assert model.steps == count
+    assert executor.steps == count
 
 
-@pytest.mark.parametrize("unlimited", [None, 0, -1])
-def test_without_num_predict_the_context_is_filled(unlimited: int | None):
-    got = answer(FakeModel("x" * 300), TextRequest(scripted(0, "abc"), num_predict=unlimited), context_length=50)
+def test_without_num_predict_the_context_is_filled(depth: int):
+    got = answer(FakeExecutor("x" * 300, depth=depth), TextRequest(scripted(0, "abc")), context_length=50)
     assert (got.done.eval_tokens, got.done.reason) == (46, FinishReason.LENGTH)
 
 
 def test_num_ctx_limits_prompt_and_answer_together_and_is_capped_by_the_engine():
-    small = answer(FakeModel("x" * 300), TextRequest(scripted(0, "abc"), num_ctx=20), context_length=50)
+    small = answer(FakeExecutor("x" * 300), TextRequest(scripted(0, "abc"), num_ctx=20), context_length=50)
     assert small.done.prompt_tokens + small.done.eval_tokens == 20
-    large = answer(FakeModel("x" * 300), TextRequest(scripted(0, "abc"), num_ctx=9999), context_length=50)
+    large = answer(FakeExecutor("x" * 300), TextRequest(scripted(0, "abc"), num_ctx=9999), context_length=50)
     assert large.done.prompt_tokens + large.done.eval_tokens == 50
 
 
 def test_a_prompt_as_long_as_the_context_is_too_long():
-    engine = make_engine(FakeModel(), context_length=10, adds_bos=True)
+    engine = make_engine(FakeExecutor(), context_length=10, adds_bos=True)
     message = r"input length \(10 tokens\) exceeds the model's maximum context length \(10 tokens\)"
     with pytest.raises(PromptTooLong, match=message):
         engine.prepare(TextRequest("123456789"))
@@ -237,7 +250,7 @@ class CountingTokenizer(ByteTokenizer):
 
 def test_a_hopelessly_long_prompt_is_refused_without_encoding_it():
     tokenizer = CountingTokenizer()
-    engine = TextEngine(FakeModel(), tokenizer, context_length=10, parallel=1, prefill_chunk=16)
+    engine = TextEngine(FakeExecutor(), tokenizer, context_length=10, parallel=1, prefill_chunk=16)
     with pytest.raises(BadRequest, match=r"input length \(at least 1000000 tokens\) exceeds"):
         engine.prepare(TextRequest("x" * 1_000_000))
     assert tokenizer.encoded == 0
@@ -245,7 +258,7 @@ def test_a_hopelessly_long_prompt_is_refused_without_encoding_it():
 
 def test_of_a_hopelessly_long_prompt_only_the_ends_are_encoded_for_truncation():
     tokenizer = CountingTokenizer()
-    engine = TextEngine(FakeModel(), tokenizer, context_length=10, parallel=1, prefill_chunk=16)
+    engine = TextEngine(FakeExecutor(), tokenizer, context_length=10, parallel=1, prefill_chunk=16)
     prompt = "begin" + "x" * 1_000_000 + "the end"
     assert bytes(engine.prepare(TextRequest(prompt, truncate=True, num_keep=5)).tokens) == b"begin end"
     assert bytes(engine.prepare(TextRequest(prompt, truncate=True, num_keep=0)).tokens) == b"xxthe end"
@@ -258,7 +271,7 @@ def test_of_a_hopelessly_long_prompt_only_the_ends_are_encoded_for_truncation():
     [(0, "lmnopqrst"), (4, "abcdpqrst"), (-1, "abcdefght"), (100, "abcdefght")],
 )
 def test_truncation_keeps_the_front_and_the_tail(keep: int, kept: str):
-    engine = make_engine(FakeModel(), context_length=10)
+    engine = make_engine(FakeExecutor(), context_length=10)
     prepared = engine.prepare(TextRequest("abcdefghijklmnopqrst", num_keep=keep, truncate=True))
     assert bytes(prepared.tokens).decode() == kept
     assert run(engine, TextRequest("abcdefghijklmnopqrst", num_keep=keep, truncate=True))[0].done.prompt_tokens == 9
@@ -268,10 +281,10 @@ def test_truncation_keeps_the_front_and_the_tail(keep: int, kept: str):
 
 
 @pytest.mark.parametrize("keep", [0, 4, 20])
-def test_a_shifted_context_goes_on_as_if_the_rest_had_been_the_prompt(keep: int):
+def test_a_shifted_context_goes_on_as_if_the_rest_had_been_the_prompt(keep: int, depth: int):
     prompt = "keep this in mind: "
     request = TextRequest(prompt, GREEDY, num_predict=100, num_keep=keep, num_ctx=40, shift=True)
-    got = answer(FakeModel(), request)
+    got = answer(FakeExecutor(depth=depth), request)
     assert got.text == said(by_heart(prompt, 100, limit=40, keep=keep, shift=True))
     assert (got.done.eval_tokens, got.done.prompt_tokens) == (100, len(prompt))
 
@@ -279,17 +292,28 @@ def test_a_shifted_context_goes_on_as_if_the_rest_had_been_the_prompt(keep: int)
 def test_a_context_that_keeps_all_of_a_full_prompt_still_has_room_to_shift():
     prompt = "abcdefgh"
     request = TextRequest(prompt, GREEDY, num_predict=12, num_keep=-1, num_ctx=9, shift=True)
-    assert answer(FakeModel(), request).text == said(by_heart(prompt, 12, limit=9, keep=7, shift=True))
+    assert answer(FakeExecutor(), request).text == said(by_heart(prompt, 12, limit=9, keep=7, shift=True))
 
 
-def test_shifting_rows_do_not_disturb_each_other(overlaps: bool):
+def test_shifting_rows_do_not_disturb_each_other(depth: int):
     requests = [TextRequest("row " * n, GREEDY, num_predict=60, num_ctx=16 + 5 * n, shift=True) for n in range(1, 5)]
-    alone = [answer(FakeModel(), request).text for request in requests]
-    assert [got.text for got in run(make_engine(FakeModel(), overlaps=overlaps), *requests)] == alone
+    alone = [answer(FakeExecutor(), request).text for request in requests]
+    assert [got.text for got in run(make_engine(FakeExecutor(depth=depth)), *requests)] == alone
+
+
+def test_penalties_look_back_beyond_a_shift(depth: int):
+    """A token that was dropped from the context still counts as said."""
+    params = SamplingParams(temperature=0, presence_penalty=1000.0, repeat_last_n=30)
+    request = TextRequest("abcdefgh", params, num_predict=60, num_ctx=16, shift=True)
+    got = answer(FakeExecutor(depth=depth), replace(request, logprobs=True))
+    tokens = [logprob.token for logprob in got.logprobs if logprob.token != "\ufffd"]
+    assert len(tokens) > 20
+    for place in range(len(tokens)):
+        assert Counter(tokens[max(0, place - 14) : place + 1]).most_common(1)[0][1] == 1
 
 
 def test_an_answer_that_shifts_for_ever_ends_after_ten_contexts():
-    got = answer(FakeModel("x" * 5000), TextRequest(scripted(0), num_ctx=20, num_keep=1, shift=True))
+    got = answer(FakeExecutor("x" * 5000), TextRequest(scripted(0), num_ctx=20, num_keep=1, shift=True))
     assert got.done.eval_tokens <= 200
 
 
@@ -298,7 +322,7 @@ def test_an_answer_that_shifts_for_ever_ends_after_ten_contexts():
 
 def test_logprobs_are_aligned_with_the_text():
     request = TextRequest(scripted(0), GREEDY, logprobs=True, top_logprobs=3)
-    got = answer(FakeModel("Grüße"), request)
+    got = answer(FakeExecutor("Grüße"), request)
     assert len(got.logprobs) == got.done.eval_tokens == 7
     assert [logprob.token for logprob in got.logprobs] == ["G", "r", "\ufffd", "\ufffd", "\ufffd", "\ufffd", "e"]
     assert [(chunk.text, len(chunk.logprobs)) for chunk in got.chunks] == [
@@ -311,29 +335,31 @@ def test_logprobs_are_aligned_with_the_text():
 
 
 def test_logprobs_of_text_behind_a_stop_string_are_not_told():
-    got = answer(FakeModel("ab</s>cd"), TextRequest(scripted(0), GREEDY, stop=("</s>",), logprobs=True))
+    got = answer(FakeExecutor("ab</s>cd"), TextRequest(scripted(0), GREEDY, stop=("</s>",), logprobs=True))
     assert [logprob.token for logprob in got.logprobs] == ["a", "b"]
     assert got.logprobs[0].top == ()
 
 
 def test_logprobs_wait_with_the_text_that_is_held_back():
-    got = answer(FakeModel("a</b"), TextRequest(scripted(0), GREEDY, stop=("</s>",), logprobs=True))
+    got = answer(FakeExecutor("a</b"), TextRequest(scripted(0), GREEDY, stop=("</s>",), logprobs=True))
     assert [(chunk.text, len(chunk.logprobs)) for chunk in got.chunks] == [("a", 1), ("</b", 3)]
 
 
 def test_the_token_of_an_unfinished_character_is_told_at_the_end():
-    got = answer(FakeModel(b"a\xc3"), TextRequest(scripted(0), GREEDY, logprobs=True))
+    got = answer(FakeExecutor(b"a\xc3"), TextRequest(scripted(0), GREEDY, logprobs=True))
     assert got.text == "a"
     assert len(got.logprobs) == 2
 
 
-def test_an_impossible_token_is_no_alternative():
-    told = RowLogprobs(-0.1, ((65, -0.1), (66, -math.inf))).told(65, ByteTokenizer().piece)
-    assert [top.token for top in told.top] == ["A"]
+def test_tokens_are_told_in_text():
+    assert reporting.told(Drawn(65), ByteTokenizer().piece) is None
+    told = reporting.told(Drawn(65, -0.1, ((65, -0.1), (0xC3, -2.0))), ByteTokenizer().piece)
+    assert told == TokenLogprob("A", -0.1, (TokenLogprob("A", -0.1), TokenLogprob("\ufffd", -2.0)))
 
 
-def test_only_the_row_that_asked_gets_logprobs():
-    asked, other = run(make_engine(FakeModel("yes")), TextRequest(scripted(0), logprobs=True), TextRequest(scripted(0)))
+def test_only_the_row_that_asked_gets_logprobs(depth: int):
+    engine = make_engine(FakeExecutor("yes", depth=depth))
+    asked, other = run(engine, TextRequest(scripted(0), logprobs=True), TextRequest(scripted(0)))
     assert len(asked.logprobs) == 3
     assert other.logprobs == []
 
@@ -346,11 +372,6 @@ def test_only_the_row_that_asked_gets_logprobs():
     [
         TextRequest(""),
         TextRequest("half a pair \ud800"),
-        TextRequest("x", SamplingParams(temperature=math.nan)),
-        TextRequest("x", SamplingParams(top_p=math.inf)),
-        TextRequest("x", SamplingParams(repeat_penalty=-1.0)),
-        TextRequest("x", logprobs=True, top_logprobs=21),
-        TextRequest("x", logprobs=True, top_logprobs=-1),
         TextRequest("x", stop=tuple(map(str, range(20_000)))),
         TextRequest("x", num_ctx=1),
         TextRequest("xx", num_ctx=1, truncate=True),
@@ -358,89 +379,127 @@ def test_only_the_row_that_asked_gets_logprobs():
 )
 def test_what_cannot_be_served_is_refused(request_: TextRequest):
     with pytest.raises(BadRequest):
-        make_engine(FakeModel()).prepare(request_)
+        make_engine(FakeExecutor()).prepare(request_)
 
 
 def test_nul_bytes_are_text_like_any_other():
-    assert answer(FakeModel("a\0b"), TextRequest(scripted(0, "\0\0"))).text == "a\0b"
+    assert answer(FakeExecutor("a\0b"), TextRequest(scripted(0, "\0\0"))).text == "a\0b"
 
 
 # --- failures and memory
 
 
-def test_a_step_that_raises_says_what_was_said_before_and_fails_its_rows_only():
-    def fail(number: int, rows: Sequence[Row]) -> None:
+def ticks(engine: TextEngine, count: int) -> list[Output]:
+    outputs = []
+    for _ in range(count):
+        outputs += engine.step()
+        engine.proceed()
+    return outputs
+
+
+def test_a_step_that_raises_says_what_was_said_before_and_fails_its_rows_only(depth: int):
+    def fail(number: int, step: Step) -> None:
         if number == 4:
             raise ValueError("a bad step")
 
-    engine = make_engine(FakeModel("abcdefgh", "fine", before_step=fail), parallel=1)
+    executor = FakeExecutor("abcdefgh", "fine", depth=depth, before_step=fail)
+    engine = make_engine(executor, parallel=1)
     engine.add(1, engine.prepare(TextRequest(scripted(0))))
     engine.add(2, engine.prepare(TextRequest(scripted(1))))
-    outputs = [output for _ in range(3) for output in engine.step()]
+    outputs = ticks(engine, 4 - depth)
     with pytest.raises(ValueError, match="a bad step"):
         engine.step()
     outputs += engine.abandon(ValueError("a bad step"))
+    assert "".join(output.text for output in outputs[:-1]) == "abcd"[: 4 - depth]
     assert isinstance(outputs[-1], Failed)
     assert isinstance(outputs[-1].error, GenerationError)
     assert {output.id for output in outputs} == {1}
-    rest: list[Output] = []
-    while not engine.idle:
-        rest += engine.step()
-    assert Answer(rest).text == "fine"
+    assert executor.living_slots() == 0
+    assert Answer(to_the_end(engine)).text == "fine"
 
 
-def test_a_cache_that_cannot_be_made_fails_only_the_row_it_was_for(monkeypatch: pytest.MonkeyPatch):
-    model = FakeModel("first")
-    engine = make_engine(model)
+def test_a_step_that_turns_out_bad_when_it_is_read_takes_the_one_behind_it_along():
+    reads = []
+
+    def fail() -> None:
+        reads.append(None)
+        if len(reads) == 3:
+            raise ValueError("a bad step")
+
+    executor = FakeExecutor("abcdefgh", "fine", depth=1, before_read=fail)
+    engine = make_engine(executor, parallel=1)
     engine.add(1, engine.prepare(TextRequest(scripted(0))))
-    outputs = engine.step()
+    engine.add(2, engine.prepare(TextRequest(scripted(1))))
+    with pytest.raises(ValueError, match="a bad step"):
+        ticks(engine, 3)
+    (failed,) = engine.abandon(ValueError("a bad step"))
+    assert isinstance(failed, Failed)
+    assert (failed.id, executor.living_slots(), executor.living_steps()) == (1, 0, 0)
+    assert Answer(to_the_end(engine)).text == "fine"
+
+
+@pytest.mark.parametrize("waiting", [1, 3])
+def test_a_slot_that_cannot_be_filled_fails_only_the_row_it_was_for(
+    depth: int, waiting: int, monkeypatch: pytest.MonkeyPatch
+):
+    executor = FakeExecutor("first", depth=depth)
+    engine = make_engine(executor)
+    engine.add(0, engine.prepare(TextRequest(scripted(0))))
+    outputs: dict[int, list[Output]] = {number: [] for number in range(waiting + 1)}
+
+    def note(told: list[Output]) -> None:
+        for output in told:
+            outputs[output.id].append(output)
+
+    note(ticks(engine, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(model, "new_cache", lambda: 1 / 0)
-        engine.add(2, engine.prepare(TextRequest(scripted(0))))
+        patch.setattr(engine, "_fill", lambda row: 1 / 0)
+        for number in range(1, waiting + 1):
+            engine.add(number, engine.prepare(TextRequest(scripted(0))))
         with pytest.raises(ZeroDivisionError):
             engine.step()
         failed = engine.abandon(ZeroDivisionError())
-    assert [output.id for output in failed] == [2]
-    while not engine.idle:
-        outputs += engine.step()
-    assert Answer(outputs).text == "first"
+    assert [output.id for output in failed] == [1]
+    note(failed)
+    note(to_the_end(engine))
+    assert [Answer(outputs[number]).text for number in outputs if number != 1] == ["first"] * waiting
 
 
 @pytest.mark.parametrize(
     ("request_", "unfed"),
     [
-        (TextRequest(scripted(0)), 0),
-        (TextRequest(scripted(0), stop=("me",)), 0),
-        (TextRequest(scripted(0), num_predict=3), 1),
+        (TextRequest(scripted(0)), [1, 0]),
+        (TextRequest(scripted(0), stop=("me",)), [1, 0]),
+        (TextRequest(scripted(0), num_predict=3), [1, 1]),
     ],
     ids=["stop token", "stop string", "length"],
 )
-def test_what_a_cache_holds_is_known_exactly_at_the_end(request_: TextRequest, unfed: int):
-    caches = []
-    model = FakeModel("some text", before_step=lambda number, rows: caches.extend(row.cache[0] for row in rows))
-    engine = make_engine(model)
+def test_what_a_slot_holds_is_known_exactly_at_the_end(request_: TextRequest, unfed: list[int], depth: int):
+    executor = FakeExecutor("some text", depth=depth)
+    engine = make_engine(executor)
     engine.add(1, engine.prepare(request_))
     row = engine._rows[1]
     while not engine.idle:
         engine.step()
-    assert caches[0].tokens.tolist() == row.tokens[: row.fed]
-    assert row.unfed == unfed
+    assert executor.slots[0] == row.tokens[: row.fed]
+    assert row.unfed == unfed[depth]
 
 
-def test_after_the_last_row_nothing_is_held(overlaps: bool):
-    model = FakeModel("some text")
-    engine = make_engine(model, overlaps=overlaps)
+def test_after_the_last_row_nothing_is_held(depth: int):
+    executor = FakeExecutor("some text", depth=depth)
+    engine = make_engine(executor)
     run(engine, TextRequest(scripted(0)), TextRequest("abc", num_predict=3))
-    assert engine._step is None
-    assert model.living_caches() == 0
+    assert executor.living_steps() == 0
+    assert executor.living_slots() == 0
     engine.add(1, engine.prepare(TextRequest(scripted(0))))
     engine.step()
     engine.close()
-    assert model.living_caches() == 0
+    assert executor.closed
+    assert executor.living_steps() == 0
 
 
 def test_cancelling_what_is_unknown_is_no_error():
-    engine = make_engine(FakeModel("yes"))
+    engine = make_engine(FakeExecutor("yes"))
     engine.cancel(5)
     assert engine.step() == []
 
@@ -448,12 +507,12 @@ def test_cancelling_what_is_unknown_is_no_error():
 def test_a_long_step_makes_the_next_chunk_smaller(monkeypatch: pytest.MonkeyPatch):
     now, lengths = [0], []
 
-    def slow(number: int, rows: Sequence[Row]) -> None:
-        lengths.append(rows[-1].length)
-        now[0] += 100_000_000 * rows[-1].length
+    def slow(number: int, step: Step) -> None:
+        lengths.append(step.rows[-1].length)
+        now[0] += 100_000_000 * step.rows[-1].length
 
-    monkeypatch.setattr(text_module.time, "perf_counter_ns", lambda: now[0])
-    engine = make_engine(FakeModel(before_step=slow), context_length=1000, prefill_chunk=64)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
+    engine = make_engine(FakeExecutor(before_step=slow), context_length=1000, prefill_chunk=64)
     run(engine, TextRequest("x" * 300, GREEDY, num_predict=1))
     assert lengths[0] == 64
     assert set(lengths[1:-1]) == {MIN_CHUNK}
@@ -469,7 +528,7 @@ def fields(caplog: pytest.LogCaptureFixture, message: str) -> list[dict[str, obj
 
 def test_each_request_leaves_a_line_with_its_counts(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "runner.engine")
-    answer(FakeModel("four"), TextRequest(scripted(0, "abc")))
+    answer(FakeExecutor("four"), TextRequest(scripted(0, "abc")))
     (line,) = fields(caplog, "completion done")
     assert (line["prompt_tokens"], line["eval_tokens"], line["reason"]) == (4, 4, "stop")
 
@@ -477,12 +536,12 @@ def test_each_request_leaves_a_line_with_its_counts(caplog: pytest.LogCaptureFix
 def test_long_work_is_told_of_while_it_lasts(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     caplog.set_level(logging.INFO, "runner.engine")
     monkeypatch.setattr(reporting, "REPORT_NS", 0)
-    answer(FakeModel("four"), TextRequest(scripted(0, "x" * 40)))
-    assert [(line["done"], line["total"]) for line in fields(caplog, "prefill")] == [(32, 41)]
-    assert [line["eval_tokens"] for line in fields(caplog, "decode")] == [0, 1, 2, 3, 4]
+    answer(FakeExecutor("four"), TextRequest(scripted(0, "x" * 40)))
+    assert [(line["done"], line["total"]) for line in fields(caplog, "prefill")] == [(16, 41), (32, 41)]
+    assert [line["eval_tokens"] for line in fields(caplog, "decode")] == [1, 2, 3, 4]
 
 
 def test_the_final_counts_are_those_of_the_text():
-    done = answer(FakeModel("four"), TextRequest(scripted(0))).end
+    done = answer(FakeExecutor("four"), TextRequest(scripted(0))).end
     assert isinstance(done, TextDone)
     assert done.eval_tokens == len("four")

@@ -1,48 +1,55 @@
-"""The engine on real architectures with tiny weights: what pipelining, chunks, company and shifts must not change."""
+"""The engine on real architectures: what running ahead, chunks, company and shifts must not change."""
 
 from pathlib import Path
 
-import mlx.core as mx
+import numpy as np
 import pytest
 
+from models.arch import build_model
 from models.checkpoint import open_checkpoint
-from models.llm import load_language_model
-from models.llm.base import LanguageModel, Row
+from models.executors.base import Executor, Row, Step
 from models.tokenizer import load_tokenizer
+from runner.config import WeightChoice
+from runner.engine.executors import OnnxChoice, Shape
 from runner.engine.text import TextEngine
 from runner.engine.types import SamplingParams, TextRequest
 from tests.fakes import EOS, ByteTokenizer
+from tests.runner.engine.serving import real_executor, to_the_end
 
 LIMIT, KEEP = 48, 4
-TIE = 1e-3
-"""Logits this close may change places by rounding."""
+PARALLEL = 3
+SPARE = PARALLEL
+"""A slot that no row of the engine has."""
+REAL = [(name, kind) for name in ("llama_gqa", "mistral_window", "qwen3") for kind in ("onnx", "mlx", "mlx ahead")]
 
 
-@pytest.fixture(scope="module", params=["llama_gqa", "mistral_window", "qwen3"])
-def model(request: pytest.FixtureRequest, parity: Path) -> LanguageModel:
-    return load_language_model(open_checkpoint(str(parity / request.param), store=parity))
+@pytest.fixture(scope="module", params=REAL, ids=" on ".join)
+def executor(request: pytest.FixtureRequest, parity: Path) -> Executor:
+    name, kind = request.param
+    return real_executor(parity / name, kind, slots=PARALLEL + 1)
 
 
-def next_token(model: LanguageModel, tokens: list[int]) -> int:
-    hidden = model(mx.array(tokens, dtype=mx.int32), [Row(len(tokens), model.new_cache())])
-    return int(mx.argmax(model.logits(hidden[-1:])).item())
+def next_token(executor: Executor, tokens: list[int]) -> int:
+    executor.release(SPARE)
+    logits = executor.forward(Step((Row(SPARE, 0, tuple(tokens)),)))
+    assert logits is not None
+    return int(np.argmax(logits.read()))
 
 
-def by_heart(model: LanguageModel, prompt: str, count: int) -> list[int]:
-    """Greedy decoding, every token from an empty cache."""
+def by_heart(executor: Executor, prompt: str, count: int) -> list[int]:
+    """Greedy decoding, every token from an empty slot."""
     tokens, said = list(prompt.encode()), []
     while len(said) < count and EOS not in said:
-        said.append(next_token(model, tokens))
+        said.append(next_token(executor, tokens))
         tokens.append(said[-1])
         if len(tokens) >= LIMIT:
             del tokens[KEEP : KEEP + (LIMIT - KEEP) // 2]
     return said
 
 
-@pytest.mark.parametrize("overlaps", [False, True], ids=["as on a CPU", "as on a GPU"])
-def test_rows_in_company_say_what_recomputing_says(model: LanguageModel, overlaps: bool):
+def test_rows_in_company_say_what_recomputing_says(executor: Executor):
     prompts = ["a", "some prompt that takes several chunks", "zyx", "one more to wait in the queue", "!" * 40]
-    engine = TextEngine(model, ByteTokenizer(), context_length=LIMIT, parallel=3, prefill_chunk=5, overlaps=overlaps)
+    engine = TextEngine(executor, ByteTokenizer(), context_length=LIMIT, parallel=PARALLEL, prefill_chunk=5)
     rows, said = [], [[] for _ in prompts]
     for number, prompt in enumerate(prompts):
         request = TextRequest(prompt, SamplingParams(temperature=0), num_predict=60, num_keep=KEEP, shift=True)
@@ -52,9 +59,9 @@ def test_rows_in_company_say_what_recomputing_says(model: LanguageModel, overlap
         row.accept = lambda token, logprob, number=number, accept=accept: said[number].append(token) or accept(token)
         rows.append(row)
         engine.step()
-    while not engine.idle:
-        engine.step()
-    assert said == [by_heart(model, prompt, 60) for prompt in prompts]
+        engine.proceed()
+    to_the_end(engine)
+    assert said == [by_heart(executor, prompt, 60) for prompt in prompts]
     assert any(row.generated + row.prompt_len > LIMIT for row in rows), "no context was shifted"
 
 
@@ -67,16 +74,20 @@ COMPANY = [
     TextRequest("A list of colours:", SamplingParams(temperature=0.7, repeat_penalty=1.2, seed=9), num_predict=40),
     TextRequest("def add(a, b):", SamplingParams(temperature=0, frequency_penalty=0.5), num_predict=40),
 ]
+ROWS, CONTEXT, CHUNK = 4, 1024, 64
 
 
 @pytest.mark.model
-def test_real_weights_say_in_company_what_they_say_alone(default_model: Path):
+@pytest.mark.parametrize("weights", ["keep", "float32"])
+def test_real_weights_say_in_company_what_they_say_alone(default_model: Path, weights: WeightChoice):
     """Rows join one after the other while others decode; long prompts come in chunks between their tokens."""
     checkpoint = open_checkpoint(str(default_model), default_model.parent)
-    model, tokenizer = load_language_model(checkpoint, policy="float32"), load_tokenizer(checkpoint)
+    model, tokenizer = build_model(checkpoint.config), load_tokenizer(checkpoint)
+    choice = OnnxChoice(weights, "int8", "f16", threads=2)
+    executor = choice.load(checkpoint, model, Shape(ROWS, CONTEXT, CHUNK), lambda _: None)
 
     def said(*requests: TextRequest) -> list[list[int]]:
-        engine = TextEngine(model, tokenizer, context_length=1024, parallel=4, prefill_chunk=64)
+        engine = TextEngine(executor, tokenizer, context_length=CONTEXT, parallel=ROWS, prefill_chunk=CHUNK)
         rows = []
         for number, request in enumerate(requests):
             engine.add(number, engine.prepare(request))
@@ -84,19 +95,9 @@ def test_real_weights_say_in_company_what_they_say_alone(default_model: Path):
             for _ in range(5):
                 engine.step()
                 engine.proceed()
-        while not engine.idle:
-            engine.step()
-            engine.proceed()
+        to_the_end(engine)
         return [row.tokens for row in rows]
 
     alone = [said(request)[0] for request in COMPANY]
-    for request, one, other in zip(COMPANY, alone, said(*COMPANY), strict=True):
-        parted = next((n for n, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-        if parted is None:
-            assert one == other
-            continue
-        assert request.sampling == SamplingParams(temperature=0), "a draw came out otherwise"
-        tokens = mx.array(one[:parted], dtype=mx.int32)
-        logits = model.logits(model(tokens, [Row(parted, model.new_cache())])[-1:])[0]
-        assert abs(float(logits[one[parted]]) - float(logits[other[parted]])) < TIE
+    assert said(*COMPANY) == alone
     assert len({tuple(tokens) for tokens in alone}) == len(COMPANY)

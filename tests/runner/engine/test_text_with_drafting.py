@@ -1,17 +1,19 @@
 """Drafting changes how many steps an answer takes, nothing else: it is compared with an engine that does not draft."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import mlx.core as mx
+import numpy as np
 import pytest
 
-from models.cache import LayerCache
+from models.arch import build_model
 from models.checkpoint import open_checkpoint
-from models.llm import load_language_model
-from models.llm.base import LanguageModel, Row
+from models.executors.base import Executor, Row, Step
+from models.executors.onnx import OnnxExecutor, OnnxOptions
+from models.executors.onnx import load as load_onnx
 from models.tokenizer import load_tokenizer
 from runner.engine import text as text_module
 from runner.engine.drafting import Drafter
@@ -19,8 +21,8 @@ from runner.engine.prefix_cache import PrefixCache
 from runner.engine.sequence import Sequence as TextRow
 from runner.engine.text import TextEngine
 from runner.engine.types import Failed, FinishReason, Output, SamplingParams, TextDone, TextRequest
-from tests.fakes import POISON, ByteTokenizer, FakeModel, scripted
-from tests.runner.engine.serving import Answer, answer, make_engine, run
+from tests.fakes import POISON, ByteTokenizer, FakeExecutor, scripted
+from tests.runner.engine.serving import Answer, answer, make_engine, real_executor, run, to_the_end
 
 GREEDY = SamplingParams(temperature=0)
 DRAFT = 5
@@ -62,11 +64,6 @@ LIES: dict[str, Callable[[int], bool]] = {
 }
 
 
-@pytest.fixture(params=[False, True], ids=["as on a CPU", "as on a GPU"])
-def overlaps(request: pytest.FixtureRequest) -> bool:
-    return request.param
-
-
 @pytest.fixture(autouse=True)
 def drafts_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step takes as long as any other, so that drafting always pays."""
@@ -77,11 +74,11 @@ def drafts_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] = next(ticks)
         return now[0]
 
-    monkeypatch.setattr(text_module.time, "perf_counter_ns", clock)
+    monkeypatch.setattr(time, "perf_counter_ns", clock)
 
 
 def watch(row: TextRow, said: list[int]) -> None:
-    """Note each token that a row accepts, and that its cache holds what the row believes it holds."""
+    """Note each token that a row accepts."""
     accept = row.accept
 
     def noting(token, logprob):
@@ -103,15 +100,9 @@ def streams(engine: TextEngine, *requests: TextRequest) -> list[list[int]]:
     return said
 
 
-def to_the_end(engine: TextEngine) -> None:
-    while not engine.idle:
-        engine.step()
-        engine.proceed()
-
-
-def drafting_engine(model: FakeModel, **options) -> TextEngine:
+def drafting_engine(executor: FakeExecutor, **options) -> TextEngine:
     """An engine that drafts from the first step on, for it believes to know what a step costs."""
-    return measured(make_engine(model, **({"draft": DRAFT} | options)))
+    return measured(make_engine(executor, **({"draft": DRAFT} | options)))
 
 
 def measured(engine: TextEngine) -> TextEngine:
@@ -142,12 +133,12 @@ NO_COUNTS = {"id": 0, "prompt_ns": 0, "eval_ns": 0, "drafted_tokens": 0, "accept
 
 @pytest.mark.parametrize("lies", LIES)
 @pytest.mark.parametrize("params", KINDS, ids=str)
-def test_a_row_says_with_every_way_of_sampling_what_it_says_without_drafts(params, lies: str, overlaps: bool):
+def test_a_row_says_with_every_way_of_sampling_what_it_says_without_drafts(params, lies: str, depth: int):
     request = TextRequest("once upon a time ", params, num_predict=40, logprobs=True, top_logprobs=2)
-    model = FakeModel()
-    plain = run(make_engine(FakeModel()), request)
-    drafter = oracle(make_engine(FakeModel()), [request], lies)
-    drafted = run(drafting_engine(model, make_drafter=drafter, overlaps=overlaps), request)
+    model = FakeExecutor(depth=depth)
+    plain = run(make_engine(FakeExecutor()), request)
+    drafter = oracle(make_engine(FakeExecutor()), [request], lies)
+    drafted = run(drafting_engine(model, make_drafter=drafter), request)
     same(drafted, plain)
     done = drafted[0].done
     assert done.drafted_tokens > 0
@@ -159,16 +150,16 @@ def test_a_row_says_with_every_way_of_sampling_what_it_says_without_drafts(param
 
 
 @pytest.mark.parametrize("lies", LIES)
-def test_rows_that_join_leave_and_draft_change_nothing_for_each_other(lies: str, overlaps: bool):
+def test_rows_that_join_leave_and_draft_change_nothing_for_each_other(lies: str, depth: int):
     requests = [
         TextRequest(f"row {n} " * (3 * n % 5 + 1), params, num_predict=20 + 7 * n % 20, logprobs=n % 2 == 0)
         for n, params in enumerate(KINDS)
     ]
     # Some of the rows do not draft, so they run ahead whenever they are alone.
     requests = [replace(request, draft=0 if n % 3 == 2 else None) for n, request in enumerate(requests)]
-    plain = [answer(FakeModel(), request) for request in requests]
-    drafter = oracle(make_engine(FakeModel()), requests, lies)
-    engine = drafting_engine(FakeModel(), make_drafter=drafter, parallel=3, prefill_chunk=5, overlaps=overlaps)
+    plain = [answer(FakeExecutor(), request) for request in requests]
+    drafter = oracle(make_engine(FakeExecutor()), requests, lies)
+    engine = drafting_engine(FakeExecutor(depth=depth), make_drafter=drafter, parallel=3, prefill_chunk=5)
     outputs: dict[int, list[Output]] = {n: [] for n in range(len(requests))}
     for step in range(400):
         if step % 3 == 0 and step // 3 < len(requests):
@@ -185,10 +176,10 @@ def test_rows_that_join_leave_and_draft_change_nothing_for_each_other(lies: str,
 
 
 @pytest.mark.parametrize("script", ["Grüße, Grüße, Grüße 世界世界世界世界 🎉🎉🎉🎉!", "abcabcabcabcabc" * 3])
-def test_text_that_repeats_itself_takes_fewer_steps(script: str, overlaps: bool):
-    model = FakeModel(script)
-    (got,) = run(drafting_engine(model, overlaps=overlaps), TextRequest(scripted(0), GREEDY, logprobs=True))
-    same([got], [answer(FakeModel(script), TextRequest(scripted(0), GREEDY, logprobs=True))])
+def test_text_that_repeats_itself_takes_fewer_steps(script: str, depth: int):
+    model = FakeExecutor(script, depth=depth)
+    (got,) = run(drafting_engine(model), TextRequest(scripted(0), GREEDY, logprobs=True))
+    same([got], [answer(FakeExecutor(script), TextRequest(scripted(0), GREEDY, logprobs=True))])
     assert all("\ufffd" not in piece for piece in got.pieces)
     assert model.steps < len(script.encode()) * 0.7
     assert model.steps + got.done.accepted_tokens == got.done.eval_tokens + 1
@@ -199,79 +190,88 @@ def test_text_that_repeats_itself_takes_fewer_steps(script: str, overlaps: bool)
 
 @pytest.mark.parametrize("stop", ["</s>", "s>", "o</s>t", "e"])
 @pytest.mark.parametrize("draft", [1, 4])
-def test_a_stop_string_ends_the_answer_wherever_it_falls_in_a_run(stop: str, draft: int, overlaps: bool):
+def test_a_stop_string_ends_the_answer_wherever_it_falls_in_a_run(stop: str, draft: int, depth: int):
     requests = [
         TextRequest(scripted(0, "x" * n), GREEDY, stop=(stop,), logprobs=True, num_predict=12) for n in range(6)
     ]
     script = "one two</s>three"
-    plain = [answer(FakeModel(script), request) for request in requests]
-    drafter = oracle(make_engine(FakeModel(script)), [replace(each, stop=()) for each in requests], "never")
-    drafted = run(drafting_engine(FakeModel(script), draft=draft, make_drafter=drafter, overlaps=overlaps), *requests)
+    plain = [answer(FakeExecutor(script), request) for request in requests]
+    drafter = oracle(make_engine(FakeExecutor(script)), [replace(each, stop=()) for each in requests], "never")
+    drafted = run(drafting_engine(FakeExecutor(script, depth=depth), draft=draft, make_drafter=drafter), *requests)
     same(drafted, plain)
     assert drafted[0].done.reason is FinishReason.STOP
 
 
 @pytest.mark.parametrize("count", [1, 2, 6, 7, 8, 14])
-def test_nothing_is_drafted_beyond_num_predict(count: int, overlaps: bool):
+def test_nothing_is_drafted_beyond_num_predict(count: int, depth: int):
     request = TextRequest("0123456789", GREEDY, num_predict=count)
-    drafter = oracle(make_engine(FakeModel()), [replace(request, num_predict=40)], "never")
-    model = FakeModel()
-    engine = drafting_engine(model, make_drafter=drafter, overlaps=overlaps)
+    drafter = oracle(make_engine(FakeExecutor()), [replace(request, num_predict=40)], "never")
+    model = FakeExecutor(depth=depth)
+    engine = drafting_engine(model, make_drafter=drafter)
     fed = fed_at_most(model)
-    same(run(engine, request), [answer(FakeModel(), request)])
+    same(run(engine, request), [answer(FakeExecutor(), request)])
     assert fed() <= 10 + count - 1
     assert model.steps <= 1 + -(-(count - 1) // (DRAFT + 1))
 
 
-def fed_at_most(model: FakeModel) -> Callable[[], int]:
-    """The most tokens that any cache was given from now on."""
+def fed_at_most(model: FakeExecutor) -> Callable[[], int]:
+    """The most tokens that any slot was given from now on."""
     most = [0]
 
-    def note(number: int, rows: Sequence[Row]) -> None:
-        most[0] = max(most[0], *(row.cache[0].offset + row.length for row in rows))
+    def note(number: int, step: Step) -> None:
+        most[0] = max(most[0], *(row.begin + row.length for row in step.rows))
 
     model.before_step = note
     return lambda: most[0]
 
 
 @pytest.mark.parametrize("num_ctx", [12, 13, 17, 18, 22])
-def test_nothing_is_drafted_beyond_the_context(num_ctx: int, overlaps: bool):
+def test_nothing_is_drafted_beyond_the_context(num_ctx: int, depth: int):
     request = TextRequest("0123456789", GREEDY, num_ctx=num_ctx)
-    drafter = oracle(make_engine(FakeModel()), [replace(request, num_ctx=64)], "never")
-    model = FakeModel()
-    engine = drafting_engine(model, make_drafter=drafter, overlaps=overlaps)
+    drafter = oracle(make_engine(FakeExecutor()), [replace(request, num_ctx=64)], "never")
+    model = FakeExecutor(depth=depth)
+    engine = drafting_engine(model, make_drafter=drafter)
     fed = fed_at_most(model)
-    same(run(engine, request), [answer(FakeModel(), request)])
+    same(run(engine, request), [answer(FakeExecutor(), request)])
     assert fed() < num_ctx
 
 
+@pytest.mark.parametrize("room", [0, 2])
+def test_no_more_is_drafted_than_the_executor_can_take_back(room: int, depth: int):
+    lengths: list[int] = []
+    model = FakeExecutor(
+        "ab" * 30, depth=depth, draft_room=room, before_step=lambda _, step: lengths.append(step.rows[0].length - 1)
+    )
+    (got,) = run(drafting_engine(model), TextRequest(scripted(0), GREEDY))
+    assert (got.text, max(lengths)) == ("ab" * 30, room)
+
+
 @pytest.mark.parametrize("lies", LIES)
-def test_a_context_shifts_as_without_drafts(lies: str, overlaps: bool):
+def test_a_context_shifts_as_without_drafts(lies: str, depth: int):
     requests = [
         TextRequest("keep this: " * n, params, num_predict=70, num_ctx=16 + 12 * n, shift=True)
         for n, params in enumerate(KINDS[:4], 1)
     ]
-    drafter = oracle(make_engine(FakeModel()), requests, lies)
-    drafted = run(drafting_engine(FakeModel(), make_drafter=drafter, overlaps=overlaps), *requests)
-    same(drafted, [answer(FakeModel(), request) for request in requests])
-    by_lookup = run(drafting_engine(FakeModel(), overlaps=overlaps), *requests)
+    drafter = oracle(make_engine(FakeExecutor()), requests, lies)
+    drafted = run(drafting_engine(FakeExecutor(depth=depth), make_drafter=drafter), *requests)
+    same(drafted, [answer(FakeExecutor(), request) for request in requests])
+    by_lookup = run(drafting_engine(FakeExecutor(depth=depth)), *requests)
     same(by_lookup, drafted)
 
 
-def test_lookup_goes_on_after_a_shift_with_what_is_left(overlaps: bool):
+def test_lookup_goes_on_after_a_shift_with_what_is_left(depth: int):
     request = TextRequest(scripted(0), GREEDY, num_predict=150, num_ctx=40, num_keep=1, shift=True)
-    model = FakeModel("abcdefg " * 40)
-    (got,) = run(drafting_engine(model, overlaps=overlaps), request)
-    same([got], [answer(FakeModel("abcdefg " * 40), request)])
+    (got,) = run(drafting_engine(FakeExecutor("abcdefg " * 40, depth=depth)), request)
+    same([got], [answer(FakeExecutor("abcdefg " * 40), request)])
     assert got.done.accepted_tokens > 75
 
 
-def test_logits_that_are_no_numbers_fail_the_row_behind_right_drafts(overlaps: bool):
+def test_logits_that_are_no_numbers_fail_the_row_behind_right_drafts(depth: int):
     script = b"all is well " + bytes([POISON]) + b"lost"
     request = TextRequest(scripted(0, "123456"), GREEDY)
-    plain = answer(FakeModel(script), request)
-    drafter = oracle(make_engine(FakeModel(script)), [request], "never")
-    drafted = run(drafting_engine(FakeModel(script), make_drafter=drafter, overlaps=overlaps), request)[0]
+    plain = answer(FakeExecutor(script), request)
+    drafter = oracle(make_engine(FakeExecutor(script)), [request], "never")
+    drafted = run(drafting_engine(FakeExecutor(script, depth=depth), make_drafter=drafter), request)[0]
     assert isinstance(drafted.end, Failed)
     assert (drafted.text, str(drafted.error)) == (plain.text, str(plain.error))
 
@@ -285,50 +285,57 @@ class Poisoner:
 
 
 @pytest.mark.parametrize("params", KINDS[:5], ids=str)
-def test_logits_behind_a_wrong_draft_harm_nobody(params: SamplingParams, overlaps: bool):
+def test_logits_behind_a_wrong_draft_harm_nobody(params: SamplingParams, depth: int):
     request = TextRequest("x", params, num_predict=30)
-    drafted = run(drafting_engine(FakeModel(), make_drafter=Poisoner, overlaps=overlaps), request)[0]
-    same([drafted], [answer(FakeModel(), request)])
+    drafted = run(drafting_engine(FakeExecutor(depth=depth), make_drafter=Poisoner), request)[0]
+    same([drafted], [answer(FakeExecutor(), request)])
 
 
-# --- what a cache holds
+# --- what a slot holds
 
 
 class Checked(PrefixCache):
     """Looks into every row that is stored."""
 
-    stored = 0
+    def __init__(self, executor: FakeExecutor) -> None:
+        super().__init__(executor, 1 << 20)
+        self.held = executor.slots
+        self.stored = 0
 
-    def store(self, cache: Sequence[LayerCache], tokens: Sequence[int]) -> None:
-        assert cache[0].tokens[: len(tokens)].tolist() == list(tokens)
-        Checked.stored += 1
-        super().store(cache, tokens)
+    def store(self, slot: int, fed: int, tokens: Sequence[int]) -> None:
+        assert fed <= len(self.held[slot])
+        assert self.held[slot][: len(tokens)] == list(tokens)
+        self.stored += 1
+        super().store(slot, fed, tokens)
+
+
+def checked_engine(executor: FakeExecutor, **options) -> TextEngine:
+    return drafting_engine(executor, prefix_cache=Checked(executor), **options)
 
 
 @pytest.mark.parametrize("lies", LIES)
 @pytest.mark.parametrize("phase", [4, 6, 9])
-def test_a_cancelled_row_leaves_only_what_it_said(lies: str, phase: int, overlaps: bool):
+def test_a_cancelled_row_leaves_only_what_it_said(lies: str, phase: int, depth: int):
     request = TextRequest("0123456789" * 3, SamplingParams(seed=5), num_predict=60)
-    drafter = oracle(make_engine(FakeModel()), [request], lies)
-    cache = Checked(1 << 20)
-    engine = drafting_engine(FakeModel(), make_drafter=drafter, prefix_cache=cache, overlaps=overlaps)
-    before = Checked.stored
+    drafter = oracle(make_engine(FakeExecutor()), [request], lies)
+    executor = FakeExecutor(depth=depth)
+    engine = checked_engine(executor, make_drafter=drafter)
     for number in (1, 2):
         engine.add(number, engine.prepare(replace(request, prompt=str(number) + request.prompt)))
     for step in range(phase + 8):
         if step == phase:
             row = engine._rows[1]
             engine.cancel(1)
-            assert row.cache[0].tokens.tolist() == row.tokens[: row.fed]
+            assert executor.slots[row.slot][: row.fed] == row.tokens[: row.fed]
         engine.step()
         engine.proceed()
-    assert Checked.stored > before
+    assert engine._prefixes.stored > 0
     engine.cancel(2)
-    same(run(engine, request), [answer(FakeModel(), request)])
+    same(run(engine, request), [answer(FakeExecutor(), request)])
 
 
-def test_a_second_turn_is_served_from_what_drafts_have_left(overlaps: bool):
-    engine = drafting_engine(FakeModel("tick tock " * 8), prefix_cache=Checked(1 << 20), overlaps=overlaps)
+def test_a_second_turn_is_served_from_what_drafts_have_left(depth: int):
+    engine = checked_engine(FakeExecutor("tick tock " * 8, depth=depth))
     request = TextRequest(scripted(0, "go on: "), GREEDY, num_predict=50)
     (first,) = run(engine, request)
     assert first.done.accepted_tokens > 20
@@ -345,24 +352,23 @@ def test_a_second_turn_is_served_from_what_drafts_have_left(overlaps: bool):
     ],
     ids=lambda request_: f"stop {len(request_.stop[0])}" if request_.stop else "length" if request_.num_predict else "",
 )
-def test_what_a_cache_holds_is_known_exactly_at_the_end(request_: TextRequest):
-    caches = []
-    model = FakeModel("ab ab ab ab ab ab", before_step=lambda _, rows: caches.extend(row.cache[0] for row in rows))
+def test_what_a_slot_holds_is_known_exactly_at_the_end(request_: TextRequest, depth: int):
+    model = FakeExecutor("ab ab ab ab ab ab", depth=depth)
     engine = drafting_engine(model)
     engine.add(1, engine.prepare(request_))
     row = engine._rows[1]
     while not engine.idle:
         engine.step()
-    assert caches[0].tokens.tolist() == row.tokens[: row.fed]
+    assert model.slots[0][: row.fed] == row.tokens[: row.fed]
     assert row.unfed in {0, 1}
 
 
-def test_a_step_that_raises_fails_its_rows_only():
-    def fail(number: int, rows: Sequence[Row]) -> None:
+def test_a_step_that_raises_fails_its_rows_only(depth: int):
+    def fail(number: int, step: Step) -> None:
         if number == 6:
             raise ValueError("a bad step")
 
-    engine = drafting_engine(FakeModel("ab" * 30, before_step=fail), prefix_cache=Checked(1 << 20))
+    engine = checked_engine(FakeExecutor("ab" * 30, depth=depth, before_step=fail))
     engine.add(1, engine.prepare(TextRequest(scripted(0), GREEDY)))
     with pytest.raises(ValueError, match="a bad step"):
         to_the_end(engine)
@@ -374,37 +380,37 @@ def test_a_step_that_raises_fails_its_rows_only():
 
 
 def test_drafting_is_off_unless_the_process_allows_it():
-    (got,) = run(make_engine(FakeModel("ab" * 20)), TextRequest(scripted(0), GREEDY, draft=4))
+    (got,) = run(make_engine(FakeExecutor("ab" * 20)), TextRequest(scripted(0), GREEDY, draft=4))
     assert (got.done.drafted_tokens, got.done.eval_tokens) == (0, 40)
 
 
-@pytest.mark.parametrize(("asked", "most"), [(None, 5), (0, 0), (2, 2), (9, 5), (-1, 0)])
+@pytest.mark.parametrize(("asked", "most"), [(None, 5), (0, 0), (2, 2), (9, 5)])
 def test_a_request_may_lower_what_is_drafted(asked: int | None, most: int):
     lengths: list[int] = []
-    model = FakeModel("ab" * 30, before_step=lambda _, rows: lengths.append(rows[0].length - 1))
+    model = FakeExecutor("ab" * 30, before_step=lambda _, step: lengths.append(step.rows[0].length - 1))
     run(drafting_engine(model), TextRequest(scripted(0), GREEDY, draft=asked))
     assert max(lengths) == most
 
 
-def slow_by_tokens(monkeypatch: pytest.MonkeyPatch, model: FakeModel, each_ns: int) -> None:
+def slow_by_tokens(monkeypatch: pytest.MonkeyPatch, model: FakeExecutor, each_ns: int) -> None:
     """A step takes a millisecond, and every token beyond the first some more."""
     now = [0]
 
-    def work(number: int, rows: Sequence[Row]) -> None:
-        now[0] += 1_000_000 + each_ns * (sum(row.length for row in rows) - 1)
+    def work(number: int, step: Step) -> None:
+        now[0] += 1_000_000 + each_ns * (sum(row.length for row in step.rows) - 1)
 
     model.before_step = work
-    monkeypatch.setattr(text_module.time, "perf_counter_ns", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
 
 
 @pytest.mark.parametrize(("each_ns", "pays"), [(50_000, True), (900_000, False)])
-def test_whether_drafting_pays_is_measured(each_ns: int, pays: bool, monkeypatch: pytest.MonkeyPatch, overlaps: bool):
+def test_whether_drafting_pays_is_measured(each_ns: int, pays: bool, monkeypatch: pytest.MonkeyPatch, depth: int):
     request = TextRequest("once upon a time ", GREEDY, num_predict=150)
-    plain = answer(FakeModel(), request)
-    drafter = oracle(make_engine(FakeModel()), [request], "now and then")
-    model = FakeModel()
+    plain = answer(FakeExecutor(), request)
+    drafter = oracle(make_engine(FakeExecutor()), [request], "now and then")
+    model = FakeExecutor(depth=depth)
     slow_by_tokens(monkeypatch, model, each_ns)
-    got = answer(model, request, draft=DRAFT, make_drafter=drafter, overlaps=overlaps)
+    got = answer(model, request, draft=DRAFT, make_drafter=drafter)
     same([got], [plain])
     if pays:
         assert got.done.accepted_tokens > 0.4 * got.done.eval_tokens
@@ -414,20 +420,24 @@ def test_whether_drafting_pays_is_measured(each_ns: int, pays: bool, monkeypatch
 
 def test_a_row_that_has_stopped_drafting_runs_ahead_again(monkeypatch: pytest.MonkeyPatch):
     request = TextRequest("once upon a time ", GREEDY, num_predict=60)
-    drafter = oracle(make_engine(FakeModel()), [request], "always")
-    engine = drafting_engine(FakeModel(), make_drafter=drafter, overlaps=True)
-    engine.add(1, engine.prepare(request))
-    row = engine._rows[1]
-    ahead = []
-    while not engine.idle:
-        engine.step()
-        ahead.append(row.fed + row.unverified > len(row.tokens) - 1 and not row.unverified)
-    assert ahead.count(True) > 15
+    drafter = oracle(make_engine(FakeExecutor()), [request], "always")
+    planned: list[tuple[int, ...]] = []
+    executor = FakeExecutor(depth=1)
+    slow_by_tokens(monkeypatch, executor, 900_000)
+    work = executor.before_step
+
+    def note(number: int, step: Step) -> None:
+        work(number, step)
+        planned.append(step.rows[0].tokens)
+
+    executor.before_step = note
+    run(drafting_engine(executor, make_drafter=drafter), request)
+    assert planned.count(()) > 15
 
 
 def test_acceptance_is_told_in_the_counts_the_log_and_the_status(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "runner.engine")
-    engine = drafting_engine(FakeModel("ab" * 20))
+    engine = drafting_engine(FakeExecutor("ab" * 20))
     answers = run(engine, TextRequest(scripted(0), GREEDY), TextRequest(scripted(0, "x"), GREEDY))
     lines = [record.fields for record in caplog.records if record.message == "completion done"]
     counts = [(each.done.drafted_tokens, each.done.accepted_tokens) for each in answers]
@@ -437,26 +447,29 @@ def test_acceptance_is_told_in_the_counts_the_log_and_the_status(caplog: pytest.
     assert (status.drafted_tokens, status.accepted_tokens) == tuple(map(sum, zip(*counts, strict=True)))
 
 
-def test_after_the_last_row_nothing_is_held(overlaps: bool):
-    model = FakeModel("ab" * 20)
-    engine = drafting_engine(model, overlaps=overlaps)
+def test_after_the_last_row_nothing_is_held(depth: int):
+    model = FakeExecutor("ab" * 20, depth=depth)
+    engine = drafting_engine(model)
     run(engine, TextRequest(scripted(0), GREEDY), TextRequest("abc", GREEDY, num_predict=3))
-    assert engine._step is None
-    assert model.living_caches() == 0
+    assert (model.living_steps(), model.living_slots()) == (0, 0)
 
 
 # --- real architectures
 
 
-@pytest.fixture(scope="module", params=["llama_gqa", "mistral_window", "qwen3_layer_types"])
-def model(request: pytest.FixtureRequest, parity: Path) -> LanguageModel:
-    return load_language_model(open_checkpoint(str(parity / request.param), store=parity))
+REAL = [(name, kind) for name in ("llama_gqa", "mistral_window", "qwen3_layer_types") for kind in ("onnx", "mlx ahead")]
+WINDOW = 1024
+"""Tokens that no window of theirs holds."""
+
+
+@pytest.fixture(scope="module", params=REAL, ids=" on ".join)
+def real(request: pytest.FixtureRequest, parity: Path) -> Executor:
+    name, kind = request.param
+    return real_executor(parity / name, kind, slots=3)
 
 
 @pytest.mark.parametrize("lies", LIES)
-def test_real_models_say_the_same_with_drafts(
-    model: LanguageModel, lies: str, overlaps: bool, monkeypatch: pytest.MonkeyPatch
-):
+def test_real_models_say_the_same_with_drafts(real: Executor, lies: str, monkeypatch: pytest.MonkeyPatch):
     # Rows are stored while drafts are in flight.
     monkeypatch.setattr(text_module, "STORE_TOKENS", 4)
     requests = [
@@ -467,12 +480,14 @@ def test_real_models_say_the_same_with_drafts(
     ]
 
     def engine(**options) -> TextEngine:
-        settings = {"context_length": 256, "parallel": 3, "prefill_chunk": 8, "prefix_cache": PrefixCache(1 << 24)}
-        return TextEngine(model, ByteTokenizer(), **(settings | options))
+        settings = {"context_length": 256, "parallel": 3, "prefill_chunk": 8}
+        return TextEngine(real, ByteTokenizer(), prefix_cache=PrefixCache(real, 1 << 24), **(settings | options))
 
+    # ONNX Runtime sums in an order that depends on the row alone, but for layers with a window.
+    rounding = 0 if isinstance(real, OnnxExecutor) and real.first_held(WINDOW) == 0 else 1e-4
     plain = run(engine(), *requests)
     said = streams(engine(), *requests)
-    serving = measured(engine(draft=DRAFT, make_drafter=lambda: Oracle(said, LIES[lies]), overlaps=overlaps))
+    serving = measured(engine(draft=DRAFT, make_drafter=lambda: Oracle(said, LIES[lies])))
     for _ in range(2):
         drafted = run(serving, *requests)
         assert [each.text for each in drafted] == [each.text for each in plain]
@@ -480,34 +495,39 @@ def test_real_models_say_the_same_with_drafts(
             assert one.done.eval_tokens == other.done.eval_tokens
             assert [each.token for each in one.logprobs] == [each.token for each in other.logprobs]
             assert [each.logprob for each in one.logprobs] == pytest.approx(
-                [each.logprob for each in other.logprobs], abs=1e-4
+                [each.logprob for each in other.logprobs], abs=rounding
             )
     assert sum(each.done.drafted_tokens for each in drafted) > 100
     if lies != "always":
         assert sum(each.done.accepted_tokens for each in drafted) > 50
 
 
-def test_rejected_tokens_leave_a_real_cache_as_if_they_had_never_been(model: LanguageModel):
+def test_rejected_tokens_leave_a_real_slot_as_if_they_had_never_been(real: Executor):
     engine = TextEngine(
-        model, ByteTokenizer(), context_length=256, parallel=1, prefill_chunk=8, draft=DRAFT,
-        make_drafter=Poisoner, prefix_cache=PrefixCache(1 << 24),
-    )  # fmt: skip
+        real, ByteTokenizer(), context_length=256, parallel=1, prefill_chunk=8, draft=DRAFT, make_drafter=Poisoner
+    )
     measured(engine).add(1, engine.prepare(TextRequest("the quick brown fox " * 2, GREEDY, num_predict=40)))
     row = engine._rows[1]
-    while row.generated < 20 or not row.unverified:
+    while row.generated < 20 or not engine._drafted_tokens:
         engine.step()
         engine.proceed()
-    engine.cancel(1)
-    fresh = model.new_cache()
-    model(mx.array(row.tokens[: row.fed], dtype=mx.int32), [Row(row.fed, fresh)])
-    assert [layer.offset for layer in row.cache] == [layer.offset for layer in fresh]
-    following = mx.array([7, 8, 9], dtype=mx.int32)
-    ours, theirs = (model.logits(model(following, [Row(3, cache)])) for cache in (row.cache, fresh))
-    assert mx.allclose(ours, theirs, atol=1e-4).item()
+    tokens, following = row.tokens[: row.fed], (7, 8, 9)
+
+    def logits(slot: int) -> np.ndarray:
+        made = real.forward(Step((Row(slot, len(tokens), following, 3),)))
+        assert made is not None
+        return made.read()
+
+    ours = logits(row.slot)
+    for begin in range(0, len(tokens), 8):
+        real.forward(Step((Row(2, begin, tuple(tokens[begin : begin + 8]), 0),)))
+    assert np.allclose(ours, logits(2), atol=1e-4)
+    for slot in (row.slot, 2):
+        real.release(slot)
 
 
 def test_the_counts_of_an_answer_without_drafts_are_zero():
-    done = answer(FakeModel("four"), TextRequest(scripted(0))).end
+    done = answer(FakeExecutor("four"), TextRequest(scripted(0))).end
     assert isinstance(done, TextDone)
     assert (done.drafted_tokens, done.accepted_tokens) == (0, 0)
 
@@ -515,7 +535,9 @@ def test_the_counts_of_an_answer_without_drafts_are_zero():
 @pytest.mark.model
 def test_a_text_that_is_edited_takes_half_the_steps(default_model: Path):
     checkpoint = open_checkpoint(str(default_model), default_model.parent)
-    model, tokenizer = load_language_model(checkpoint, policy="float32"), load_tokenizer(checkpoint)
+    model, tokenizer = build_model(checkpoint.config), load_tokenizer(checkpoint)
+    loaded = load_onnx(checkpoint, model, OnnxOptions(capacity=1200, threads=2, drafts=True))
+    executor = OnnxExecutor(loaded, model.config.vocab_size)
     request = TextRequest(
         "<|im_start|>user\nRepeat the following text word for word, but write 1875 instead of 1874.\n\n"
         "The lighthouse stands on a rocky point at the north end of the island. It was built in 1874 by a crew of "
@@ -526,7 +548,7 @@ def test_a_text_that_is_edited_takes_half_the_steps(default_model: Path):
     )
 
     def engine(draft: int) -> TextEngine:
-        return TextEngine(model, tokenizer, context_length=1024, parallel=1, prefill_chunk=128, draft=draft)
+        return TextEngine(executor, tokenizer, context_length=1024, parallel=1, prefill_chunk=128, draft=draft)
 
     (plain,), (drafted,) = run(engine(0), request), run(engine(DRAFT), request)
     same([drafted], [plain])

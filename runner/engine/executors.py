@@ -1,0 +1,172 @@
+"""The choice of a text model's executor, and of how it holds the weights: what a plan needs, and the load itself.
+
+Imports an executor's package when it is chosen, so that a process on the CPU never imports MLX, nor one on a GPU ONNX
+Runtime.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+from models.arch import Model
+from models.checkpoint import Checkpoint, TensorInfo
+from models.device import Device, DeviceKind, usable_cores
+from models.executors.base import Executor
+from models.executors.footprint import Footprint
+from runner.config import CacheType, ExecutorName, RunnerConfig, WeightChoice
+from runner.errors import LoadError
+
+if TYPE_CHECKING:
+    from models.executors.onnx import OnnxOptions
+
+Progress: TypeAlias = Callable[[float], None]
+ChosenName: TypeAlias = Literal["onnx", "mlx"]
+
+PADDING_TOKENS = 2
+"""Places of a slot behind a row's last: a single token is run twice, at its place and behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How many rows of how many tokens there may be, and the longest step."""
+
+    rows: int
+    context: int
+    longest_step: int
+    drafts: bool = False
+
+
+class Choice(Protocol):
+    """An executor with a way of holding weights. Thread: any, but for `load`."""
+
+    name: ChosenName
+    weights: WeightChoice
+
+    @property
+    def form(self) -> str:
+        """What tells its numbers from those of another choice, for files that outlast the process."""
+        ...
+
+    def footprint(self, model: Model, found: Mapping[str, TensorInfo]) -> Footprint:
+        """What the model will take. Raises QuantizationError."""
+        ...
+
+    def load(self, checkpoint: Checkpoint, model: Model, shape: Shape, progress: Progress) -> Executor:
+        """Load it. Thread: the executor's. Raises ModelError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxChoice:
+    """ONNX Runtime on the CPU."""
+
+    weights: WeightChoice
+    activations: Literal["int8", "float32"]
+    cache_type: CacheType
+    threads: int
+    name: ChosenName = "onnx"
+
+    @property
+    def form(self) -> str:
+        """See `Choice.form`."""
+        return f"onnx {self.weights} {self.activations} {self.cache_type}"
+
+    def footprint(self, model: Model, found: Mapping[str, TensorInfo]) -> Footprint:
+        """See `Choice.footprint`."""
+        from models.executors.onnx import footprint  # noqa: PLC0415 - see above
+
+        return footprint(model, found, self._options(Shape(1, 1, 1)))
+
+    def load(self, checkpoint: Checkpoint, model: Model, shape: Shape, progress: Progress) -> Executor:
+        """See `Choice.load`."""
+        from models.executors.onnx import OnnxExecutor, load  # noqa: PLC0415 - see above
+
+        loaded = load(checkpoint, model, self._options(shape), progress=progress)
+        return OnnxExecutor(loaded, model.config.vocab_size)
+
+    def _options(self, shape: Shape) -> "OnnxOptions":
+        from models.executors.onnx import OnnxOptions  # noqa: PLC0415 - see above
+
+        assert self.weights != "auto"
+        return OnnxOptions(
+            weights=self.weights,
+            activations=self.activations,
+            cache_type=self.cache_type,
+            slots=shape.rows,
+            capacity=shape.context + shape.longest_step + PADDING_TOKENS,
+            threads=self.threads,
+            drafts=shape.drafts,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MLXChoice:
+    """MLX: Metal, CUDA, or its CPU backend for the tests."""
+
+    weights: WeightChoice
+    cache_type: CacheType
+    device: DeviceKind
+    name: ChosenName = "mlx"
+
+    @property
+    def form(self) -> str:
+        """See `Choice.form`."""
+        return f"mlx {self.device} {self.weights} {self.cache_type}"
+
+    def footprint(self, model: Model, found: Mapping[str, TensorInfo]) -> Footprint:
+        """See `Choice.footprint`."""
+        from models.executors.mlx import footprint  # noqa: PLC0415 - see above
+
+        return footprint(model, found, policy=self._policy, cache_type=self.cache_type)
+
+    def load(self, checkpoint: Checkpoint, model: Model, shape: Shape, progress: Progress) -> Executor:
+        """See `Choice.load`."""
+        from models.executors.mlx import load  # noqa: PLC0415 - see above
+
+        return load(
+            checkpoint,
+            model,
+            policy=self._policy,
+            cache_type=self.cache_type,
+            longest_step=shape.longest_step,
+            progress=progress,
+        )
+
+    @property
+    def _policy(self) -> Literal["keep", "float32"]:
+        return "float32" if self.weights == "float32" else "keep"
+
+
+def choices(config: RunnerConfig, cache_type: CacheType, device: Device) -> list[OnnxChoice | MLXChoice]:
+    """The ways in which this process may run a text model, the preferred one first.
+
+    Raises:
+        LoadError: flags contradict each other.
+    """
+    if _executor(config.executor, device) == "mlx":
+        for flag, value, none in (
+            ("weights", config.weights, ("int8", "int4")),
+            ("activations", config.activations, ("int8",)),
+        ):
+            if value in none:
+                raise LoadError(
+                    f"--{flag}={value} is for the onnx executor, on a CPU; leave it out, or make a quantised model "
+                    "with `ollama-mlx-runner create --quantize`"
+                )
+        return [MLXChoice("keep" if config.weights == "auto" else config.weights, cache_type, device.kind)]
+    threads = config.threads or usable_cores()
+
+    def choice(weights: WeightChoice) -> OnnxChoice:
+        activations: Literal["int8", "float32"] = "float32" if config.activations == "float32" else "int8"
+        return OnnxChoice(weights, activations, cache_type, threads)
+
+    if config.weights != "auto":
+        return [choice(config.weights)]
+    # Without rounding the inputs the kernels are fast for float32 weights alone.
+    return [choice("float32"), choice("keep")] if config.activations == "float32" else [choice("keep")]
+
+
+def _executor(asked: ExecutorName, device: Device) -> ChosenName:
+    if asked == "auto":
+        return "onnx" if device.kind == "cpu" else "mlx"
+    return asked
