@@ -11,12 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-from models.backend import usable_cores
+from models.device import usable_cores
 from runner.config import cache_folder
 from runner.errors import RunnerError
-from tests.bench.contestants import DEFAULT_TOKENS, PROMPT_LENGTHS, Contestant, chosen, command
+from tests.bench.commands import REPOSITORY, PreparationError
+from tests.bench.contestants import DEFAULT_TOKENS, PROMPT_LENGTHS, Contestant, chosen, command, folder
 from tests.bench.measurement import Measurement
-from tests.bench.preparation import REPOSITORY, PreparationError, Prepared, prepare
+from tests.bench.preparation import Prepared, prepare
 from tests.bench.report import Outcome, to_json, to_markdown
 
 CONTESTANT_TIMEOUT_S = 900
@@ -37,7 +38,7 @@ def run_contestant(contestant: Contestant, prepared: Prepared, threads: int) -> 
     try:
         done = subprocess.run(
             command(contestant, prepared, threads, time.monotonic()),
-            cwd=REPOSITORY,
+            cwd=folder(contestant, prepared),
             env=env,
             stdin=subprocess.DEVNULL,
             capture_output=True,

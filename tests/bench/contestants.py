@@ -3,14 +3,16 @@
 import importlib.metadata
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from models.backend import BLAS_LIBRARIES
+from tests.bench.commands import REPOSITORY
 from tests.bench.preparation import Prepared
 
 DEFAULT_TOKENS = 64
 FLOAT32, GGUF, GGUF_FLOAT32 = "float32 folder", "GGUF", "float32 GGUF"
 LLAMA_CPP_MODULE = "run_llama_cpp"
 FOUR_BITS, FOUR_BITS_FLOAT32 = "4-bit folder, else bfloat16", "4-bit folder, else float32"
+Interpreter = Literal["project", "bench", "release"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +24,24 @@ class Contestant:
     module: str
     """What its process runs, `python -m tests.bench.MODULE`."""
     weights: str
-    in_bench_venv: bool = True
+    interpreter: Interpreter = "bench"
+    """Whose it is: this project's, the bench's own, or that of the release, which runs its own `tests.bench`."""
     prompt_tokens: int = 512
     tokens: int = DEFAULT_TOKENS
     exact: bool = False
-    """It computes in float32 with the same weights, so its greedy text should be the runner's."""
+    """It computes in float32 with the same weights, so its greedy text should be that of `runner-f32`."""
     preloads_blas: bool = False
+    widens: bool = False
+    """It is told to hold the file's weights in float32 and to compute in it."""
 
 
-RUNNER = "runner"
+RUNNER, EXACT_RUNNER, RELEASE = "runner", "runner-f32", "release-0.1.0"
 CONTESTANTS = (
-    Contestant(RUNNER, "runner over HTTP, f32", "run_runner", GGUF, in_bench_venv=False, exact=True),
-    Contestant("bare", "its model, bare loop, f32", "run_bare", GGUF, in_bench_venv=False, exact=True),
+    Contestant(RUNNER, "runner over HTTP, Q4_1 as it is", "run_runner", GGUF, "project"),
+    Contestant(EXACT_RUNNER, "runner over HTTP, f32", "run_runner", GGUF, "project", exact=True, widens=True),
+    Contestant("bare", "its model, bare loop, Q4_1", "run_bare", GGUF, "project"),
+    Contestant("bare-f32", "its model, bare loop, f32", "run_bare", GGUF, "project", exact=True, widens=True),
+    Contestant(RELEASE, "runner 0.1.0 over HTTP, f32", "run_runner", GGUF, "release", exact=True),
     # As installed it is so slow that a shorter prompt has to do; 4-bit, still shorter.
     Contestant("mlx-lm", "mlx_lm as installed, f32", "run_mlx_lm", FLOAT32, prompt_tokens=128, tokens=16, exact=True),
     Contestant("mlx-lm-4bit", "mlx_lm as installed, 4-bit", "run_mlx_lm", FOUR_BITS, prompt_tokens=32, tokens=8),
@@ -45,7 +53,7 @@ CONTESTANTS = (
         prompt_tokens=128,
         tokens=16,
     ),
-    Contestant("mlx-lm-blas", "mlx_lm + same BLAS, f32", "run_mlx_lm", FLOAT32, exact=True, preloads_blas=True),
+    Contestant("mlx-lm-blas", "mlx_lm + MKL, f32", "run_mlx_lm", FLOAT32, exact=True, preloads_blas=True),
     Contestant("llama-cpp-f32", "llama.cpp, F32", LLAMA_CPP_MODULE, GGUF_FLOAT32, exact=True),
     Contestant("llama-cpp", "llama.cpp, Q4_1 as it is", LLAMA_CPP_MODULE, GGUF),
 )
@@ -71,7 +79,9 @@ def chosen(names: list[str] | None, tokens: int) -> list[Contestant]:
 
 
 def fast_blas() -> Path | None:
-    """The library that the runner puts under MLX on this machine."""
+    """The library that this project puts under MLX for pictures on this machine."""
+    from models.image.blas import BLAS_LIBRARIES
+
     for distribution, stem, _ in BLAS_LIBRARIES:
         try:
             files = importlib.metadata.files(distribution) or []
@@ -83,6 +93,11 @@ def fast_blas() -> Path | None:
     return None
 
 
+def folder(contestant: Contestant, prepared: Prepared) -> Path:
+    """Where its process is started."""
+    return prepared.release.folder if contestant.interpreter == "release" else REPOSITORY
+
+
 def command(contestant: Contestant, prepared: Prepared, threads: int, started: float) -> list[str]:
     """The command line of its process.
 
@@ -91,6 +106,8 @@ def command(contestant: Contestant, prepared: Prepared, threads: int, started: f
     """
     if contestant.module == LLAMA_CPP_MODULE and prepared.no_llama_cpp is not None:
         raise LookupError(prepared.no_llama_cpp)
+    if contestant.interpreter == "release" and prepared.release.missing is not None:
+        raise LookupError(prepared.release.missing)
     weights = {
         FLOAT32: prepared.folder,
         FOUR_BITS: prepared.folder_4bit,
@@ -98,13 +115,19 @@ def command(contestant: Contestant, prepared: Prepared, threads: int, started: f
         GGUF: prepared.gguf,
         GGUF_FLOAT32: prepared.gguf_float32,
     }[contestant.weights]
-    python = prepared.bench_python if contestant.in_bench_venv else prepared.project_python
-    words = [str(python), "-m", f"tests.bench.{contestant.module}", f"--model={weights}"]
+    pythons = {
+        "project": prepared.project_python,
+        "bench": prepared.bench_python,
+        "release": prepared.release.python,
+    }
+    words = [str(pythons[contestant.interpreter]), "-m", f"tests.bench.{contestant.module}", f"--model={weights}"]
     words += [f"--prompts={prepared.prompts}", f"--prompt-tokens={contestant.prompt_tokens}"]
     words += [f"--tokens={contestant.tokens}", f"--threads={threads}", f"--started={started}"]
+    if contestant.widens:
+        words.append("--float32")
     if contestant.preloads_blas:
         blas = fast_blas()
         if blas is None:
-            raise LookupError("the runner itself uses no BLAS of a package here")
+            raise LookupError("there is no BLAS of a package here to load before MLX")
         words.append(f"--blas={blas}")
     return words

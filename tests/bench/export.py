@@ -7,26 +7,25 @@ from pathlib import Path
 
 import numpy as np
 
-from models import backend
 from tests.bench.preparation import PROMPT, SERVING_TEXTS, WARMUP
 
 
 def export_folder(source: Path, target: Path) -> None:
     """A Hugging Face folder with float32 weights, as mlx_lm reads it."""
-    import mlx.core as mx
+    from safetensors.numpy import save_file
 
     from models.checkpoint import open_checkpoint
-    from models.quantization import Packed, dequantize
+    from models.quantization import dequantize
 
     checkpoint = open_checkpoint(str(source), Path())
     target.mkdir()
     tensors = {
-        tensor.name: dequantize(tensor.value, mx.float32)
-        if isinstance(tensor.value, Packed)
-        else tensor.value.astype(mx.float32)
-        for tensor in checkpoint.tensors()
+        name: np.ascontiguousarray(
+            value.astype(np.float32) if isinstance(value, np.ndarray) else dequantize(value), np.float32
+        )
+        for name, value in ((tensor.name, tensor.value) for tensor in checkpoint.tensors())
     }
-    mx.save_safetensors(str(target / "model.safetensors"), tensors, metadata={"format": "mlx"})
+    save_file(tensors, target / "model.safetensors", metadata={"format": "mlx"})
     config = {**checkpoint.config, "torch_dtype": "float32"}
     (target / "config.json").write_text(json.dumps(config, indent=2))
     for name in ("tokenizer.json", "generation_config.json"):
@@ -104,8 +103,8 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("lengths", type=int, nargs="*")
+    parser.add_argument("--texts", type=int, default=SERVING_TEXTS, help="of each length, for serving")
     asked = parser.parse_args()
-    backend.prepare()
     match asked.what:
         case "folder":
             export_folder(asked.source, asked.target)
@@ -114,7 +113,7 @@ def main() -> None:
         case "prompts":
             export_prompts(asked.source, asked.target, asked.lengths)
         case "serving":
-            export_serving_prompts(asked.source, asked.target, SERVING_TEXTS, asked.lengths)
+            export_serving_prompts(asked.source, asked.target, asked.texts, asked.lengths)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from models.backend import usable_cores
+from models.device import usable_cores
 from runner.config import cache_folder
 from tests.bench.__main__ import cpu_name, load_average, say
+from tests.bench.commands import REPOSITORY, PreparationError
 from tests.bench.image_checkpoint import PROMPT, SEED, SIDE
 from tests.bench.image_contestants import (
     RUNNER,
@@ -32,7 +33,6 @@ from tests.bench.image_measurement import ImageMeasurement
 from tests.bench.image_report import ImageOutcome, to_json, to_markdown
 from tests.bench.image_sections import SECTIONS, Section, soak_lines
 from tests.bench.image_soak import SoakResult, soak
-from tests.bench.preparation import REPOSITORY, PreparationError
 
 TIMEOUT_S = 600
 QUICK_STEPS = 1

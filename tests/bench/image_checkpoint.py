@@ -55,9 +55,9 @@ AUTOENCODER = {
 
 def write_latents(target: Path) -> None:
     """The noise that the runner draws for the seed; runs in the project's environment."""
-    from models import backend
+    from models.image import blas
 
-    backend.prepare()
+    blas.prepare()
     import mlx.core as mx
 
     shape = (1, LATENT_CHANNELS, LATENT_SIDE, LATENT_SIDE)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tests.bench.commands import PreparationError, once, run
 from tests.bench.contestants import fast_blas
-from tests.bench.preparation import PreparationError, once, run
 
 STEPS = 4
 """Timed steps of a run; the median of them is its figure."""

@@ -11,9 +11,9 @@ import aiohttp
 import psutil
 
 from runner.parent import Child
+from tests.bench.commands import REPOSITORY
 from tests.bench.image_client import ask_picture, spawn_images
 from tests.bench.load import PROBE_S, percentile
-from tests.bench.preparation import REPOSITORY
 from tests.bench.serving_report import slope
 
 SIDE, STEPS = 64, 4

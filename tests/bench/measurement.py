@@ -32,6 +32,8 @@ class Job:
     """`time.monotonic` when the contestant's process was started."""
     blas: Path | None
     """A library to load before MLX."""
+    float32: bool
+    """Hold the weights and compute in float32, whatever the file has; read by this project's contestants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def read_job() -> Job:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--started", type=float, required=True)
     parser.add_argument("--blas", type=Path)
+    parser.add_argument("--float32", action="store_true")
     asked = parser.parse_args()
     prompts: Mapping[str, Any] = json.loads(asked.prompts.read_text())
     prompt, warmup = prompts[asked.prompt_tokens], prompts["warmup"]
@@ -98,6 +101,7 @@ def read_job() -> Job:
         threads=asked.threads,
         started=asked.started,
         blas=asked.blas,
+        float32=asked.float32,
     )
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import aiohttp
 
-from models import backend
 from runner.config import cache_folder
 from runner.default_model import fetch
 from tests.ollama.programs import VERSIONS
@@ -86,7 +85,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     asked = parser.parse_args()
-    backend.prepare()
     model = fetch(cache_folder(os.environ), lambda _: None)
     for version in VERSIONS.values():
         with tempfile.TemporaryDirectory() as folder:

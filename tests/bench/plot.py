@@ -23,7 +23,7 @@ OURS, OTHERS = "#0b6e4f", "#8a94a6"
 def draw(report: dict[str, Any], target: Path) -> None:
     shown = report["contestants"]
     labels = [contestant["label"] for contestant in shown]
-    colors = [OURS if contestant["name"] in ("runner", "bare") else OTHERS for contestant in shown]
+    colors = [OURS if contestant["name"].startswith(("runner", "bare")) else OTHERS for contestant in shown]
     figure, axes = pyplot.subplots(2, 2, figsize=(10, 7.2), sharey=True, layout="constrained")
     for (metric, title), axis in zip(PANELS, axes.flat, strict=True):
         values = [[run[metric] for run in contestant["runs"]] or [0.0] for contestant in shown]

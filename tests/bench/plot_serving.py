@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 
 COLORS = {
     "runner": "#0b6e4f",
+    "runner-f32": "#5fae8f",
+    "release-0.1.0": "#b9a44c",
     "mlx-lm-blas": "#c8553d",
     "mlx-lm": "#e3a587",
     "llama-f32": "#35588a",

@@ -2,29 +2,22 @@
 the forms they read, and prompts that are the same tokens to all.
 """
 
-import importlib.metadata
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner import default_model
+from tests.bench.commands import PreparationError, once, python_in, run
+from tests.bench.release import Release, prepare_release
 
-REPOSITORY = Path(__file__).parents[2]
 PROMPT = Path(__file__).with_name("prompt.txt")
 SERVING_TEXTS = 64
 """Prompts of each length for `make bench-serve`."""
 WARMUP = "Once upon a time there was a small village between two hills, and in the village there lived"
 MLX_LM = "mlx-lm[cpu]==0.32.2" if sys.platform == "linux" else "mlx-lm==0.32.2"
+MLX = "mlx==0.32.4"
 LLAMA_CPP = "llama-cpp-python==0.3.36"
-INSTALL_TIMEOUT_S = 3600
-
-
-class PreparationError(Exception):
-    """A step of the preparation failed; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +35,7 @@ class Prepared:
     folder_4bit_float32: Path
     """The same, scales and everything else float32."""
     prompts: Path
+    release: Release
     no_llama_cpp: str | None = None
     """Why llama.cpp could not be installed."""
 
@@ -57,13 +51,14 @@ def prepare(cache: Path, lengths: tuple[int, ...], say: Callable[[str], None]) -
     place.mkdir(parents=True, exist_ok=True)
     prepared = Prepared(
         project_python=Path(sys.executable),
-        bench_python=place / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python",
+        bench_python=python_in(place / "venv"),
         gguf=default_model.fetch(cache, lambda _: None),
         gguf_float32=place / "float32.gguf",
         folder=place / "float32",
         folder_4bit=place / "4bit-bfloat16",
         folder_4bit_float32=place / "4bit-float32",
         prompts=place / "prompts.json",
+        release=prepare_release(place, say),
     )
     prepared = replace(prepared, no_llama_cpp=_install(prepared, say))
     once(prepared.gguf_float32, say, "writing the float32 GGUF", _export("gguf", prepared))
@@ -80,9 +75,8 @@ def _install(prepared: Prepared, say: Callable[[str], None]) -> str | None:
     if not prepared.bench_python.exists():
         say(f"making {venv}")
         run([sys.executable, "-m", "venv", str(venv)])
-    # The same MLX as the project's, so that what differs is mlx_lm.
-    requirements = [MLX_LM, f"mlx=={importlib.metadata.version('mlx')}", "matplotlib"]
-    install_once(prepared, requirements, say)
+    # The MLX of release 0.1.0, so that what differs is mlx_lm.
+    install_once(prepared, [MLX_LM, MLX, "matplotlib"], say)
     # From its sources, so that llama.cpp uses all that this processor can; the wheels of others do not.
     try:
         install_once(prepared, [LLAMA_CPP], say)
@@ -103,7 +97,7 @@ def install_once(prepared: Prepared, requirements: list[str], say: Callable[[str
 
 
 def exporter(what: str, prepared: Prepared) -> list[str]:
-    # A process of its own: the bench itself stays without MLX and small while the contestants run.
+    # A process of its own: the bench itself stays small while the contestants run.
     return [str(prepared.project_python), "-m", "tests.bench.export", what, str(prepared.gguf)]
 
 
@@ -115,39 +109,3 @@ def _quantization(dtype: str, prepared: Prepared) -> Callable[[Path], None]:
     words = [str(prepared.bench_python), "-m", "mlx_lm", "convert", "--hf-path", str(prepared.folder), "--quantize"]
     words += ["--q-bits", "4", "--q-group-size", "64", "--dtype", dtype, "--mlx-path"]
     return lambda target: run([*words, str(target)])
-
-
-def once(target: Path, say: Callable[[str], None], doing: str, make: Callable[[Path], None]) -> None:
-    """Make `target` beside its place and move it there: it is whole or absent."""
-    if target.exists():
-        return
-    say(doing)
-    partial = target.with_name(f"partial-{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    make(partial)
-    partial.replace(target)
-
-
-def run(words: list[str], **environment: str) -> None:
-    try:
-        done = subprocess.run(
-            words,
-            cwd=REPOSITORY,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise PreparationError(f"{' '.join(words[1:])}: {error}") from error
-    if done.returncode != 0:
-        raise PreparationError(f"{' '.join(words[1:])}: {_reason(done.stderr or done.stdout)}")
-
-
-def _reason(said: str) -> str:
-    """The last line that calls itself an error, else the last one."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith("error")]
-    return (errors or lines or ["no reason given"])[-1]

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from models import backend
+from models.device import usable_cores
+from models.image import blas
+from tests.bench.commands import REPOSITORY
 from tests.bench.image_sections import profile_lines
-from tests.bench.preparation import REPOSITORY
 
 if TYPE_CHECKING:
     from models.image.z_image.pipeline import ZImagePipeline
@@ -75,7 +76,7 @@ class Spent:
 @contextmanager
 def profiled() -> Iterator[list[cProfile.Profile]]:
     """A profile of this thread and, behind it, of each other worker of a `Crew`, complete when the block is left."""
-    from models.gemm import Crew
+    from models.image.gemm import Crew
 
     own, others, original = cProfile.Profile(), dict[int, cProfile.Profile](), Crew.share
     profiles = [own]
@@ -177,13 +178,14 @@ def profile(work: Callable[[], object]) -> dict[str, Any]:
 
 
 def load(folder: Path, threads: int) -> "ZImagePipeline":
-    backend.prepare(threads=threads)
+    blas.prepare(threads=threads)
     from models.checkpoint import open_checkpoint
     from models.image import load_image_pipeline
     from models.image.base import LoadChoices
     from models.image.z_image.pipeline import ZImagePipeline
+    from models.mlx_memory import configure
 
-    backend.configure()
+    configure()
     pipeline = load_image_pipeline(open_checkpoint(str(folder), Path()), LoadChoices(policy="float32"))
     assert isinstance(pipeline, ZImagePipeline)
     return pipeline
@@ -213,7 +215,7 @@ def run(folder: Path, threads: int, parts: list[str]) -> dict[str, dict[str, Any
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pipeline", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=backend.usable_cores())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--parts", nargs="+", choices=("step", "decode", "encode"), default=["step", "decode"])
     parser.add_argument("--show", action="store_true", help="for people, instead of JSON")
     asked = parser.parse_args()

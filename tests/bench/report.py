@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Literal
 
-from tests.bench.contestants import CONTESTANTS, RUNNER, Contestant
+from tests.bench.contestants import CONTESTANTS, EXACT_RUNNER, RELEASE, RUNNER, Contestant
 from tests.bench.measurement import Measurement
 
 MIB = 2**20
@@ -28,30 +28,59 @@ TITLES: Mapping[Metric, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """The runner's figure over another's, at least that much; without `least` the ratio is only told."""
+    """A contestant's figure, or its ratio to another's; without a limit it is only told."""
 
     metric: Metric
-    other: str
-    least: float | None = None
+    ours: str
+    other: str | None
+    limit: float | None = None
+    at: Literal[">=", "<="] = ">="
+    aim: float | None = None
+    """What we should like besides."""
+
+    def word(self, spread: "Spread | None") -> str:
+        """What to say of the median."""
+        said = verdict(spread and spread.median, self.limit, self.at)
+        return f"{said}, and the aim" if said == "met" and self._reaches_aim(spread) else said
+
+    def limit_text(self) -> str:
+        """The limit, and the aim behind it."""
+        if self.limit is None:
+            return ""
+        return f"{self.at} {self.limit:g}" + ("" if self.aim is None else f" (aim {self.aim:g})")
+
+    def _reaches_aim(self, spread: "Spread | None") -> bool:
+        return self.aim is not None and verdict(spread and spread.median, self.aim, self.at) == "met"
+
+
+def verdict(value: float | None, limit: float | None, at: str) -> str:
+    """What to say of a figure and its limit."""
+    if value is None:
+        return "not measured"
+    if limit is None:
+        return "for comparison"
+    return "met" if (value >= limit if at == ">=" else value <= limit) else "**not met**"
 
 
 GOALS = (
-    Goal("decode", "bare", 0.95),
-    Goal("decode", "mlx-lm", 4.0),
-    Goal("prefill", "mlx-lm", 15.0),
-    Goal("decode", "mlx-lm-4bit", 20.0),
-    Goal("prefill", "mlx-lm-4bit", 20.0),
-    Goal("decode", "mlx-lm-4bit-f32"),
-    Goal("prefill", "mlx-lm-4bit-f32"),
-    Goal("decode", "mlx-lm-blas", 1.3),
-    Goal("prefill", "mlx-lm-blas", 1.5),
-    Goal("decode", "llama-cpp-f32"),
-    Goal("prefill", "llama-cpp-f32"),
-    Goal("decode", "llama-cpp"),
-    Goal("prefill", "llama-cpp"),
-    Goal("load", "mlx-lm-blas"),
-    Goal("first_token", "mlx-lm-blas"),
-    Goal("memory", "mlx-lm-blas"),
+    Goal("decode", RUNNER, "llama-cpp", 1.3, aim=1.8),
+    Goal("prefill", RUNNER, "llama-cpp", 1.8),
+    Goal("prefill", RUNNER, "llama-cpp-f32", 1.0),
+    Goal("decode", EXACT_RUNNER, "llama-cpp-f32", 1.0),
+    Goal("decode", EXACT_RUNNER, RELEASE, 1.4),
+    Goal("decode", RUNNER, "bare", 0.9),
+    Goal("memory", RUNNER, None, 400, "<=", aim=300),
+    Goal("load", RUNNER, None, 2.5, "<="),
+    Goal("decode", EXACT_RUNNER, "bare-f32"),
+    Goal("prefill", EXACT_RUNNER, "llama-cpp-f32"),
+    Goal("prefill", EXACT_RUNNER, RELEASE),
+    Goal("decode", RUNNER, RELEASE),
+    Goal("prefill", RUNNER, RELEASE),
+    Goal("decode", RUNNER, "mlx-lm-4bit-f32"),
+    Goal("prefill", RUNNER, "mlx-lm-4bit-f32"),
+    Goal("decode", EXACT_RUNNER, "mlx-lm-blas"),
+    Goal("prefill", EXACT_RUNNER, "mlx-lm-blas"),
+    Goal("memory", RUNNER, "llama-cpp"),
 )
 
 
@@ -94,37 +123,23 @@ class Outcome:
             self.failures.append(f"{run.prompt_tokens} and {run.tokens} tokens instead of {asked[0]} and {asked[1]}")
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A goal with what was measured."""
-
-    goal: Goal
-    ratio: Spread | None
-    """Of the rounds in which both ran, each round's ratio: noise that lasts minutes falls on both."""
-
-    @property
-    def word(self) -> str:
-        if self.ratio is None:
-            return "not measured"
-        if self.goal.least is None:
-            return "for comparison"
-        return "met" if self.ratio.median >= self.goal.least else "**not met**"
-
-
-def judge(goal: Goal, outcomes: Mapping[str, Outcome]) -> Verdict:
-    """Compare the runner with the goal's other contestant, round by round."""
-    ours, others = outcomes.get(RUNNER), outcomes.get(goal.other)
-    if ours is None or others is None:
-        return Verdict(goal, None)
+def judge(goal: Goal, outcomes: Mapping[str, Outcome]) -> Spread | None:
+    """The goal's figure of each round in which everyone it names ran: noise that lasts minutes falls on both."""
     value = METRICS[goal.metric]
-    both = sorted(ours.runs.keys() & others.runs.keys())
-    ratios = [value(ours.runs[turn]) / value(others.runs[turn]) for turn in both]
-    return Verdict(goal, Spread.of(ratios) if ratios else None)
+    ours = outcomes.get(goal.ours)
+    runs = ours.runs if ours else {}
+    if goal.other is None:
+        values = [value(run) for run in runs.values()]
+    else:
+        others = outcomes.get(goal.other)
+        both = sorted(runs.keys() & others.runs.keys()) if others else []
+        values = [value(runs[turn]) / value(others.runs[turn]) for turn in both] if others else []
+    return Spread.of(values) if values else None
 
 
 def same_text(outcomes: Mapping[str, Outcome]) -> list[str]:
-    """Lines that say whether those who compute exactly answered as the runner did, as far as both went."""
-    ours = outcomes.get(RUNNER)
+    """Lines that say whether those who compute exactly answered as the runner in float32 did."""
+    ours = outcomes.get(EXACT_RUNNER)
     if ours is None or not ours.runs:
         return []
     lines = []
@@ -154,12 +169,8 @@ def to_json(outcomes: Mapping[str, Outcome], facts: Mapping[str, object]) -> dic
             for outcome in outcomes.values()
         ],
         "goals": [
-            {
-                **asdict(verdict.goal),
-                "ratio": verdict.ratio and asdict(verdict.ratio),
-                "verdict": verdict.word.strip("*"),
-            }
-            for verdict in (judge(goal, outcomes) for goal in GOALS)
+            {**asdict(goal), "value": spread and asdict(spread), "verdict": goal.word(spread).strip("*")}
+            for goal, spread in ((goal, judge(goal, outcomes)) for goal in GOALS)
         ],
     }
 
@@ -188,12 +199,12 @@ def to_markdown(outcomes: Mapping[str, Outcome], facts: Mapping[str, object]) ->
         "",
         "## Goals",
         "",
-        "The runner's figure over the other's: the median, and least to most, of the rounds' ratios.",
+        "A figure, or its ratio to another's: the median, and least to most, over the rounds.",
         "",
     ]
     lines += table(
-        ["figure", "runner over", "ratio", "goal", ""],
-        [_verdict_row(judge(goal, outcomes)) for goal in GOALS],
+        ["figure", "of", "over", "", "goal", ""],
+        [_goal_row(goal, judge(goal, outcomes)) for goal in GOALS],
     )
     lines += ["", "## The same answer?", ""]
     lines += [f"- {line}" for line in same_text(outcomes)] or ["- nothing to compare"]
@@ -211,14 +222,15 @@ def _cells(outcome: Outcome) -> list[str]:
     return ["missing" if spread is None else spread.text() for spread in spreads]
 
 
-def _verdict_row(verdict: Verdict) -> list[str]:
-    goal = verdict.goal
+def _goal_row(goal: Goal, spread: Spread | None) -> list[str]:
+    labels = {contestant.name: contestant.label for contestant in CONTESTANTS}
     return [
-        TITLES[goal.metric].split(",")[0],
-        next(contestant.label for contestant in CONTESTANTS if contestant.name == goal.other),
-        "" if verdict.ratio is None else verdict.ratio.text(),
-        "" if goal.least is None else f">= {goal.least:g}",
-        verdict.word,
+        TITLES[goal.metric].split(",")[0] if goal.other else TITLES[goal.metric],
+        labels[goal.ours],
+        labels[goal.other] if goal.other else "",
+        "" if spread is None else spread.text(),
+        goal.limit_text(),
+        goal.word(spread),
     ]
 
 

@@ -5,49 +5,25 @@ import json
 import time
 from pathlib import Path
 
-from models import backend
-
-CHUNK_TOKENS = 64
+from models.checkpoint import open_checkpoint
+from models.tokenizer import load_tokenizer
+from tests.bench.bare import BareRows, options
 
 
 def run(model_file: Path, texts: list[str], tokens: int, threads: int, counts: list[int]) -> dict[int, float]:
     """Tokens a second over all rows, by the number of rows."""
-    report = backend.prepare(threads=threads)
-    if report.warning is not None:
-        raise SystemExit(report.warning)
-    import mlx.core as mx
-
-    from models import host
-    from models.checkpoint import open_checkpoint
-    from models.llm import Row, load_language_model
-    from models.tokenizer import load_tokenizer
-
-    backend.configure()
     checkpoint = open_checkpoint(str(model_file), Path())
-    model = load_language_model(checkpoint, policy="float32")
     tokenizer = load_tokenizer(checkpoint)
-
-    def prefill(text: str):
-        ids = tokenizer.encode(text, add_bos=tokenizer.adds_bos)
-        cache = model.new_cache()
-        for start in range(0, len(ids), CHUNK_TOKENS):
-            chunk = ids[start : start + CHUNK_TOKENS]
-            hidden = model(mx.array(chunk, dtype=mx.int32), [Row(len(chunk), cache)])
-            mx.async_eval([array for layer in cache for array in layer.arrays()])
-        return cache, mx.argmax(model.logits(hidden[-1:]), axis=-1)
+    prompts = [tokenizer.encode(text, add_bos=tokenizer.adds_bos) for text in texts[: max(counts)]]
+    longest = max(map(len, prompts)) + tokens
+    rows = BareRows(checkpoint, options(float32=False, rows=max(counts), row_tokens=longest, threads=threads))
 
     def rate(count: int, tokens: int) -> float:
-        caches, firsts = zip(*(prefill(text) for text in texts[:count]), strict=True)
-        rows, token = [Row(1, cache) for cache in caches], mx.concatenate(list(firsts))
-        host.to_ints(token)
+        firsts = [rows.prefill(row, 0, ids) for row, ids in enumerate(prompts[:count])]
         begin = time.perf_counter()
-        for left in reversed(range(tokens)):
-            following = token
-            if left:
-                following = mx.argmax(model.logits(model(token, rows)), axis=-1)
-                mx.async_eval(following)
-            host.to_ints(token)
-            token = following
+        for done in range(tokens - 1):
+            places = [(row, len(ids) + done) for row, ids in enumerate(prompts[:count])]
+            firsts = rows.step([(*place, token) for place, token in zip(places, firsts, strict=True)])
         return count * (tokens - 1) / (time.perf_counter() - begin)
 
     # Page faults and first-use set-up are not what is measured.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models import backend
+from models.image import blas
 from tests.bench.image_measurement import Floats, ImageJob, answer, measure, read_job
 
 if TYPE_CHECKING:
@@ -59,15 +59,16 @@ class BarePainter:
 
 
 def run(job: ImageJob) -> None:
-    report = backend.prepare(threads=job.threads)
+    report = blas.prepare(threads=job.threads)
     if report.warning is not None:
         raise SystemExit(report.warning)
     from models.checkpoint import open_checkpoint
     from models.image import load_image_pipeline
     from models.image.base import LoadChoices
     from models.image.z_image.pipeline import ZImagePipeline
+    from models.mlx_memory import configure
 
-    backend.configure()
+    configure()
     pipeline = load_image_pipeline(open_checkpoint(str(job.pipeline), Path()), LoadChoices(policy="float32"))
     assert isinstance(pipeline, ZImagePipeline)
     load_s = time.monotonic() - job.started

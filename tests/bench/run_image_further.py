@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models import backend
+from models.image import blas
+from tests.bench.commands import REPOSITORY
 from tests.bench.image_soak import PROMPTS, SIDE, soak_pipeline
-from tests.bench.preparation import REPOSITORY
 
 if TYPE_CHECKING:
     from models.image.base import ImagePipeline, ImageResult, Pixels
@@ -113,6 +113,8 @@ if __name__ == "__main__":
     parser.add_argument("--pipeline", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
     given = parser.parse_args()
-    backend.prepare(threads=given.threads)
-    backend.configure()
+    blas.prepare(threads=given.threads)
+    from models.mlx_memory import configure
+
+    configure()
     print(json.dumps({"step_cache": step_cache(), "tiles": strips(given.pipeline)}))

@@ -9,6 +9,8 @@ from runner.config import DialectName
 from runner.parent import Child, spawn
 from tests.bench.measurement import Job, Measurement, answer, read_job
 
+FLOAT32_FLAGS = ("--weights=float32", "--activations=float32")
+
 
 async def ask(child: Child, prompt: str, tokens: int) -> tuple[float, float, list[str], int, int]:
     """Seconds to the first token and from it to the last, the pieces, and the child's counts of prompt and answer."""
@@ -28,7 +30,7 @@ async def ask(child: Child, prompt: str, tokens: int) -> tuple[float, float, lis
 
 
 async def run(job: Job) -> Measurement:
-    flags = ("--weights=float32", f"--threads={job.threads}")
+    flags = [f"--threads={job.threads}", *(FLOAT32_FLAGS if job.float32 else ())]
     # Not `job.started`: what loads from here on is the child, while this process is the parent.
     started = time.monotonic()
     async with spawn(job.model, dialect=DialectName.MLX, flags=flags) as child:

@@ -19,8 +19,9 @@ import aiohttp
 
 from runner.config import DialectName
 from runner.parent import ChildError, free_port, spawn
+from tests.bench.commands import REPOSITORY
 from tests.bench.contestants import fast_blas
-from tests.bench.preparation import REPOSITORY
+from tests.bench.run_runner import FLOAT32_FLAGS
 from tests.bench.serving_preparation import ServingPrepared
 
 READY_TIMEOUT_S = 120
@@ -29,7 +30,9 @@ STOP_TIMEOUT_S = 10
 CONTEXT_TOKENS = 2560
 """What one row may hold: the long conversation and its answers."""
 ROWS = 16
-Kind = Literal["runner", "mlx_lm", "llama.cpp"]
+Kind = Literal["runner", "release", "mlx_lm", "llama.cpp"]
+"""The release is our runner as it was, started from its own environment."""
+RUNNERS = ("runner", "release")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +43,22 @@ class ServerContestant:
     label: str
     kind: Kind
     float32: bool = True
-    """Whether its weights are held as float32; llama.cpp else computes with the file's own 4-bit blocks."""
+    """Whether its weights are held as float32, else as the file's own 4-bit blocks."""
     preloads_blas: bool = False
     is_slow: bool = False
     """It gets short prompts, few tokens and few streams, or it would take an hour."""
 
 
-RUNNER = "runner"
-BLAS = "mlx-lm-blas"
+RUNNER, EXACT_RUNNER, RELEASE = "runner", "runner-f32", "release-0.1.0"
+BLAS, LLAMA, LLAMA_F32 = "mlx-lm-blas", "llama", "llama-f32"
 SERVERS = (
-    ServerContestant(RUNNER, "runner, f32", "runner"),
-    ServerContestant(BLAS, "mlx_lm.server + same BLAS, f32", "mlx_lm", preloads_blas=True),
+    ServerContestant(RUNNER, "runner, Q4_1 as it is", "runner", float32=False),
+    ServerContestant(EXACT_RUNNER, "runner, f32", "runner"),
+    ServerContestant(RELEASE, "runner 0.1.0, f32", "release"),
+    ServerContestant(BLAS, "mlx_lm.server + MKL, f32", "mlx_lm", preloads_blas=True),
     ServerContestant("mlx-lm", "mlx_lm.server as installed, f32", "mlx_lm", is_slow=True),
-    ServerContestant("llama-f32", "llama-server, F32", "llama.cpp"),
-    ServerContestant("llama", "llama-server, Q4_1 as it is", "llama.cpp", float32=False),
+    ServerContestant(LLAMA_F32, "llama-server, F32", "llama.cpp"),
+    ServerContestant(LLAMA, "llama-server, Q4_1 as it is", "llama.cpp", float32=False),
 )
 
 
@@ -68,11 +73,11 @@ class Server:
 
     @property
     def health_url(self) -> str:
-        return self.url + ("/v1/status" if self.kind == "runner" else "/health")
+        return self.url + ("/v1/status" if self.kind in RUNNERS else "/health")
 
     def body(self, prompt: str, tokens: int) -> dict[str, Any]:
         """A greedy completion."""
-        if self.kind == "runner":
+        if self.kind in RUNNERS:
             # In an Options object the keys that are absent are zero: greedy, no penalties.
             return {"Prompt": prompt, "Options": {"num_predict": tokens}}
         asked = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
@@ -160,8 +165,8 @@ async def start(
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
         if contestant.kind == "runner":
-            words = ("--weights=float32", f"--threads={threads}", f"--parallel={ROWS}", f"--context={CONTEXT_TOKENS}")
-            async with spawn(prepared.base.gguf, dialect=DialectName.MLX, flags=(*words, *flags), env=env) as child:
+            words = [*_runner_flags(threads), *(FLOAT32_FLAGS if contestant.float32 else ()), *flags]
+            async with spawn(prepared.base.gguf, dialect=DialectName.MLX, flags=words, env=env) as child:
                 try:
                     await child.wait_ready()
                 except ChildError as error:
@@ -169,13 +174,24 @@ async def start(
                 yield Server("runner", child.url, child.pid, session)
             return
         port = free_port()
-        async with _process(_command(contestant, prepared, threads, port), env) as (process, log):
+        folder = prepared.base.release.folder if contestant.kind == "release" else REPOSITORY
+        async with _process(_command(contestant, prepared, threads, port), folder, env) as (process, log):
             server = Server(contestant.kind, f"http://127.0.0.1:{port}", process.pid, session)
             await _ready(server, process, log)
             yield server
 
 
+def _runner_flags(threads: int) -> list[str]:
+    return [f"--threads={threads}", f"--parallel={ROWS}", f"--context={CONTEXT_TOKENS}"]
+
+
 def _command(contestant: ServerContestant, prepared: ServingPrepared, threads: int, port: int) -> list[str]:
+    if contestant.kind == "release":
+        release = prepared.base.release
+        if release.missing is not None:
+            raise LookupError(release.missing)
+        words = [str(release.python), "-m", "runner", "--mlx-engine", "--model", str(prepared.base.gguf)]
+        return [*words, "--port", str(port), "--weights=float32", *_runner_flags(threads)]
     if contestant.kind == "llama.cpp":
         if prepared.llama_server is None:
             raise LookupError(prepared.no_llama_server or "not built")
@@ -189,7 +205,7 @@ def _command(contestant: ServerContestant, prepared: ServingPrepared, threads: i
     if contestant.preloads_blas:
         blas = fast_blas()
         if blas is None:
-            raise LookupError("the runner itself uses no BLAS of a package here")
+            raise LookupError("there is no BLAS of a package here to load before MLX")
         words.append(f"--blas={blas}")
     words += ["--", "--model", str(prepared.base.folder), "--port", str(port), "--prompt-concurrency", str(ROWS)]
     # By default it keeps ten prompts, fewer than there are streams.
@@ -198,13 +214,13 @@ def _command(contestant: ServerContestant, prepared: ServingPrepared, threads: i
 
 @asynccontextmanager
 async def _process(
-    command: Sequence[str], env: Mapping[str, str]
+    command: Sequence[str], folder: Path, env: Mapping[str, str]
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, Path]]:
     with TemporaryDirectory() as place:
         log = Path(place) / "log"
         with log.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
-                *command, cwd=REPOSITORY, env=env, stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file
+                *command, cwd=folder, env=env, stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file
             )
         try:
             yield process, log

@@ -11,19 +11,20 @@ import sys
 import time
 from pathlib import Path
 
-from models.backend import usable_cores
+from models.device import usable_cores
 from runner.config import cache_folder
 from runner.errors import RunnerError
 from tests.bench.__main__ import cpu_name, load_average, say
+from tests.bench.commands import REPOSITORY, PreparationError
 from tests.bench.contestants import PROMPT_LENGTHS
 from tests.bench.load import QUICK, SHORT_TOKENS, SLOW, Plan, ServerRun, lengths, run_all, run_short_requests
-from tests.bench.preparation import REPOSITORY, PreparationError, prepare
+from tests.bench.preparation import prepare
 from tests.bench.servers import RUNNER, SERVERS, ServerContestant, start
 from tests.bench.serving_preparation import ServingPrepared, prepare_serving
 from tests.bench.serving_report import Round, to_json, to_markdown
 
 BARE_TIMEOUT_S = 600
-BARE_ROWS = (1, 8)
+BARE_ROWS = (1, 16)
 SMALL_CACHE_BYTES = 16 << 20
 """Of the prefix cache while memory is watched: it is full before the warm-up ends."""
 

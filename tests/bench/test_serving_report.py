@@ -75,12 +75,12 @@ def test_a_goal_may_be_a_ceiling():
 
 def test_every_goal_is_measured_where_everything_is_there():
     def run() -> ServerRun:
-        made = ServerRun({count: served(9.0, count).streams[count] for count in (1, 8, 16)})
+        made = ServerRun({count: served(9.0, count).streams[count] for count in (1, 2, 4, 8, 16)})
         made.first_turn_s, made.second_turn_s, made.gaps_s, made.health_s = 2.0, 0.1, [0.1, 0.2], [0.001]
         return made
 
     memory = [(number, 500 * MIB) for number in range(5)]
-    whole = Round({each.name: run() for each in SERVERS}, {1: 9.0, 8: 9.0}, memory)
+    whole = Round({each.name: run() for each in SERVERS}, {1: 9.0, 16: 9.0}, memory)
     report = json.loads(json.dumps(to_json([whole], {})))
     assert [goal["title"] for goal in report["goals"] if goal["verdict"] == "not measured"] == []
     assert "| first turn over second turn, time to first token | 20.0 (20.0 to 20.0) | >= 10 | met |" in to_markdown(
@@ -96,10 +96,10 @@ def test_who_failed_is_listed_with_the_reason():
 
 def test_another_text_is_told():
     def turn(text: str) -> Round:
-        return Round({"runner": served(9.0, 1, "so it is"), "mlx-lm-blas": served(9.0, 1, text)})
+        return Round({"runner-f32": served(9.0, 1, "so it is"), "mlx-lm-blas": served(9.0, 1, text)})
 
-    assert "mlx_lm.server + same BLAS, f32: the same text" in to_markdown([turn("so it")], {})
-    assert "mlx_lm.server + same BLAS, f32: ANOTHER TEXT" in to_markdown([turn("no")], {})
+    assert "mlx_lm.server + MKL, f32: the same text" in to_markdown([turn("so it")], {})
+    assert "mlx_lm.server + MKL, f32: ANOTHER TEXT" in to_markdown([turn("no")], {})
 
 
 def test_lines_of_either_wire_are_understood():
