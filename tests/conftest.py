@@ -1,4 +1,4 @@
-"""Fixtures of all tests. The device is prepared here, before anything imports MLX."""
+"""Fixtures of all tests. The BLAS is put under MLX here, before anything imports it."""
 
 import json
 import os
@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from models import backend
+from models.image import blas
 
-backend.prepare()
+blas.prepare()
 # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that; tests interrupt theirs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # So does nohup with the hangup. A handler that does nothing keeps it from us, and children have the default again.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 from runner import default_model as default_model_module  # noqa: E402 - the device comes first
 from runner.config import DialectName, cache_folder  # noqa: E402

@@ -1,23 +1,23 @@
-"""Stand-ins that do real work on real MLX arrays: a language model in miniature and a vocabulary of bytes.
+"""Stand-ins that do real work in numpy: an executor in miniature and a vocabulary of bytes.
 
-The model's hidden state of a token depends on every token before it by exact integer arithmetic in the cache, so
-chunking, company, a wrong offset or a mixed-up row all show in what it says.
+The hidden state of a token depends on every token before it by exact integer arithmetic, so chunking, company, a wrong
+place or a mixed-up row all show in what is said.
 """
 
 import asyncio
-import copy
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import mlx.core as mx
+import numpy as np
 
-from models.cache import Segment
 from models.detokenizer import StreamingDetokenizer
 from models.errors import TokenizerError
-from models.llm.base import Row
+from models.executors.base import Row, Segment, Step
+from models.sampling import Draw, Drawn
+from models.sampling.host import sample
 
 BOS = 256
 EOS = 257
@@ -26,134 +26,218 @@ SCRIPT = 0x10
 """A byte SCRIPT + k in a prompt makes the model say script k from there on, then EOS."""
 POISON = 0x0E
 """After this byte the logits are NaN."""
+BYTES_PER_TOKEN = 8
+"""What a token takes in a slot, and in a segment."""
 
 _MODULUS = 1009
 _NO_SCRIPT = -1
 
 
-class FakeCache:
-    """What the model remembers of a row: all of its tokens. Raises if it is driven in a way no cache allows."""
+@dataclass(frozen=True, slots=True)
+class FakeSegment:
+    """Some consecutive tokens of a row."""
 
-    def __init__(self) -> None:
-        self.offset = 0
-        self.tokens = mx.zeros((0,), dtype=mx.int32)
+    tokens: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
 
     @property
     def nbytes(self) -> int:
-        return self.tokens.nbytes
+        return BYTES_PER_TOKEN * len(self.tokens)
 
-    def arrays(self) -> list[mx.array]:
-        return [self.tokens]
+    def part(self, begin: int, end: int) -> "FakeSegment":
+        return FakeSegment(self.tokens[begin:end])
 
-    def append(self, tokens: mx.array) -> mx.array:
-        assert self.tokens.shape[0] == self.offset, "the offset is not the number of tokens"
-        self.offset += tokens.shape[0]
-        self.tokens = mx.concatenate([self.tokens, tokens])
-        return self.tokens
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        raise AssertionError("the fake model has no keys")
-
-    def snapshot(self) -> Self:
-        return copy.copy(self)
-
-    @property
-    def first(self) -> int:
-        return 0
-
-    def segment(self, begin: int, end: int) -> Segment:
-        tokens = self.tokens[begin:end].reshape(1, 1, -1, 1)
-        return Segment((tokens, tokens)).part(0, end - begin)
-
-    def restore(self, segments: Sequence[Segment]) -> None:
-        assert self.offset == 0, "only an empty cache is restored"
-        for segment in segments:
-            self.append(segment.arrays[0].reshape(-1))
-
-    def trim(self, tokens: int) -> None:
-        self.offset -= tokens
-        self.tokens = self.tokens[: self.offset]
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        yield "said", np.array([self.tokens], np.int32)
+        yield "check", np.array([self.tokens], np.float32)
 
 
-class FakeModel:
-    """A LanguageModel whose next token is a function of all tokens so far, or a script's next byte.
+class FakeLogits:
+    """Logits of a step. Shapes: (N, V)."""
 
-    `before_step(number, rows)` is called at the beginning of each forward pass, in the thread that runs it: it may
-    raise, wait, or take notes. Numbers count from 0.
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def read(self) -> np.ndarray:
+        return self._values
+
+
+class FakeSampled:
+    """A step's tokens; the executor alone knows them before they are read."""
+
+    def __init__(self, drawn: list[Drawn], before_read: Callable[[], None]) -> None:
+        self.drawn = drawn
+        self.was_read = False
+        self._before_read = before_read
+
+    def read(self) -> list[Drawn]:
+        assert not self.was_read, "a step is read once"
+        self.was_read = True
+        self._before_read()
+        return self.drawn
+
+
+class FakeExecutor:
+    """An Executor whose next token is a function of all tokens so far, or a script's next byte.
+
+    `before_step(number, step)` is called at the beginning of each `forward`, in the thread that runs it: it may raise,
+    wait, or take notes. Numbers count from 0. `before_read()` is called likewise when a step is read. Raises if it is
+    driven in a way that no executor allows, or from two threads.
     """
 
     vocab_size = VOCABULARY
-    num_layers = 1
 
     def __init__(
         self,
         *scripts: str | bytes,
-        context_length: int = 4096,
-        before_step: Callable[[int, Sequence[Row]], None] | None = None,
+        depth: int = 0,
+        window: int | None = None,
+        draft_room: int = 64,
+        before_step: Callable[[int, Step], None] | None = None,
+        before_read: Callable[[], None] = lambda: None,
     ) -> None:
-        self.context_length = context_length
-        self.computes_when_called = False
+        self.depth = depth
         self.steps = 0
+        self.most_under_way = 0
+        self.given_back = 0
+        self.closed = False
+        self.slots: dict[int, list[int]] = {}
+        """What each slot in use holds: all of its tokens."""
         self.before_step = before_step
-        self._caches: weakref.WeakSet[FakeCache] = weakref.WeakSet()
+        self.before_read = before_read
+        self._window, self._draft_room = window, draft_room
+        self._last: dict[int, int] = {}
+        self._under_way: weakref.WeakSet[FakeSampled] = weakref.WeakSet()
+        self._thread: int | None = None
         encoded = [script.encode() if isinstance(script, str) else script for script in scripts]
         self.longest = max(map(len, encoded), default=0) + 1
-        self._scripts = [[*script, *[EOS] * (self.longest - len(script))] for script in encoded] or [[EOS]]
+        self._scripts = np.array([[*script, *[EOS] * (self.longest - len(script))] for script in encoded] or [[EOS]])
 
-    def __call__(self, tokens: mx.array, rows: Sequence[Row]) -> mx.array:
-        assert tokens.dtype == mx.int32
-        assert tokens.shape == (sum(row.length for row in rows),)
-        assert len({id(row.cache[0]) for row in rows}) == len(rows), "a row is twice in the batch"
+    def forward(self, step: Step) -> FakeLogits | None:
+        self._check_use()
+        assert step.rows, "a step of no rows"
+        assert len({row.slot for row in step.rows}) == len(step.rows), "a slot is twice in a step"
+        prefills = [row.wanted < row.length for row in step.rows]
+        assert prefills == sorted(prefills), "rows that decode come first"
+        under_way = sum(not sampled.was_read for sampled in self._under_way)
+        assert under_way <= self.depth, "more steps are under way than may be"
+        self.most_under_way = max(self.most_under_way, under_way + 1)
         number, self.steps = self.steps, self.steps + 1
         if self.before_step is not None:
-            self.before_step(number, rows)
-        begin, hidden = 0, []
-        for row in rows:
-            (cache,) = row.cache
-            assert isinstance(cache, FakeCache)
-            all_tokens = cache.append(tokens[begin : begin + row.length])
-            hidden.append(_hidden(all_tokens)[-row.length :])
-            begin += row.length
-        return mx.concatenate(hidden)
+            self.before_step(number, step)
+        hidden = [self._fed(row) for row in step.rows]
+        return FakeLogits(self.logits_of(np.concatenate(hidden))) if step.wanted else None
 
-    def logits(self, hidden: mx.array) -> mx.array:
-        digest, last, script, place = (hidden[:, index : index + 1] for index in range(4))
-        ids = mx.arange(VOCABULARY)
-        free = 6 * mx.sin(digest * 0.37 + ids * (1.3 + (digest % 7)))
-        # The end of a text is rare, but it comes.
-        free = mx.where(ids == EOS, free - 4, free)
-        forbidden = (ids == BOS) | (ids == POISON) | ((ids >= SCRIPT) & (ids < SCRIPT + 16))
-        free = mx.where(forbidden, -mx.inf, free)
-        table = mx.array(self._scripts)
-        script_id = mx.clip(script.astype(mx.int32), 0, len(self._scripts) - 1)
-        said = table[script_id, mx.clip(place.astype(mx.int32), 0, self.longest - 1)]
-        scripted = mx.where(ids == said, 60.0, 0.0) + 0.01 * mx.sin(ids * 1.0)
-        logits = mx.where(script >= 0, scripted, free)
-        return mx.where(last == POISON, mx.nan, logits).astype(mx.float32)
+    def sample(self, logits: FakeLogits, draws: Sequence[Draw]) -> FakeSampled:
+        self._check_use()
+        for draw in draws:
+            assert draw.slot in self.slots, "a draw for a slot that holds nothing"
+            assert self.depth or not draw.unread, "where forward computes, tokens are known"
+        known = [
+            replace(draw, unread=False, drafted=(self._last[draw.slot], *draw.drafted)) if draw.unread else draw
+            for draw in draws
+        ]
+        sampled = FakeSampled(sample(logits.read(), known), self.before_read)
+        for draw, drawn in zip(draws, sampled.drawn, strict=True):
+            self._last[draw.slot] = drawn.token
+        self._under_way.add(sampled)
+        return sampled
 
-    def new_cache(self) -> list[FakeCache]:
-        cache = FakeCache()
-        self._caches.add(cache)
-        return [cache]
+    def draft_room(self, begin: int) -> int:
+        return self._draft_room
 
-    def living_caches(self) -> int:
-        """How many rows' caches something still refers to."""
+    def state_nbytes(self, tokens: int) -> int:
+        return BYTES_PER_TOKEN * tokens
+
+    def first_held(self, tokens: int) -> int:
+        return 0 if self._window is None else max(0, tokens - self._window)
+
+    def segment(self, slot: int, tokens: int, begin: int, end: int) -> FakeSegment:
+        self._check_use()
+        assert self.first_held(tokens) <= begin < end <= tokens <= len(self.slots[slot])
+        return FakeSegment(tuple(self.slots[slot][begin:end]))
+
+    def restore(self, slot: int, segments: Sequence[Segment]) -> None:
+        self._check_use()
+        assert slot not in self.slots, "only an empty slot is restored"
+        own = [segment for segment in segments if isinstance(segment, FakeSegment)]
+        assert len(own) == len(segments) > 0
+        self.slots[slot] = [token for segment in own for token in segment.tokens]
+
+    def read_segment(self, arrays: Mapping[str, np.ndarray]) -> FakeSegment:
+        self._check_use()
+        if set(arrays) != {"said", "check"} or arrays["said"].dtype != np.int32:
+            raise ValueError("its arrays are not those of this model's layers")
+        return FakeSegment(tuple(arrays["said"][0].tolist()))
+
+    def release(self, slot: int) -> None:
+        self._check_use()
+        self.slots.pop(slot, None)
+        self._last.pop(slot, None)
+
+    def memory_bytes(self) -> int:
+        return sum(self.state_nbytes(len(tokens)) for tokens in list(self.slots.values()))
+
+    def give_back(self) -> None:
+        self.given_back += 1
+
+    def close(self) -> None:
+        self._check_use()
+        self.closed = True
+        self.slots.clear()
+
+    def living_slots(self) -> int:
+        """How many slots hold anything."""
+        return len(self.slots)
+
+    def living_steps(self) -> int:
+        """Of how many steps something still refers to the tokens."""
         gc.collect()
-        return len(self._caches)
+        return len(self._under_way)
 
-    def cache_nbytes(self, tokens: int) -> int:
-        return 4 * tokens
+    def logits_of(self, hidden: np.ndarray) -> np.ndarray:
+        digest, last, script, place = (hidden[:, index : index + 1] for index in range(4))
+        ids = np.arange(VOCABULARY)
+        free = 6 * np.sin(digest * 0.37 + ids * (1.3 + (digest % 7)))
+        # The end of a text is rare, but it comes.
+        free = np.where(ids == EOS, free - 4, free)
+        forbidden = (ids == BOS) | (ids == POISON) | ((ids >= SCRIPT) & (ids < SCRIPT + 16))
+        free = np.where(forbidden, -np.inf, free)
+        script_id = np.clip(script, 0, len(self._scripts) - 1)
+        said = self._scripts[script_id, np.clip(place, 0, self.longest - 1)]
+        scripted = np.where(ids == said, 60.0, 0.0) + 0.01 * np.sin(ids * 1.0)
+        logits = np.where(script >= 0, scripted, free)
+        return np.where(last == POISON, np.nan, logits).astype(np.float32)
+
+    def _fed(self, row: Row) -> np.ndarray:
+        """Run a row's tokens. Shapes: returns (wanted, 4)."""
+        held = self.slots.setdefault(row.slot, [])
+        assert 0 <= row.begin <= len(held), "a row begins behind what its slot holds"
+        assert 0 <= row.wanted <= row.length
+        assert row.tokens or self.depth, "where forward computes, tokens are known"
+        held[row.begin :] = row.tokens or (self._last[row.slot],)
+        return hidden_of(held)[len(held) - row.wanted :]
+
+    def _check_use(self) -> None:
+        assert not self.closed, "a closed executor is used"
+        if self._thread is None:
+            self._thread = threading.get_ident()
+        assert self._thread == threading.get_ident(), f"used in {threading.current_thread().name} as well"
 
 
-def _hidden(tokens: mx.array) -> mx.array:
+def hidden_of(tokens: Sequence[int]) -> np.ndarray:
     """Shapes: (S,) to (S, 4): a digest of the tokens so far, the last one, the script and the place in it."""
-    places = mx.arange(tokens.shape[0])
-    digest = mx.cumsum((tokens + 1) * (places % 31 + 1) * 17) % _MODULUS
-    is_script = (tokens >= SCRIPT) & (tokens < SCRIPT + 16)
-    code = mx.cummax(mx.where(is_script, places * 16 + (tokens - SCRIPT), _NO_SCRIPT))
-    script = mx.where(code >= 0, code % 16, _NO_SCRIPT)
-    place = mx.where(code >= 0, places - code // 16, 0)
-    return mx.stack([digest, tokens, script, place], axis=-1).astype(mx.float32)
+    held = np.array(tokens)
+    places = np.arange(len(held))
+    digest = np.cumsum((held + 1) * (places % 31 + 1) * 17) % _MODULUS
+    is_script = (held >= SCRIPT) & (held < SCRIPT + 16)
+    code = np.maximum.accumulate(np.where(is_script, places * 16 + (held - SCRIPT), _NO_SCRIPT))
+    script = np.where(code >= 0, code % 16, _NO_SCRIPT)
+    place = np.where(code >= 0, places - code // 16, 0)
+    return np.stack([digest, held, script, place], axis=-1)
 
 
 class Gate:
@@ -166,7 +250,7 @@ class Gate:
         self._reached = threading.Event()
         self._opened = threading.Event()
 
-    def __call__(self, number: int, rows: Sequence[Row]) -> None:
+    def __call__(self, number: int, step: Step) -> None:
         if number == self._step:
             self._reached.set()
             assert self._opened.wait(self.PATIENCE_S), "nobody opened the gate"

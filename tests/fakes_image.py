@@ -86,7 +86,7 @@ class FakePipeline:
         return len(self._held)
 
     def generate(self, request: PictureRequest) -> Iterator[ImageStep | ImageResult]:
-        assert threading.current_thread().name.startswith("mlx"), "a pipeline runs in the MLX thread"
+        assert threading.current_thread().name.startswith("executor"), "a pipeline runs in one thread"
         self.begun.append(request)
         self._unit("encode", request)
         asked = repr((request.prompt, request.negative_prompt, request.guidance, request.strength, request.step_cache))

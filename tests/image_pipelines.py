@@ -3,7 +3,7 @@
 import json
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,14 +11,14 @@ import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from models.arch import build_model
 from models.checkpoint import open_checkpoint
 from models.image import load_image_pipeline
 from models.image.base import ImageResult, LoadChoices, PictureRequest
 from models.image.loading import component_config, component_view
 from models.image.z_image.config import read_transformer_config
 from models.image.z_image.transformer import Transformer
-from models.llm.qwen3 import read_config
-from models.nn.decoder import DecoderStack
+from models.ops import weights_in
 from models.store import CreateRequest, create_model
 from models.store.policy import QUANT_TYPES
 
@@ -37,12 +37,14 @@ def write_wide_pipeline(folder: Path, dtype: mx.Dtype = mx.bfloat16) -> Path:
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     checkpoint = open_checkpoint(str(folder), folder)
     transformer = Transformer(read_transformer_config(component_config(checkpoint, "transformer")))
-    text_encoder = DecoderStack(read_config(component_view(checkpoint, "text_encoder").config))
-    for file, module in (
-        ("transformer/diffusion_pytorch_model", transformer),
-        ("text_encoder/model", text_encoder),
+    config = component_view(checkpoint, "text_encoder").config
+    model = build_model({**config, "architectures": ["Qwen3ForCausalLM"], "tie_word_embeddings": True})
+    encoder = [tensor for weight in weights_in(model.weights) for tensor in weight.tensors()]
+    for file, shapes in (
+        ("transformer/diffusion_pytorch_model", shapes_of(transformer)),
+        ("text_encoder/model", [(name.removeprefix("model."), shape) for name, shape in encoder]),
     ):
-        arrays = {name: array.astype(dtype) for name, array in random_weights(module)}
+        arrays = {name: array.astype(dtype) for name, array in random_weights(shapes)}
         mx.save_safetensors(str(folder / f"{file}.safetensors"), arrays)
     return folder
 
@@ -55,15 +57,20 @@ def fill_store(pipeline: Path, store: Path) -> Path:
     return store
 
 
-def random_weights(module: nn.Module) -> Iterator[tuple[str, mx.array]]:
+def shapes_of(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each parameter."""
+    return [(name, array.shape) for name, array in tree_flatten(module.parameters())]
+
+
+def random_weights(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, mx.array]]:
     """A value for each parameter, seeded by its name, of a size that keeps a picture from being grey."""
-    for name, array in tree_flatten(module.parameters()):
+    for name, shape in shapes:
         random = np.random.default_rng([17, zlib.crc32(name.encode())])
-        if "norm" in name and name.endswith("weight") and array.ndim == 1:
-            yield name, mx.array(random.uniform(0.5, 1.5, array.shape).astype(np.float32))
+        if "norm" in name and name.endswith("weight") and len(shape) == 1:
+            yield name, mx.array(random.uniform(0.5, 1.5, shape).astype(np.float32))
         else:
-            spread = 0.3 if array.ndim == 1 else array.shape[-1] ** -0.5
-            yield name, mx.array(random.normal(0, spread, array.shape).astype(np.float32))
+            spread = 0.3 if len(shape) == 1 else shape[-1] ** -0.5
+            yield name, mx.array(random.normal(0, spread, shape).astype(np.float32))
 
 
 def picture_of(reference: str, store: Path, choices: LoadChoices | None = None, **request) -> np.ndarray:

@@ -11,7 +11,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from models import backend
+import numpy as np
+from safetensors.numpy import save_file
+
+from models.quantization import dequantize
 
 IMAGE = "application/vnd.ollama.image"
 DOCKER = "application/vnd.docker"
@@ -67,13 +70,10 @@ class Store:
         return self.folder / "blobs" / digest.replace(":", "-")
 
     def _tensor(self, tensor):
-        import mlx.core as mx
-
-        from models.quantization import Packed, dequantize
-
-        value = dequantize(tensor.value, mx.float16) if isinstance(tensor.value, Packed) else tensor.value
+        value = tensor.value
+        value = value if isinstance(value, np.ndarray) else dequantize(value).astype(np.float16)
         with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-            mx.save_safetensors(file.name, {tensor.name: value})
+            save_file({tensor.name: value}, file.name)
             return self._blob(Path(file.name), f"{IMAGE}.tensor", tensor.name)
 
     def _blob(self, content, media_type, name=""):
@@ -105,7 +105,6 @@ def main():
     parser.add_argument("name")
     parser.add_argument("source", type=Path)
     asked = parser.parse_args()
-    backend.prepare()
     Store(asked.store).add(asked.name, asked.source)
 
 

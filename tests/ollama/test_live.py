@@ -300,7 +300,7 @@ async def test_a_child_killed_while_it_loads_is_an_error_and_the_next_request_ha
     with start() as server:
         async with ollama.AsyncClient(host=server.address, timeout=60) as client:
             request = asyncio.create_task(client.generate("fish", "the fox"))
-            await asyncio.to_thread(server.wait_for, "device prepared")
+            await asyncio.to_thread(server.wait_for, "memory plan")
             server.child().kill()
             with pytest.raises(ollama.ResponseError, match=r"exited unexpectedly: signal: killed"):
                 await request
@@ -421,7 +421,7 @@ def test_no_child_outlives_a_parent_that_was_killed(start):
         assert psutil.wait_procs(children, 15)[1] == []
 
 
-@pytest.mark.parametrize("moment", ["starting mlx runner subprocess", "device prepared"])
+@pytest.mark.parametrize("moment", ["starting mlx runner subprocess", "memory plan"])
 async def test_no_child_outlives_a_parent_that_was_killed_while_it_loads(start, moment):
     with start() as server:
         async with ollama.AsyncClient(host=server.address, timeout=60) as client:
@@ -451,7 +451,7 @@ async def test_an_interrupt_while_loading_ends_parent_and_child(start):
     with start() as server:
         async with ollama.AsyncClient(host=server.address, timeout=60) as client:
             request = asyncio.create_task(client.generate("smol", "the fox", options=GREEDY))
-            await asyncio.to_thread(server.wait_for, "device prepared")
+            await asyncio.to_thread(server.wait_for, "memory plan")
             children = server.children()
             assert len(children) == 1
             server.process.send_signal(signal.SIGINT)
