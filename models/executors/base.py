@@ -148,7 +148,7 @@ class Executor(Protocol):
         ...
 
     def memory_bytes(self) -> int:
-        """What weights and slots hold of the device's memory now; segments are whoever has them's."""
+        """What weights and slots hold of the device's memory now; segments are whoever has them's. Thread: any."""
         ...
 
     def give_back(self) -> None:
