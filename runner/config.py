@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
-from runner.flags import Settings, UsageError, Value, parse_bool, parse_flags, variable
+from runner.flags import Settings, UsageError, Value, debug_level, parse_flags, variable
 from runner.image_flags import PictureFlags, picture_flags
 from runner.usage import (
     CLASSIC_PORT,
@@ -362,20 +362,6 @@ def _pass_on(values: Mapping[str, Value]) -> tuple[str, ...]:
 def _before_words_end(argv: Sequence[str]) -> Sequence[str]:
     """The arguments before `--`."""
     return argv[: argv.index("--")] if "--" in argv else argv
-
-
-def debug_level(environ: Mapping[str, str]) -> int:
-    """OLLAMA_DEBUG: 1 or a Go boolean is debug, 2 trace, -1 warnings only; what cannot be read is 0.
-
-    Source: envconfig.LogLevel, ollama v0.24.0.
-    """
-    text = variable(environ, "OLLAMA_DEBUG")
-    if parse_bool(text):
-        return 1
-    try:
-        return int(text)
-    except ValueError:
-        return 0
 
 
 def _home(environ: Mapping[str, str]) -> Path:

@@ -58,6 +58,20 @@ def parse_bool(text: str) -> bool | None:
     return True if text in TRUE else False if text in FALSE else None
 
 
+def debug_level(environ: Mapping[str, str]) -> int:
+    """OLLAMA_DEBUG: 1 or a Go boolean is debug, 2 trace, -1 warnings only; what cannot be read is 0.
+
+    Source: envconfig.LogLevel, ollama v0.24.0.
+    """
+    text = variable(environ, "OLLAMA_DEBUG")
+    if parse_bool(text):
+        return 1
+    try:
+        return int(text)
+    except ValueError:
+        return 0
+
+
 def _split(argument: str) -> tuple[str, str | None]:
     """The flag's name and its value after `=`, if there is one."""
     name, equals, value = argument.removeprefix("-").removeprefix("-").partition("=")

@@ -105,11 +105,9 @@ def load_weights(
     wanted = [info for info in infos if info.name in names]
     needed = planned_nbytes(wanted, keep_quantized=False, dense_dtype=dense_dtype)
     here = device()
-    keep = keeps_quantized(
-        policy, here.kind, needed, here.available_bytes if available_bytes is None else available_bytes
-    )
-    total = sum(math.prod(info.shape) for info in wanted) or 1
-    kept = done = nbytes = 0
+    available = here.available_bytes if available_bytes is None else available_bytes
+    keep = keeps_quantized(policy, here.kind, needed, available)
+    total, kept, done, nbytes = sum(math.prod(info.shape) for info in wanted) or 1, 0, 0, 0
     for tensor in checkpoint.tensors(component):
         if tensor.name not in names:
             continue

@@ -4,7 +4,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 from tests.bench.rows import Rows, fill, prefill_tok_s, step_ms
 
 WARMUP_TOKENS = 64
-SETTLE_S = 0.5
 
 
 def open_rows(asked: argparse.Namespace, rows: int, row_tokens: int) -> Rows:
@@ -64,15 +62,17 @@ def run_logits(asked: argparse.Namespace) -> dict[str, object]:
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
     """So many processes that compute without end."""
-    words = [sys.executable, "-c", "while True: pass"]
-    started = [subprocess.Popen(words) for _ in range(count)]
+    words = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    started = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(count)]
     try:
-        time.sleep(SETTLE_S)
+        for process in started:
+            assert process.stdout is not None
+            process.stdout.readline()
         yield
     finally:
         for process in started:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 JOBS = {"depth": run_depth, "busy": run_busy, "logits": run_logits}

@@ -203,7 +203,7 @@ async def test_a_client_that_goes_away_cancels_its_request(dialect):
             await started.wait()
             response.close()
         async with asyncio.timeout(5):
-            await loop.cancelled.wait()
+            assert await loop.cancelled.wait()
 
 
 async def test_the_headers_come_before_the_first_output():

@@ -21,7 +21,6 @@ from runner.config import (
     TryConfig,
     VersionCommand,
     cache_folder,
-    debug_level,
     from_args,
     parse,
 )
@@ -152,14 +151,6 @@ def test_ollamas_store_variable_is_honoured_quotes_and_blanks_apart():
     assert from_args([], HOME | {"OLLAMA_MODELS": ""}).store == Path("/home/somebody/.ollama/models")
     own = HOME | {"OLLAMA_MODELS": "/theirs", "OLLAMA_MLX_RUNNER_STORE": "/ours"}
     assert from_args([], own).store == Path("/ours")
-
-
-@pytest.mark.parametrize(
-    ("text", "level"),
-    [("", 0), ("0", 0), ("false", 0), ("1", 1), ("true", 1), ("T", 1), ("2", 2), ("-1", -1), ("loud", 0)],
-)
-def test_ollama_debug_is_read_as_ollama_reads_it(text, level):
-    assert debug_level({"OLLAMA_DEBUG": text}) == level
 
 
 def test_verbose_never_lowers_the_level():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runner.flags import Flag, Settings, UsageError, Value, parse_bool, parse_flags
+from runner.flags import Flag, Settings, UsageError, Value, debug_level, parse_bool, parse_flags
 
 FLAGS = (
     Flag("name", "TEXT", "a text", ("NAME", "OLD_NAME")),
@@ -78,3 +78,11 @@ def test_what_is_no_finite_number_is_refused(text):
 def test_booleans_are_spelt_as_in_go():
     assert [parse_bool(text) for text in ("1", "t", "TRUE", "0", "F", "false")] == [True] * 3 + [False] * 3
     assert [parse_bool(text) for text in ("yes", "on", "tRUE", "")] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [("", 0), ("0", 0), ("false", 0), ("1", 1), ("true", 1), ("T", 1), ("2", 2), ("-1", -1), ("loud", 0)],
+)
+def test_ollama_debug_is_read_as_ollama_reads_it(text, level):
+    assert debug_level({"OLLAMA_DEBUG": text}) == level

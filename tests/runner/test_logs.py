@@ -104,10 +104,11 @@ def test_an_exception_that_ends_a_thread_is_logged_in_one_line(stream):
     assert stream.getvalue().count("\n") == 1
 
 
-def test_a_closed_stderr_does_no_harm(stream):
+def test_a_closed_stderr_does_no_harm(stream, capsys):
     stream.close()
     logging.getLogger("x").info("nobody reads this")
     logs.fatal("nor this", stream)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

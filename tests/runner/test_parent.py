@@ -18,8 +18,9 @@ ANY_DIALECT = pytest.mark.parametrize("dialect", list(DialectName), ids=lambda d
 
 
 def test_a_free_port_can_be_bound():
-    with socket.create_server(("127.0.0.1", free_port())):
-        pass
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)) as bound:
+        assert bound.getsockname()[1] == port
 
 
 @pytest.mark.process

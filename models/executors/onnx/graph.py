@@ -78,7 +78,7 @@ class Graph:
 
     def constant(self, value: Array) -> str:
         """A small constant; the same value is the same constant."""
-        key = f"const.{value.dtype}.{value.shape}.{value.tobytes().hex() if value.nbytes <= 64 else self._count}"
+        key = f"const.{value.dtype}.{value.shape}.{value.tobytes().hex()}"
         self.constants.setdefault(key, value)
         return key
 

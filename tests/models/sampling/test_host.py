@@ -226,9 +226,11 @@ def test_a_row_says_the_same_in_any_company(size: int):
 
 def test_the_logits_are_only_read():
     logits = normal(9000)[None]
+    before = logits.copy()
     logits.flags.writeable = False
     sampling = Sampling(top_k=0, typical_p=0.9, min_p=0.01, **PENALTIES)
     sample(logits, [Draw(sampling, 0.5, 0, TokenCounts([1, 2], 4), top_logprobs=5)])
+    assert np.array_equal(logits, before)
 
 
 def test_what_nobody_has_read_is_not_sampled_on_the_host():

@@ -293,7 +293,8 @@ async def test_a_picture_for_which_memory_went_away_while_it_waited_fails_alone(
 async def test_a_running_pictures_memory_counts_as_free_for_one_that_waits(serve):
     gate = UnitGate(FIRST_STEP)
     free = [100 << 20]
-    loop = await serve(FakePipeline(before_unit=gate), memory=ImageMemory(lambda: free[0]))
+    pipeline = FakePipeline(before_unit=gate)
+    loop = await serve(pipeline, memory=ImageMemory(lambda: free[0]))
     first = asyncio.create_task(picture(loop, width=1024, height=1024))
     await gate.reached()
     free[0] = 0
@@ -302,6 +303,7 @@ async def test_a_running_pictures_memory_counts_as_free_for_one_that_waits(serve
     free[0] = 100 << 20
     gate.open()
     await asyncio.gather(first, second)
+    assert len(pipeline.begun) == 2
 
 
 async def test_the_status_shows_the_step_and_who_waits(serve):

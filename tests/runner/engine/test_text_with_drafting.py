@@ -117,7 +117,7 @@ def oracle(engine: TextEngine, requests: Sequence[TextRequest], lies: str) -> Ca
     return lambda: Oracle(said, LIES[lies])
 
 
-def same(drafted: Sequence[Answer], plain: Sequence[Answer]) -> None:
+def assert_same(drafted: Sequence[Answer], plain: Sequence[Answer]) -> None:
     """All that a client sees is the same."""
     for one, other in zip(drafted, plain, strict=True):
         assert one.text == other.text
@@ -139,7 +139,7 @@ def test_a_row_says_with_every_way_of_sampling_what_it_says_without_drafts(param
     plain = run(make_engine(FakeExecutor()), request)
     drafter = oracle(make_engine(FakeExecutor()), [request], lies)
     drafted = run(drafting_engine(model, make_drafter=drafter), request)
-    same(drafted, plain)
+    assert_same(drafted, plain)
     done = drafted[0].done
     assert done.drafted_tokens > 0
     if lies == "never":
@@ -172,14 +172,14 @@ def test_rows_that_join_leave_and_draft_change_nothing_for_each_other(lies: str,
             if output.id != 99:
                 outputs[output.id].append(output)
         engine.proceed()
-    same([Answer(outputs[n]) for n in outputs], plain)
+    assert_same([Answer(outputs[n]) for n in outputs], plain)
 
 
 @pytest.mark.parametrize("script", ["Grüße, Grüße, Grüße 世界世界世界世界 🎉🎉🎉🎉!", "abcabcabcabcabc" * 3])
 def test_text_that_repeats_itself_takes_fewer_steps(script: str, depth: int):
     model = FakeExecutor(script, depth=depth)
     (got,) = run(drafting_engine(model), TextRequest(scripted(0), GREEDY, logprobs=True))
-    same([got], [answer(FakeExecutor(script), TextRequest(scripted(0), GREEDY, logprobs=True))])
+    assert_same([got], [answer(FakeExecutor(script), TextRequest(scripted(0), GREEDY, logprobs=True))])
     assert all("\ufffd" not in piece for piece in got.pieces)
     assert model.steps < len(script.encode()) * 0.7
     assert model.steps + got.done.accepted_tokens == got.done.eval_tokens + 1
@@ -198,7 +198,7 @@ def test_a_stop_string_ends_the_answer_wherever_it_falls_in_a_run(stop: str, dra
     plain = [answer(FakeExecutor(script), request) for request in requests]
     drafter = oracle(make_engine(FakeExecutor(script)), [replace(each, stop=()) for each in requests], "never")
     drafted = run(drafting_engine(FakeExecutor(script, depth=depth), draft=draft, make_drafter=drafter), *requests)
-    same(drafted, plain)
+    assert_same(drafted, plain)
     assert drafted[0].done.reason is FinishReason.STOP
 
 
@@ -209,7 +209,7 @@ def test_nothing_is_drafted_beyond_num_predict(count: int, depth: int):
     model = FakeExecutor(depth=depth)
     engine = drafting_engine(model, make_drafter=drafter)
     fed = fed_at_most(model)
-    same(run(engine, request), [answer(FakeExecutor(), request)])
+    assert_same(run(engine, request), [answer(FakeExecutor(), request)])
     assert fed() <= 10 + count - 1
     assert model.steps <= 1 + -(-(count - 1) // (DRAFT + 1))
 
@@ -232,7 +232,7 @@ def test_nothing_is_drafted_beyond_the_context(num_ctx: int, depth: int):
     model = FakeExecutor(depth=depth)
     engine = drafting_engine(model, make_drafter=drafter)
     fed = fed_at_most(model)
-    same(run(engine, request), [answer(FakeExecutor(), request)])
+    assert_same(run(engine, request), [answer(FakeExecutor(), request)])
     assert fed() < num_ctx
 
 
@@ -254,15 +254,15 @@ def test_a_context_shifts_as_without_drafts(lies: str, depth: int):
     ]
     drafter = oracle(make_engine(FakeExecutor()), requests, lies)
     drafted = run(drafting_engine(FakeExecutor(depth=depth), make_drafter=drafter), *requests)
-    same(drafted, [answer(FakeExecutor(), request) for request in requests])
+    assert_same(drafted, [answer(FakeExecutor(), request) for request in requests])
     by_lookup = run(drafting_engine(FakeExecutor(depth=depth)), *requests)
-    same(by_lookup, drafted)
+    assert_same(by_lookup, drafted)
 
 
 def test_lookup_goes_on_after_a_shift_with_what_is_left(depth: int):
     request = TextRequest(scripted(0), GREEDY, num_predict=150, num_ctx=40, num_keep=1, shift=True)
     (got,) = run(drafting_engine(FakeExecutor("abcdefg " * 40, depth=depth)), request)
-    same([got], [answer(FakeExecutor("abcdefg " * 40), request)])
+    assert_same([got], [answer(FakeExecutor("abcdefg " * 40), request)])
     assert got.done.accepted_tokens > 75
 
 
@@ -288,7 +288,7 @@ class Poisoner:
 def test_logits_behind_a_wrong_draft_harm_nobody(params: SamplingParams, depth: int):
     request = TextRequest("x", params, num_predict=30)
     drafted = run(drafting_engine(FakeExecutor(depth=depth), make_drafter=Poisoner), request)[0]
-    same([drafted], [answer(FakeExecutor(), request)])
+    assert_same([drafted], [answer(FakeExecutor(), request)])
 
 
 # --- what a slot holds
@@ -331,7 +331,7 @@ def test_a_cancelled_row_leaves_only_what_it_said(lies: str, phase: int, depth: 
         engine.proceed()
     assert engine._prefixes.stored > 0
     engine.cancel(2)
-    same(run(engine, request), [answer(FakeExecutor(), request)])
+    assert_same(run(engine, request), [answer(FakeExecutor(), request)])
 
 
 def test_a_second_turn_is_served_from_what_drafts_have_left(depth: int):
@@ -411,7 +411,7 @@ def test_whether_drafting_pays_is_measured(each_ns: int, pays: bool, monkeypatch
     model = FakeExecutor(depth=depth)
     slow_by_tokens(monkeypatch, model, each_ns)
     got = answer(model, request, draft=DRAFT, make_drafter=drafter)
-    same([got], [plain])
+    assert_same([got], [plain])
     if pays:
         assert got.done.accepted_tokens > 0.4 * got.done.eval_tokens
     else:
@@ -551,5 +551,5 @@ def test_a_text_that_is_edited_takes_half_the_steps(default_model: Path):
         return TextEngine(executor, tokenizer, context_length=1024, parallel=1, prefill_chunk=128, draft=draft)
 
     (plain,), (drafted,) = run(engine(0), request), run(engine(DRAFT), request)
-    same([drafted], [plain])
+    assert_same([drafted], [plain])
     assert drafted.done.accepted_tokens > 0.5 * drafted.done.eval_tokens
