@@ -5,13 +5,15 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 
-from models.arch.base import Architecture, GGUFNames, Model
+from models.arch.base import Architecture, Model
+from models.arch.gguf import GGUFLayout
 from models.config_reader import JSON, ConfigReader
 from models.errors import UnsupportedArchitecture
+from models.gguf_metadata import GGUFMetadata
 
-__all__ = ["Architecture", "GGUFNames", "Model", "build_model", "discover", "gguf_names"]
+__all__ = ["Architecture", "GGUFLayout", "Model", "build_model", "discover", "gguf_layout"]
 
-_SHARED = ("base", "blocks")
+_SHARED = ("base", "blocks", "gguf")
 
 
 @cache
@@ -44,7 +46,7 @@ def build_model(config: Mapping[str, JSON]) -> Model:
     raise UnsupportedArchitecture(f"architecture {', '.join(wanted) or 'unnamed'} is not supported; supported: {known}")
 
 
-def gguf_names(architecture: str) -> GGUFNames | None:
-    """How GGUF files of that `general.architecture` name things; None if no module says so. Thread: any."""
-    records = (names for entry in discover() for names in entry.gguf)
-    return next((names for names in records if architecture in names.architectures), None)
+def gguf_layout(metadata: GGUFMetadata) -> GGUFLayout | None:
+    """How the GGUF file with this metadata is written; None if no module says so. Thread: any."""
+    layouts = (layout for entry in discover() for layout in entry.gguf)
+    return next((each for each in layouts if metadata.arch in each.architectures and each.applies(metadata)), None)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from models.arch.gguf import GGUFLayout
 from models.config_reader import JSON
 from models.ops import LayerState, Ops
 
@@ -40,23 +41,6 @@ class ModelConfig(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class GGUFNames:
-    """How llama.cpp's converter writes an architecture."""
-
-    architectures: tuple[str, ...]
-    """Values of `general.architecture`."""
-    hf: str
-    """What config.json's `architectures` would say."""
-    model_type: str
-    top: Mapping[str, str]
-    """Hugging Face's names of the tensors outside of layers, without `.weight`, by GGUF's."""
-    layer: Mapping[str, str]
-    """The same within a layer."""
-    interleaved: tuple[str, ...] = ()
-    """Tensors of a layer whose heads have their rows interleaved (a rope that pairs neighbours; ours pairs halves)."""
-
-
-@dataclass(frozen=True, slots=True)
 class Model:
     """An architecture with a configuration: what an executor runs.
 
@@ -80,6 +64,7 @@ class Architecture:
 
     hf: tuple[str, ...]
     """Entries of config.json's `architectures`."""
-    gguf: tuple[GGUFNames, ...]
+    gguf: tuple[GGUFLayout, ...]
+    """How GGUF files of it are written; the first that applies to a file counts."""
     build: Callable[[Mapping[str, JSON]], Model]
     """Reads config.json. Raises CheckpointError for missing, impossible or unsupported values."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from models.arch.base import GGUFNames, Model, Tensor
+from models.arch.base import Model, Tensor
 from models.config_reader import JSON, ConfigReader
 from models.errors import CheckpointError
 from models.ops import KV, Attention, Embedding, Joined, Linear, Norm, Ops
@@ -208,24 +208,3 @@ def model(dims: Dims, weights: Decoder, specs: Sequence[Attention]) -> Model:
         return ops.linear(hidden, weights.head)
 
     return Model(dims, context, weights, state, forward, logits)
-
-
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def gguf_names(
-    *architectures: str, hf: str, model_type: str, interleaved: tuple[str, ...] = (), **layer: str
-) -> GGUFNames:
-    """GGUF's names of a dense decoder, and those of the layer's tensors that it has besides."""
-    return GGUFNames(architectures, hf, model_type, _TOP, _LAYER | layer, interleaved)

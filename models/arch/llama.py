@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from models.arch import blocks
 from models.arch.base import Architecture, Model
+from models.arch.gguf import layout
 from models.config_reader import JSON, ConfigReader
+from models.gguf_metadata import GGUFMetadata
 
 
 def build(config: Mapping[str, JSON]) -> Model:
@@ -21,11 +23,24 @@ def build(config: Mapping[str, JSON]) -> Model:
     return blocks.model(dims, blocks.decoder(dims, layers), specs)
 
 
+def _has_window(metadata: GGUFMetadata) -> bool:
+    """llama.cpp writes a Mistral as a Llama; only Mistral has a window."""
+    return bool(metadata.integer("attention.sliding_window"))
+
+
+def _is_dense(metadata: GGUFMetadata) -> bool:
+    """llama.cpp writes a Mixtral as a Llama with experts."""
+    return not metadata.integer("expert_count")
+
+
+_ROTATED = ("attn_q", "attn_k")
+
 ARCHITECTURE = Architecture(
     hf=("LlamaForCausalLM", "MistralForCausalLM"),
     gguf=(
-        blocks.gguf_names("llama", hf="LlamaForCausalLM", model_type="llama", interleaved=("attn_q", "attn_k")),
-        blocks.gguf_names("mistral", hf="MistralForCausalLM", model_type="mistral", interleaved=("attn_q", "attn_k")),
+        layout("llama", hf="MistralForCausalLM", model_type="mistral", interleaved=_ROTATED, applies=_has_window),
+        layout("llama", hf="LlamaForCausalLM", model_type="llama", interleaved=_ROTATED, applies=_is_dense),
+        layout("mistral", hf="MistralForCausalLM", model_type="mistral", interleaved=_ROTATED),
     ),
     build=build,
 )

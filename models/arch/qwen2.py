@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from models.arch import blocks
 from models.arch.base import Architecture, Model
+from models.arch.gguf import layout
 from models.config_reader import JSON, ConfigReader
 
 
@@ -33,6 +34,6 @@ def _layer(dims: blocks.Dims, index: int) -> blocks.Layer:
 
 ARCHITECTURE = Architecture(
     hf=("Qwen2ForCausalLM",),
-    gguf=(blocks.gguf_names("qwen2", hf="Qwen2ForCausalLM", model_type="qwen2"),),
+    gguf=(layout("qwen2", hf="Qwen2ForCausalLM", model_type="qwen2"),),
     build=build,
 )

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from models.arch import blocks
 from models.arch.base import Architecture, Model
+from models.arch.gguf import layout
 from models.arch.qwen2 import windows
 from models.config_reader import JSON, ConfigReader
 from models.ops import Norm
@@ -32,7 +33,7 @@ def _layer(dims: blocks.Dims, index: int, *, bias: bool) -> blocks.Layer:
 ARCHITECTURE = Architecture(
     hf=("Qwen3ForCausalLM",),
     gguf=(
-        blocks.gguf_names(
+        layout(
             "qwen3",
             hf="Qwen3ForCausalLM",
             model_type="qwen3",

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from models.arch import blocks
 from models.arch.base import Architecture, Model
+from models.arch.gguf import layout
 from models.config_reader import JSON, ConfigReader
 from models.errors import CheckpointError
 
@@ -48,8 +49,6 @@ def _windows(config: Mapping[str, JSON], rotated: list[bool]) -> tuple[int | Non
 
 ARCHITECTURE = Architecture(
     hf=("SmolLM3ForCausalLM",),
-    gguf=(
-        blocks.gguf_names("smollm3", hf="SmolLM3ForCausalLM", model_type="smollm3", interleaved=("attn_q", "attn_k")),
-    ),
+    gguf=(layout("smollm3", hf="SmolLM3ForCausalLM", model_type="smollm3", interleaved=("attn_q", "attn_k")),),
     build=build,
 )

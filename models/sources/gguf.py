@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.arch import gguf_names
+from models.arch import GGUFLayout, gguf_layout
 from models.errors import CheckpointError
+from models.gguf_metadata import GGUFMetadata
 from models.quantization import Array, Blocks, dequantize
 from models.sources.base import JSON, NamedTensor, Tensor, TensorInfo
 from models.sources.gguf_blocks import PLAIN, REPACKED, check_kind, read_rows
@@ -21,7 +22,6 @@ from models.sources.gguf_config import hf_config, hf_name, unpermuted_rows
 from models.sources.gguf_header import GGUFHeader, GGUFTensor, read_header
 from models.sources.gguf_tokenizer import tokenizer_files
 
-_ROPE_FACTORS = "rope_freqs.weight"
 _SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 
@@ -57,14 +57,18 @@ class GGUFFile:
         return GGUFHeader(parts[0].metadata, tensors)
 
     @cached_property
+    def _metadata(self) -> GGUFMetadata:
+        shapes = {name: tensor.shape for name, tensor in self._header.tensors.items()}
+        return GGUFMetadata(self._header.metadata, shapes, self._floats, self._label)
+
+    @cached_property
+    def _layout(self) -> GGUFLayout | None:
+        return gguf_layout(self._metadata)
+
+    @cached_property
     def config(self) -> Mapping[str, JSON]:
         """See `Checkpoint.config`. GGUF's own name of the architecture is under `gguf_architecture`."""
-        tensor = self._header.tensors.get(_ROPE_FACTORS)
-        factors = None
-        if tensor is not None:
-            check_kind(tensor)
-            factors = [float(value) for value in _vector(tensor)]
-        return hf_config(self._header, factors, self._label)
+        return hf_config(self._header, self._metadata, self._layout)
 
     @property
     def nbytes(self) -> int:
@@ -106,12 +110,19 @@ class GGUFFile:
     def _named(self, component: str) -> Iterator[tuple[str, GGUFTensor]]:
         if component:
             raise CheckpointError(f"a GGUF file has no component {component!r}", file=self._label)
-        names = gguf_names(str(self._header.metadata.get("general.architecture")))
         for tensor in self._header.tensors.values():
-            name = hf_name(tensor.name, names)
+            name = hf_name(tensor.name, self._layout)
             if name is not None:
                 check_kind(tensor)
                 yield name, tensor
+
+    def _floats(self, name: str) -> list[float] | None:
+        """The values of a tensor of one dimension; None where there is none. Raises CheckpointError."""
+        tensor = self._header.tensors.get(name)
+        if tensor is None or len(tensor.shape) != 1:
+            return None
+        check_kind(tensor)
+        return [float(value) for value in _vector(tensor)]
 
     def _value(self, tensor: GGUFTensor) -> Tensor:
         if len(tensor.shape) == 1:
@@ -127,7 +138,7 @@ class GGUFFile:
         return Blocks(rows, tensor.kind, tensor.shape)
 
     def _order(self, tensor: GGUFTensor, rows: int) -> npt.NDArray[np.intp] | None:
-        return unpermuted_rows(tensor.name, rows, self.config, str(tensor.path))
+        return unpermuted_rows(tensor.name, rows, self._layout, self.config, str(tensor.path))
 
 
 def _vector(tensor: GGUFTensor) -> Array:

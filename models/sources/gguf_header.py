@@ -8,14 +8,13 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from models.errors import CheckpointError
-
-MetadataValue: TypeAlias = "bool | int | float | str | list[MetadataValue]"
+from models.gguf_metadata import GGUFValue
 
 GGUF_MAGIC = b"GGUF"
 _SCALARS: Mapping[int, str] = {
@@ -55,7 +54,7 @@ class GGUFTensor:
 class GGUFHeader:
     """Everything before the data."""
 
-    metadata: Mapping[str, MetadataValue]
+    metadata: Mapping[str, GGUFValue]
     tensors: Mapping[str, GGUFTensor]
 
 
@@ -105,7 +104,7 @@ class _Reader:
                 file=self._label,
             )
         tensor_count, pair_count = self._integer("<Q"), self._integer("<Q")
-        metadata: dict[str, MetadataValue] = {}
+        metadata: dict[str, GGUFValue] = {}
         for _ in range(pair_count):
             key = self._string()
             metadata[key] = self._value(self._integer("<I"), depth=0)
@@ -152,7 +151,7 @@ class _Reader:
             )
         return GGUFTensor(name, kind, shape, offset, math.prod(shape) // block * block_bytes, self._path)
 
-    def _value(self, kind: int, depth: int) -> MetadataValue:
+    def _value(self, kind: int, depth: int) -> GGUFValue:
         if kind == _STRING:
             return self._string()
         if kind == _ARRAY:
@@ -165,11 +164,11 @@ class _Reader:
         value: bool | int | float = float(str(scalar)) if dtype == "<f4" else scalar.item()
         return value
 
-    def _array(self, depth: int) -> list[MetadataValue]:
+    def _array(self, depth: int) -> list[GGUFValue]:
         kind, count = self._integer("<I"), self._integer("<Q")
         dtype = _SCALARS.get(kind)
         if dtype is not None:
-            values: list[MetadataValue] = np.frombuffer(self._take(count * np.dtype(dtype).itemsize), dtype).tolist()
+            values: list[GGUFValue] = np.frombuffer(self._take(count * np.dtype(dtype).itemsize), dtype).tolist()
             return values
         if depth >= _DEEPEST_ARRAY or count > self._size:
             raise CheckpointError("its metadata has an impossible array", file=self._label)

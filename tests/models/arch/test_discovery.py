@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import models.arch
-from models.arch import Architecture, build_model, discover, gguf_names
+from models.arch import Architecture, build_model, discover, gguf_layout
 from models.errors import CheckpointError, UnsupportedArchitecture
+from models.gguf_metadata import GGUFMetadata
 from tests.models.arch.declared import SIZES, build, tensors
 
 NAMES = sorted(name for architecture in discover() for name in architecture.hf)
@@ -26,7 +27,9 @@ def rediscovered() -> Iterator[None]:
 
 def test_every_module_but_the_shared_ones_has_a_record():
     modules = {module.name for module in pkgutil.iter_modules(models.arch.__path__)}
-    records = [importlib.import_module(f"models.arch.{name}").ARCHITECTURE for name in modules - {"base", "blocks"}]
+    records = [
+        importlib.import_module(f"models.arch.{name}").ARCHITECTURE for name in modules - {"base", "blocks", "gguf"}
+    ]
     assert len(records) >= 4
     assert set(map(id, records)) == set(map(id, discover()))
     for record in records:
@@ -93,16 +96,16 @@ def test_ggufs_names_are_those_of_declared_tensors():
         ("smollm3", "SmolLM3ForCausalLM"),
     ],
 )
-def test_a_gguf_architecture_finds_its_names(said: str, hf: str):
-    names = gguf_names(said)
-    assert names is not None
-    assert (names.hf, said in names.architectures) == (hf, True)
+def test_a_gguf_architecture_finds_its_layout(said: str, hf: str):
+    found = gguf_layout(GGUFMetadata({"general.architecture": said}, {}, lambda _: None, "m"))
+    assert found is not None
+    assert (found.hf, said in found.architectures) == (hf, True)
     # llama.cpp's converter interleaves the rows of queries and keys of Llamas alone.
-    assert names.interleaved == (() if said.startswith("qwen") else ("attn_q", "attn_k"))
+    assert found.interleaved == (() if said.startswith("qwen") else ("attn_q", "attn_k"))
 
 
-def test_a_gguf_architecture_that_nobody_claims_has_no_names():
-    assert gguf_names("gpt2") is None
+def test_a_gguf_architecture_that_nobody_claims_has_no_layout():
+    assert gguf_layout(GGUFMetadata({"general.architecture": "gpt2"}, {}, lambda _: None, "m")) is None
 
 
 ALONE = """

@@ -1,0 +1,137 @@
+"""How llama.cpp's converter writes a decoder: the names of tensors, and the metadata in a config.json's words.
+
+An architecture says in its own file which of this it has and what it has besides. Source: llama.cpp
+`convert_hf_to_gguf.py` and `gguf-py/gguf/constants.py`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from models.config_reader import JSON
+from models.errors import CheckpointError
+from models.gguf_metadata import GGUFMetadata
+
+Config: TypeAlias = dict[str, JSON]
+
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def decoder_config(metadata: GGUFMetadata) -> Config:
+    """What a config.json says of a decoder, from the keys that every architecture has.
+
+    Raises:
+        CheckpointError: the metadata lacks what every model needs, or holds impossible values.
+    """
+    hidden, heads = metadata.count("embedding_length"), metadata.count("attention.head_count")
+    head_dim = metadata.integer("attention.key_length") or hidden // heads
+    if head_dim == 0:
+        raise CheckpointError(f"its metadata has {heads} attention heads for a width of {hidden}", file=metadata.file)
+    embedding = metadata.shapes.get("token_embd.weight")
+    if embedding is None or len(embedding) != 2:
+        raise CheckpointError("is missing or no matrix", file=metadata.file, tensor="token_embd.weight")
+    config: Config = {
+        "hidden_size": hidden,
+        "num_hidden_layers": metadata.count("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": metadata.integer("attention.head_count_kv") or heads,
+        "head_dim": head_dim,
+        "intermediate_size": metadata.count("feed_forward_length"),
+        "hidden_act": "silu",
+        "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon") or 1e-5,
+        "rope_theta": metadata.real("rope.freq_base") or 10000.0,
+        "rope_scaling": rope_scaling(metadata),
+        "vocab_size": embedding[0],
+        "max_position_embeddings": metadata.count("context_length"),
+        "tie_word_embeddings": "output.weight" not in metadata.shapes,
+        "attention_bias": "blk.0.attn_q.bias" in metadata.shapes,
+        "mlp_bias": "blk.0.ffn_down.bias" in metadata.shapes,
+    }
+    rotated = metadata.integer("rope.dimension_count") or head_dim
+    if rotated != head_dim:
+        config["partial_rotary_factor"] = rotated / head_dim
+    return config
+
+
+def windowed_config(metadata: GGUFMetadata) -> Config:
+    """The same for one whose layers all have the sliding window that the file may name."""
+    window = metadata.integer("attention.sliding_window")
+    if not window:
+        return decoder_config(metadata)
+    return decoder_config(metadata) | {"sliding_window": window, "use_sliding_window": True, "max_window_layers": 0}
+
+
+def rope_scaling(metadata: GGUFMetadata) -> JSON:
+    """A config.json's `rope_scaling`. Llama 3's stands in a tensor, the divisors of the frequencies."""
+    factors = metadata.vector("rope_freqs.weight")
+    if factors is not None and any(factor != 1 for factor in factors):
+        return {"rope_type": "factors", "factors": list(factors)}
+    kind = metadata.text("rope.scaling.type")
+    factor = metadata.real("rope.scaling.factor") or metadata.real("rope.scale_linear") or 0.0
+    if kind in (None, "linear") and factor not in (0.0, 1.0):
+        return {"rope_type": "linear", "factor": factor}
+    if kind != "yarn" or not factor:
+        return None if kind in (None, "none", "linear", "yarn") else {"rope_type": kind, "factor": factor}
+    scaling: dict[str, JSON] = {"rope_type": "yarn", "factor": factor}
+    original = metadata.integer("rope.scaling.original_context_length")
+    if original:
+        scaling["original_max_position_embeddings"] = original
+    attention = metadata.real("rope.scaling.attn_factor") or metadata.real("rope.scaling.yarn_attn_factor")
+    if attention and attention != 1:
+        # llama.cpp multiplies YaRN's own factor by this; Hugging Face's attention_factor replaces it.
+        scaling["attention_factor"] = attention * (0.1 * math.log(factor) + 1.0)
+    for key in ("beta_fast", "beta_slow"):
+        beta = metadata.real(f"rope.scaling.yarn_{key}")
+        if beta:
+            scaling[key] = beta
+    return scaling
+
+
+def _always(_: GGUFMetadata) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFLayout:
+    """How llama.cpp's converter writes an architecture."""
+
+    architectures: tuple[str, ...]
+    """Values of `general.architecture`."""
+    hf: str
+    """What config.json's `architectures` would say."""
+    model_type: str
+    top: Mapping[str, str]
+    """Hugging Face's names of the tensors outside of layers, without `.weight`, by GGUF's."""
+    layer: Mapping[str, str]
+    """The same within a layer."""
+    interleaved: tuple[str, ...] = ()
+    """Tensors of a layer whose heads have their rows interleaved (a rope that pairs neighbours; ours pairs halves)."""
+    config: Callable[[GGUFMetadata], Config] = windowed_config
+    """The rest of config.json. Raises CheckpointError."""
+    applies: Callable[[GGUFMetadata], bool] = _always
+    """Whether a file of one of `architectures` is of this kind; the converter writes several models under one name."""
+
+
+def layout(
+    *architectures: str,
+    hf: str,
+    model_type: str,
+    interleaved: tuple[str, ...] = (),
+    config: Callable[[GGUFMetadata], Config] = windowed_config,
+    applies: Callable[[GGUFMetadata], bool] = _always,
+    **layer: str,
+) -> GGUFLayout:
+    """The layout of a dense decoder; `layer` names the layer's tensors that it has besides, or otherwise."""
+    return GGUFLayout(architectures, hf, model_type, _TOP, _LAYER | layer, interleaved, config, applies)
