@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from models.ops.rope import RopeConfig
-from models.ops.weights import Embedding, Matrix, Norm
+from models.ops.weights import Embedding, LayerNorm, Matrix, Norm, Vector
 
-Activation: TypeAlias = Literal["silu"]
+Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "sigmoid"]
+"""`gelu` is the exact one, `gelu_tanh` its usual approximation. Source: arXiv 1606.08415."""
 
 Tensor = TypeVar("Tensor")
 
@@ -28,6 +29,19 @@ class Attention:
     """None: the layer has no positions."""
     window: int | None = None
     """A query sees itself and the `window - 1` tokens before it; None: all of them."""
+    softcap: float | None = None
+    """Scores s become softcap * tanh(s / softcap). Source: Gemma 2 (arXiv 2408.00118)."""
+    sinks: Vector | None = None
+    """A score for each head that takes part in the softmax and brings no value. Source: arXiv 2309.17453."""
+
+
+@dataclass(frozen=True, slots=True)
+class PositionScale:
+    """A factor for each position p: 1 + beta * log(1 + floor((p + shift) / period))."""
+
+    beta: float
+    period: int
+    shift: int = 0
 
 
 class Ops(Protocol[Tensor]):
@@ -52,6 +66,21 @@ class Ops(Protocol[Tensor]):
         """
         ...
 
+    def layer_norm(self, x: Tensor, norm: LayerNorm) -> Tensor:
+        """LayerNorm over the last axis; where `norm.width` is smaller than that, over each group of as many.
+
+        Shapes: x (T, n * width); returns the same.
+        """
+        ...
+
+    def rotate(self, x: Tensor, heads: int, rope: RopeConfig) -> Tensor:
+        """Rotate each head by its token's position. Shapes: x (T, heads * d); returns the same."""
+        ...
+
+    def position_scale(self, x: Tensor, scale: PositionScale) -> Tensor:
+        """Multiply each token by its position's factor. Shapes: x (T, D); returns the same."""
+        ...
+
     def attention(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: Attention) -> Tensor:
         """Rotate queries and keys, append keys and values to the layer's state, and look at it, causally.
 
@@ -61,6 +90,22 @@ class Ops(Protocol[Tensor]):
 
     def glu(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
         """The activated gate times `up`. Shapes: both (T, F); returns (T, F). Source: arXiv 2002.05202."""
+        ...
+
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        """Shapes: x (T, F); returns the same."""
+        ...
+
+    def mul(self, x: Tensor, y: Tensor) -> Tensor:
+        """Shapes: x (T, D), y (T, D) or (T, 1); returns (T, D)."""
+        ...
+
+    def scale(self, x: Tensor, factor: float) -> Tensor:
+        """Shapes: x (T, D); returns the same."""
+        ...
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        """The value cap * tanh(x / cap). Shapes: x (T, D); returns the same."""
         ...
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Rotary position embedding: the frequencies of every scaling kind.
 
-Sources: RoFormer (arXiv 2104.09864); linear scaling (arXiv 2306.15595); YaRN (arXiv 2309.00071); Llama 3.1's scaling as
-transformers' `modeling_rope_utils` computes it.
+Sources: RoFormer (arXiv 2104.09864); linear scaling (arXiv 2306.15595); YaRN (arXiv 2309.00071); LongRoPE (arXiv
+2402.13753); the others as transformers' `modeling_rope_utils` computes them.
 """
 
 import math
@@ -54,7 +54,36 @@ class FactorScaling:
     factors: tuple[float, ...]
 
 
-RopeScaling: TypeAlias = LinearScaling | Llama3Scaling | YarnScaling | FactorScaling
+@dataclass(frozen=True, slots=True)
+class LongScaling:
+    """Each frequency divided by a factor of its own, one list for rows up to the original context and one beyond."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_context: int
+    attention_factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicScaling:
+    """A base that grows with what a row may reach beyond the original context, or by `alpha` once for all."""
+
+    factor: float
+    original_context: int
+    alpha: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProportionalScaling:
+    """Frequencies of a whole head, of which only the first `turning` turn."""
+
+    turning: int
+    factor: float
+
+
+RopeScaling: TypeAlias = (
+    LinearScaling | Llama3Scaling | YarnScaling | FactorScaling | LongScaling | DynamicScaling | ProportionalScaling
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +93,8 @@ class RopeConfig:
     dims: int
     theta: float
     scaling: RopeScaling | None = None
+    interleaved: bool = False
+    """Pairs are neighbours; else the halves of the rotated part."""
 
     @property
     def extended_context(self) -> int:
@@ -72,11 +103,14 @@ class RopeConfig:
 
     @property
     def magnitude(self) -> float:
-        """The factor on cosines and sines; 1 except for YaRN."""
-        return self.scaling.attention_factor if isinstance(self.scaling, YarnScaling) else 1.0
+        """The factor on cosines and sines; 1 but for YaRN and LongRoPE."""
+        return self.scaling.attention_factor if isinstance(self.scaling, YarnScaling | LongScaling) else 1.0
 
-    def frequencies(self) -> Floats:
-        """Angle per position of each pair, in radians. Shape: (dims / 2,). Thread: any."""
+    def frequencies(self, reach: int = 0) -> Floats:
+        """Angle per position of each pair, in radians, where rows may have `reach` tokens. Thread: any.
+
+        Shapes: returns (dims / 2,).
+        """
         base = self.theta ** (-np.arange(0, self.dims, 2, dtype=np.float64) / self.dims)
         match self.scaling:
             case None:
@@ -85,6 +119,12 @@ class RopeConfig:
                 scaled = base / factor
             case FactorScaling(factors):
                 scaled = base / np.asarray(factors, dtype=np.float64)
+            case LongScaling(short, long, original):
+                scaled = base / np.asarray(long if reach > original else short, dtype=np.float64)
+            case DynamicScaling():
+                scaled = _dynamic(self.scaling, self, reach)
+            case ProportionalScaling(turning, factor):
+                scaled = np.where(np.arange(len(base)) < turning, base / factor, 0.0)
             case Llama3Scaling():
                 scaled = _llama3(base, self.scaling)
             case YarnScaling():
@@ -92,30 +132,48 @@ class RopeConfig:
         return scaled.astype(np.float32)
 
 
-def read_rope(config: Mapping[str, JSON], *, dims: int, default_theta: float = 10000.0) -> RopeConfig:
+def read_rope(
+    config: Mapping[str, JSON], *, dims: int, default_theta: float = 10000.0, layer_type: str | None = None
+) -> RopeConfig:
     """Read a config.json's rotary settings, in transformers 5's form (`rope_parameters`) or the older one.
+
+    Args:
+        config: config.json.
+        dims: the width of a head; the config may say that a part of it turns.
+        default_theta: where the config names no base.
+        layer_type: the kind of layer, where the config has settings for each.
 
     Raises:
         CheckpointError: a value is missing or impossible, or the scaling is of an unknown kind.
     """
     top = ConfigReader(config)
-    dims = int(dims * top.number("partial_rotary_factor", 1.0))
-    if dims <= 0 or dims % 2:
-        raise CheckpointError(f"partial_rotary_factor leaves {dims} dimensions to rotate", file="config.json")
     settings = top.section("rope_parameters") or top.section("rope_scaling")
-    theta = top.number("rope_theta", default_theta)
-    if settings is not None:
-        theta = settings.number("rope_theta", theta)
+    if settings is not None and layer_type is not None:
+        settings = settings.section(layer_type) or settings
+    own = settings or ConfigReader({})
+    theta = own.number("rope_theta", top.number("rope_theta", default_theta))
+    share = own.number("partial_rotary_factor", top.number("partial_rotary_factor", 1.0))
     if not theta > 1:
         raise CheckpointError(f"rope_theta must be above 1, not {theta}", file="config.json")
+    kind = own.text("rope_type", own.text("type", "default"))
+    if kind == "proportional":
+        turning = int(share * dims // 2)
+        return RopeConfig(dims, theta, ProportionalScaling(turning, own.number("factor", 1.0)))
+    dims = int(dims * share)
+    if dims <= 0 or dims % 2:
+        raise CheckpointError(f"partial_rotary_factor leaves {dims} dimensions to rotate", file="config.json")
     if settings is None:
         return RopeConfig(dims, theta)
-    kind = settings.text("rope_type", settings.text("type", "default"))
-    original = settings.integer("original_max_position_embeddings", top.integer("max_position_embeddings", 2048))
-    return RopeConfig(dims, theta, _read_scaling(kind, settings, original, dims))
+    # Phi's configurations have it beside the scaling.
+    original = top.size("original_max_position_embeddings", top.size("max_position_embeddings", 2048))
+    original = settings.size("original_max_position_embeddings", original)
+    context = top.size("max_position_embeddings", original)
+    return RopeConfig(dims, theta, _read_scaling(kind, settings, dims, original, context))
 
 
-def _read_scaling(kind: str, settings: ConfigReader, original_context: int, dims: int) -> RopeScaling | None:
+def _read_scaling(  # noqa: PLR0911 - a kind a return
+    kind: str, settings: ConfigReader, dims: int, original_context: int, context: int
+) -> RopeScaling | None:
     match kind:
         case "default" | "none":
             return None
@@ -139,14 +197,35 @@ def _read_scaling(kind: str, settings: ConfigReader, original_context: int, dims
                 truncate=settings.flag("truncate", default=True),
             )
         case "factors":
-            factors = settings.numbers("factors")
-            if len(factors) != dims // 2:
-                raise CheckpointError(
-                    f"{len(factors)} rope factors for a head of {dims} dimensions", file="config.json"
-                )
-            return FactorScaling(tuple(factors))
+            return FactorScaling(_factors(settings, "factors", dims))
+        case "longrope" | "su":
+            return LongScaling(
+                _factors(settings, "short_factor", dims),
+                _factors(settings, "long_factor", dims),
+                original_context,
+                _long_attention_factor(settings, context / original_context, original_context),
+            )
+        case "dynamic":
+            alpha = settings.number("alpha", 0.0)
+            return DynamicScaling(settings.positive("factor"), context, alpha or None)
         case _:
             raise CheckpointError(f"rope scaling of kind {kind!r} is not supported", file="config.json")
+
+
+def _factors(settings: ConfigReader, key: str, dims: int) -> tuple[float, ...]:
+    factors = settings.numbers(key)
+    if len(factors) != dims // 2:
+        raise CheckpointError(f"{len(factors)} rope factors for a head of {dims} dimensions", file="config.json")
+    return tuple(factors)
+
+
+def _long_attention_factor(settings: ConfigReader, stretch: float, original_context: int) -> float:
+    """LongRoPE's temperature, by how much longer the context became. Source: arXiv 2402.13753."""
+    stretch = settings.number("factor", stretch)
+    derived = (
+        math.sqrt(1 + math.log(stretch) / math.log(original_context)) if min(stretch, original_context) > 1 else 1.0
+    )
+    return settings.number("attention_factor", derived)
 
 
 def _yarn_attention_factor(settings: ConfigReader, factor: float) -> float:
@@ -156,6 +235,14 @@ def _yarn_attention_factor(settings: ConfigReader, factor: float) -> float:
     mscale, mscale_all_dim = settings.number("mscale", 0.0), settings.number("mscale_all_dim", 0.0)
     derived = of(mscale) / of(mscale_all_dim) if mscale and mscale_all_dim else of(1.0)
     return settings.number("attention_factor", derived)
+
+
+def _dynamic(scaling: DynamicScaling, rope: RopeConfig, reach: int) -> npt.NDArray[np.float64]:
+    growth = scaling.factor * max(reach, scaling.original_context) / scaling.original_context - (scaling.factor - 1)
+    growth = growth if scaling.alpha is None else scaling.alpha
+    theta = rope.theta * growth ** (rope.dims / (rope.dims - 2))
+    scaled: npt.NDArray[np.float64] = theta ** (-np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims)
+    return scaled
 
 
 def _llama3(base: npt.NDArray[np.float64], scaling: Llama3Scaling) -> npt.NDArray[np.float64]:

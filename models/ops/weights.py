@@ -63,15 +63,47 @@ class Norm:
     """The weight (width,) of an RMSNorm under `NAME.weight`. Source: RMSNorm (arXiv 1910.07467)."""
 
     name: str
+    """Empty: it has no weight, all of it 1."""
     width: int
     eps: float
+    offset: float = 0.0
+    """Added to the weight as it is stored."""
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """The name and shape of its tensor."""
+        if self.name:
+            yield f"{self.name}.weight", (self.width,)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """The weight (width,) of a LayerNorm under `NAME.weight`, and perhaps its bias. Source: arXiv 1607.06450."""
+
+    name: str
+    width: int
+    eps: float
+    bias: bool = True
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The names and shapes of its tensors."""
         yield f"{self.name}.weight", (self.width,)
+        if self.bias:
+            yield f"{self.name}.bias", (self.width,)
 
 
-Weight: TypeAlias = Linear | Joined | Embedding | Norm
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """Numbers (width,) under `name`, as it is."""
+
+    name: str
+    width: int
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The name and shape of its tensor."""
+        yield self.name, (self.width,)
+
+
+Weight: TypeAlias = Linear | Joined | Embedding | Norm | LayerNorm | Vector
 Matrix: TypeAlias = Linear | Joined | Embedding
 """What a product can be made with."""
 
@@ -82,7 +114,7 @@ def weights_in(declared: object) -> Iterator[Weight]:
 
 
 def _walk(declared: object) -> Iterator[Weight]:
-    if isinstance(declared, Linear | Joined | Embedding | Norm):
+    if isinstance(declared, Weight):
         yield declared
     elif isinstance(declared, tuple):
         for item in declared:

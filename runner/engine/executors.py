@@ -94,6 +94,7 @@ class OnnxChoice:
             cache_type=self.cache_type,
             slots=shape.rows,
             capacity=shape.context + shape.longest_step + PADDING_TOKENS,
+            reach=shape.context,
             threads=self.threads,
             drafts=shape.drafts,
         )
@@ -129,6 +130,7 @@ class MLXChoice:
             policy=self._policy,
             cache_type=self.cache_type,
             longest_step=shape.longest_step,
+            reach=shape.context,
             progress=progress,
         )
 

@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 EXECUTORS = ("onnx", "mlx")
 SLOTS = 17
 CAPACITY = 512
+REACH = 128
 
 
 def load(path: Path, kind: str, *, weights: str = "float32", cache_type: str = "f16", slots: int = SLOTS) -> Executor:
@@ -25,13 +26,13 @@ def load(path: Path, kind: str, *, weights: str = "float32", cache_type: str = "
         from models.executors.onnx import load as load_onnx
 
         options = OnnxOptions(
-            weights=weights, cache_type=cache_type, slots=slots, capacity=CAPACITY, threads=2, drafts=True
+            weights=weights, cache_type=cache_type, slots=slots, capacity=CAPACITY, reach=REACH, threads=2, drafts=True
         )
         return OnnxExecutor(load_onnx(checkpoint, model, options), model.config.vocab_size)
     from models.executors.mlx import load as load_mlx
 
     policy = "float32" if weights == "float32" else "keep"
-    return load_mlx(checkpoint, model, policy=policy, cache_type=cache_type, longest_step=64)
+    return load_mlx(checkpoint, model, policy=policy, cache_type=cache_type, longest_step=64, reach=REACH)
 
 
 def run(executor: Executor, *rows: tuple[int, int, Sequence[int]]) -> list[np.ndarray]:

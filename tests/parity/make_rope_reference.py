@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from transformers import LlamaConfig, logging
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 TARGET = Path(__file__).parents[1] / "models" / "ops" / "rope_reference.json"
@@ -19,6 +20,14 @@ LLAMA_3 = {
     "original_max_position_embeddings": 8192,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0 + n / 16 for n in range(16)],
+    "long_factor": [1.0 + n * n / 4 for n in range(16)],
+    "original_max_position_embeddings": 4096,
+}
+PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
 
 SETTINGS = {
     "default": (64, 10000.0, 2048, None),
@@ -42,7 +51,23 @@ SETTINGS = {
     "yarn, equal mscales": (64, 10000.0, 16384, YARN | {"factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0}),
     "yarn, factor of one": (64, 10000.0, 32768, YARN | {"factor": 1.0}),
     "yarn, tiny": (16, 10000.0, 64, YARN | {"original_max_position_embeddings": 16}),
+    "longrope": (32, 10000.0, 131072, LONG),
+    "longrope, not longer": (32, 10000.0, 4096, LONG),
+    "longrope, a row beyond the original context": (32, 10000.0, 131072, LONG),
+    "longrope, attention factor": (32, 10000.0, 131072, LONG | {"attention_factor": 1.4}),
+    "dynamic": (64, 10000.0, 4096, {"rope_type": "dynamic", "factor": 4.0}),
+    "dynamic, a row beyond the context": (64, 10000.0, 4096, {"rope_type": "dynamic", "factor": 4.0}),
+    "linear, a part of the head": (
+        64,
+        500.0,
+        4096,
+        {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.25},
+    ),
+    "proportional": (64, 1_000_000.0, 4096, PROPORTIONAL),
+    "proportional, linear": (64, 10000.0, 4096, PROPORTIONAL | {"factor": 8.0}),
 }
+REACH = {"longrope, a row beyond the original context": 4097, "dynamic, a row beyond the context": 16384}
+"""Tokens of the row where they matter."""
 
 
 def main() -> None:
@@ -56,14 +81,18 @@ def main() -> None:
             rope_scaling=None if scaling is None else dict(scaling),
         )
         rope = LlamaRotaryEmbedding(config)
+        frequencies, attention_scaling = rope.inv_freq, rope.attention_scaling
+        if name in REACH:
+            frequencies, attention_scaling = ROPE_INIT_FUNCTIONS[rope.rope_type](config, seq_len=REACH[name])
         entry = {
             "name": name,
             "head_dim": head_dim,
             "rope_theta": theta,
             "max_position_embeddings": context,
             "rope_scaling": scaling,
-            "attention_scaling": float(rope.attention_scaling),
-            "frequencies": [float(f"{value:.9g}") for value in rope.inv_freq.tolist()],
+            "reach": REACH.get(name, 0),
+            "attention_scaling": float(attention_scaling),
+            "frequencies": [float(f"{value:.9g}") for value in frequencies.tolist()],
         }
         lines.append(json.dumps(entry))
     TARGET.write_text("[\n" + ",\n".join(lines) + "\n]\n")

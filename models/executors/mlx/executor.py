@@ -5,7 +5,7 @@ at is reduced over its capacity class, a function of the row alone; matrix produ
 row's last bits depend on its company, and a token changes only where two candidates are that close.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from models.arch import Model
 from models.errors import ExecutionError
 from models.executors.base import Logits, Segment, Step
-from models.executors.mlx.ops import StepOps, TextOps, Wavelengths, swiglu
+from models.executors.mlx.ops import Activations, StepOps, TextOps, Wavelengths
 from models.executors.mlx.parts import Part, parts_of
 from models.executors.mlx.segments import DeviceSegment, copied, read, restored
 from models.executors.mlx.slabs import LayerSpec, Slabs, class_capacity
@@ -58,9 +58,9 @@ class MLXExecutor:
     weights: Weights
     specs: tuple[LayerSpec, ...]
     depth: int
-    activate: Callable[[mx.array, mx.array], mx.array] = swiglu
+    wavelengths: Wavelengths = field(default_factory=Wavelengths)
+    activations: Activations = field(default_factory=Activations)
     _slabs: Slabs = field(init=False)
-    _wavelengths: Wavelengths = field(default_factory=Wavelengths)
     _last: dict[int, _Last] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,8 +90,8 @@ class MLXExecutor:
             self._tokens(parts),
             parts,
             self.specs,
-            wavelengths=self._wavelengths,
-            activate=self.activate,
+            wavelengths=self.wavelengths,
+            activations=self.activations,
         )
         hidden = self.model.forward(ops)
         if not step.wanted:
@@ -115,7 +115,7 @@ class MLXExecutor:
         self, tokens: Sequence[int], layers: Sequence[int], *, visible: int | None = None
     ) -> npt.NDArray[np.float32]:
         """See `Encoder.residuals`."""
-        ops = TextOps(self.weights, mx.array(list(tokens), dtype=mx.int32), self._wavelengths, visible)
+        ops = TextOps(self.weights, mx.array(list(tokens), dtype=mx.int32), self.wavelengths, visible)
         self.model.forward(ops)
         found = mx.stack([ops.residuals[layer].astype(mx.float32) for layer in layers])
         mx.eval(found)

@@ -10,7 +10,7 @@ from models.checkpoint import Checkpoint
 from models.executors.footprint import Footprint, by_layer
 from models.executors.mlx.executor import MLXExecutor
 from models.executors.mlx.kinds import CacheType
-from models.executors.mlx.ops import swiglu
+from models.executors.mlx.ops import Activations, Wavelengths
 from models.executors.mlx.slabs import class_capacity, layer_specs
 from models.executors.mlx.weights import Policy, Weights
 from models.mlx_memory import configure
@@ -41,6 +41,7 @@ def load(
     longest_step: int = LONGEST_STEP,
     dtype: mx.Dtype | None = None,
     depth: int | None = None,
+    reach: int = 0,
     progress: Callable[[float], None] = lambda _: None,
     unused: tuple[str, ...] = (),
 ) -> MLXExecutor:
@@ -54,6 +55,7 @@ def load(
         longest_step: tokens of a row that one step runs at most.
         dtype: what is computed in; None: see `compute_dtype`.
         depth: steps under way before one is read; None: 1 on a GPU, 0 elsewhere.
+        reach: tokens that a row may have; some ropes turn by it.
         progress: told 0 to 1 as weights arrive; may raise to abandon the load.
         unused: beginnings of names of tensors that nobody asks for.
 
@@ -77,9 +79,8 @@ def load(
             mx.clear_cache()
         progress(min(done / total, 1.0))
     mx.clear_cache()
-    # One kernel instead of three. The CPU backend would call a C++ compiler at run time, which may not be there.
-    activate = mx.compile(swiglu, shapeless=True) if on_gpu else swiglu
-    return MLXExecutor(model, weights, specs, int(on_gpu) if depth is None else depth, activate)
+    depth = int(on_gpu) if depth is None else depth
+    return MLXExecutor(model, weights, specs, depth, Wavelengths(reach), Activations(compiled=on_gpu))
 
 
 def footprint(

@@ -1,30 +1,67 @@
 """The operations on MLX arrays: every row of a part at once, linear layers over all tokens of a step."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from models.executors.mlx.kinds import GROUP
 from models.executors.mlx.parts import Part
 from models.executors.mlx.slabs import LayerSpec
 from models.executors.mlx.weights import Weights
-from models.ops import Activation, Attention, Embedding, Matrix, Norm, RopeConfig
+from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm, PositionScale, RopeConfig
+
+Unary = Callable[[mx.array], mx.array]
 
 
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """Shapes: both (T, F); returns (T, F)."""
-    return gate * mx.sigmoid(gate) * up
+def _gelu_tanh(x: mx.array) -> mx.array:
+    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+_ACTIVATIONS: Mapping[Activation, Unary] = {
+    "silu": lambda x: x * mx.sigmoid(x),
+    "gelu": lambda x: 0.5 * x * (1 + mx.erf(x * math.sqrt(0.5))),
+    "gelu_tanh": _gelu_tanh,
+    "relu": lambda x: mx.maximum(x, 0),
+    "sigmoid": mx.sigmoid,
+}
+
+
+class Activations:
+    """The activations, and gated ones as one kernel where they are compiled. Thread: the executor's."""
+
+    def __init__(self, *, compiled: bool = False) -> None:
+        """`compiled` calls a compiler at run time on MLX's CPU backend, which may not be there."""
+        self._compiled = compiled
+        self._gated: dict[Activation, Callable[[mx.array, mx.array], mx.array]] = {}
+
+    def unary(self, activation: Activation) -> Unary:
+        """The activation by itself."""
+        return _ACTIVATIONS[activation]
+
+    def gated(self, activation: Activation) -> Callable[[mx.array, mx.array], mx.array]:
+        """The activated first times the second. Shapes: both (T, F); returns (T, F)."""
+        if activation not in self._gated:
+            unary = _ACTIVATIONS[activation]
+
+            def glu(gate: mx.array, up: mx.array) -> mx.array:
+                return unary(gate) * up
+
+            self._gated[activation] = mx.compile(glu, shapeless=True) if self._compiled else glu
+        return self._gated[activation]
 
 
 class Compute:
     """Implements `Ops[mx.array]` but for attention. Thread: the executor's."""
 
     def __init__(
-        self, weights: Weights, tokens: mx.array, activate: Callable[[mx.array, mx.array], mx.array] = swiglu
+        self, weights: Weights, tokens: mx.array, activations: Activations, wavelengths: "Wavelengths"
     ) -> None:
         self._weights = weights
         self._tokens = tokens
-        self._activate = activate
+        self._activations = activations
+        self._wavelengths = wavelengths
         self.residuals: dict[int, mx.array] = {}
 
     def embed(self, table: Embedding) -> mx.array:
@@ -47,10 +84,32 @@ class Compute:
             return mx.fast.rms_norm(x, weight, norm.eps)
         return mx.fast.rms_norm(x.reshape(len(x), -1, norm.width), weight, norm.eps).reshape(x.shape)
 
+    def layer_norm(self, x: mx.array, norm: LayerNorm) -> mx.array:
+        """See `Ops.layer_norm`."""
+        weight, bias = self._weights.layer_norm(norm)
+        if norm.width == x.shape[-1]:
+            return mx.fast.layer_norm(x, weight, bias, norm.eps)
+        return mx.fast.layer_norm(x.reshape(len(x), -1, norm.width), weight, bias, norm.eps).reshape(x.shape)
+
     def glu(self, gate: mx.array, up: mx.array, activation: Activation) -> mx.array:
         """See `Ops.glu`."""
-        assert activation == "silu"
-        return self._activate(gate, up)
+        return self._activations.gated(activation)(gate, up)
+
+    def activate(self, x: mx.array, activation: Activation) -> mx.array:
+        """See `Ops.activate`."""
+        return self._activations.unary(activation)(x)
+
+    def mul(self, x: mx.array, y: mx.array) -> mx.array:
+        """See `Ops.mul`."""
+        return x * y
+
+    def scale(self, x: mx.array, factor: float) -> mx.array:
+        """See `Ops.scale`."""
+        return x * factor
+
+    def softcap(self, x: mx.array, cap: float) -> mx.array:
+        """See `Ops.softcap`."""
+        return mx.tanh(x * (1 / cap)) * cap
 
     def add(self, x: mx.array, y: mx.array) -> mx.array:
         """See `Ops.add`."""
@@ -61,19 +120,34 @@ class Compute:
         self.residuals[layers] = x
         return x
 
+    def _attended(self, q: mx.array, k: mx.array, v: mx.array, spec: Attention, mask: mx.array) -> mx.array:
+        """Shapes: q (B, H, L, d), k and v (B, K, S, d), mask bool, (B, 1, L, S) or alike; returns (B, H, L, d)."""
+        sinks = None if spec.sinks is None else self._weights.vector(spec.sinks).astype(q.dtype)
+        if spec.softcap is None:
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=spec.scale, mask=mask, sinks=sinks)
+        assert sinks is None
+        shape = q.shape
+        grouped = q.reshape(shape[0], spec.kv_heads, -1, *shape[2:])
+        scores = self.softcap((grouped * spec.scale) @ k[:, :, None].swapaxes(-1, -2), spec.softcap)
+        scores = mx.where(mask[:, :, None] if mask.ndim == 4 else mask, scores, mx.array(-mx.inf, scores.dtype))
+        return (mx.softmax(scores, axis=-1, precise=True) @ v[:, :, None]).reshape(shape)
+
 
 class Wavelengths:
     """What `mx.fast.rope` is given of each rope, made once. Thread: the executor's."""
 
-    def __init__(self) -> None:
+    def __init__(self, reach: int = 0) -> None:
+        """`reach`: the tokens that a row may have."""
+        self._reach = reach
         self._made: dict[RopeConfig, mx.array] = {}
 
     def rotate(self, x: mx.array, rope: RopeConfig, offset: mx.array | int) -> mx.array:
         """Shapes: x (B, H, L, d), offset (B,) or a number; returns (B, H, L, d)."""
         if rope not in self._made:
-            self._made[rope] = mx.array(1.0 / rope.frequencies())
+            with np.errstate(divide="ignore"):
+                self._made[rope] = mx.array(1.0 / rope.frequencies(self._reach))
         turned = mx.fast.rope(
-            x, rope.dims, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._made[rope]
+            x, rope.dims, traditional=rope.interleaved, base=None, scale=1.0, offset=offset, freqs=self._made[rope]
         )
         if rope.magnitude == 1.0:
             return turned
@@ -93,12 +167,24 @@ class StepOps(Compute):
         specs: Sequence[LayerSpec],
         *,
         wavelengths: Wavelengths,
-        activate: Callable[[mx.array, mx.array], mx.array] = swiglu,
+        activations: Activations,
     ) -> None:
-        super().__init__(weights, tokens, activate)
+        super().__init__(weights, tokens, activations, wavelengths)
         self._parts = parts
         self._specs = specs
-        self._wavelengths = wavelengths
+
+    def rotate(self, x: mx.array, heads: int, rope: RopeConfig) -> mx.array:
+        """See `Ops.rotate`."""
+        turned = []
+        for part in self._parts:
+            rows = self._wavelengths.rotate(self._rows(x, part, heads), rope, part.begins)
+            turned.append(rows.swapaxes(1, 2).reshape(len(part.rows) * part.length, -1))
+        return turned[0] if len(turned) == 1 else mx.concatenate(turned)
+
+    def position_scale(self, x: mx.array, scale: PositionScale) -> mx.array:
+        """See `Ops.position_scale`."""
+        positions = mx.concatenate([part.positions.reshape(-1) for part in self._parts])
+        return x * _factors(positions, scale).astype(x.dtype)
 
     def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:
         """See `Ops.attention`."""
@@ -132,7 +218,7 @@ class StepOps(Compute):
         if held.bits is not None:
             seen = [_unpacked(seen[:3], held.bits), _unpacked(seen[3:], held.bits)]
         mask = part.mask(held.capacity(part.slab.capacity), spec.window)
-        out = mx.fast.scaled_dot_product_attention(queries, *seen, scale=spec.scale, mask=mask)
+        out = self._attended(queries, seen[0], seen[1], spec, mask)
         if part.length > 1:
             out = out.swapaxes(1, 2)
         return out.reshape(len(part.rows) * part.length, -1)
@@ -158,9 +244,17 @@ class TextOps(Compute):
     """The operations on one text by itself, without state. Keys from `visible` on are seen by nobody."""
 
     def __init__(self, weights: Weights, tokens: mx.array, wavelengths: Wavelengths, visible: int | None) -> None:
-        super().__init__(weights, tokens)
-        self._wavelengths = wavelengths
+        super().__init__(weights, tokens, Activations(), wavelengths)
         self._visible = visible
+
+    def rotate(self, x: mx.array, heads: int, rope: RopeConfig) -> mx.array:
+        """See `Ops.rotate`."""
+        rows = x.reshape(1, len(x), heads, -1).swapaxes(1, 2)
+        return self._wavelengths.rotate(rows, rope, 0)[0].swapaxes(0, 1).reshape(x.shape)
+
+    def position_scale(self, x: mx.array, scale: PositionScale) -> mx.array:
+        """See `Ops.position_scale`."""
+        return x * _factors(mx.arange(len(x)), scale).astype(x.dtype)
 
     def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:  # noqa: ARG002 - there is no state
         """See `Ops.attention`."""
@@ -177,5 +271,11 @@ class TextOps(Compute):
             mask = mask & (places[None] > places[:, None] - spec.window)
         if self._visible is not None:
             mask = mask & (places[None] < self._visible)
-        out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=spec.scale, mask=mask)
+        out = self._attended(queries, keys, values, spec, mask)
         return out[0].swapaxes(0, 1).reshape(length, -1)
+
+
+def _factors(positions: mx.array, scale: PositionScale) -> mx.array:
+    """Shapes: positions (T,); returns float32 (T, 1)."""
+    periods = mx.floor((positions + scale.shift).astype(mx.float32) / scale.period)
+    return (1 + scale.beta * mx.log(1 + periods))[:, None]

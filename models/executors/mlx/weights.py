@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import mlx.core as mx
 import numpy as np
 
-from models.ops import Embedding, Joined, Linear, Norm, Weight
+from models.ops import Embedding, Joined, LayerNorm, Linear, Norm, Vector, Weight
 from models.quantization import Array, Blocks, Packed, Tensor, dequantize
 from models.sources.gguf_blocks import as_packed
 from models.to_mlx import PackedArrays, packed_to_mlx, to_mlx
@@ -109,16 +109,15 @@ class Weights:
 
     def __init__(self) -> None:
         self._matrices: dict[str, Held] = {}
-        self._norms: dict[str, mx.array] = {}
+        self._vectors: dict[str, mx.array] = {}
         self.nbytes = 0
 
     def add(self, weight: Weight, tensors: Mapping[str, Tensor], policy: Policy, dtype: mx.Dtype) -> None:
         """Hold a declared weight, from its tensors by name. Evaluates it."""
-        if isinstance(weight, Norm):
-            norm = to_mlx(_dense(tensors[f"{weight.name}.weight"])).astype(dtype)
-            mx.eval(norm)
-            self.nbytes += norm.nbytes
-            self._norms[weight.name] = norm
+        if isinstance(weight, Norm | LayerNorm | Vector):
+            offset = weight.offset if isinstance(weight, Norm) else 0.0
+            for name, _ in weight.tensors():
+                self._hold(name, mx.array(_dense(tensors[name]).astype(np.float32) + np.float32(offset)), dtype)
             return
         matrix = self._made(weight, tensors, policy, dtype)
         mx.eval(matrix.arrays())
@@ -135,9 +134,23 @@ class Weights:
         assert not isinstance(held, SideBySide)
         return held
 
-    def norm(self, weight: Norm) -> mx.array:
-        """A norm's weight (width,)."""
-        return self._norms[weight.name]
+    def norm(self, weight: Norm) -> mx.array | None:
+        """A norm's weight (width,); None: all of it is 1."""
+        return self._vectors[f"{weight.name}.weight"] if weight.name else None
+
+    def layer_norm(self, weight: LayerNorm) -> tuple[mx.array, mx.array | None]:
+        """A norm's weight and bias, both (width,)."""
+        return self._vectors[f"{weight.name}.weight"], self._vectors[f"{weight.name}.bias"] if weight.bias else None
+
+    def vector(self, weight: Vector) -> mx.array:
+        """A vector (width,)."""
+        return self._vectors[weight.name]
+
+    def _hold(self, name: str, value: mx.array, dtype: mx.Dtype) -> None:
+        value = value.astype(dtype)
+        mx.eval(value)
+        self.nbytes += value.nbytes
+        self._vectors[name] = value
 
     def _made(
         self, weight: Linear | Joined | Embedding, tensors: Mapping[str, Tensor], policy: Policy, dtype: mx.Dtype

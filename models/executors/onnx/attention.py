@@ -16,7 +16,7 @@ import numpy as np
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.quantized_kv import QuantizedKV
 from models.executors.onnx.slabs import HEAD_STEP, CacheType, slab_specs
-from models.ops import KV, Attention, RopeConfig
+from models.ops import KV, Attention, PositionScale, RopeConfig
 
 FLOAT, INT32, INT64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
 
@@ -49,12 +49,13 @@ class AttentionNodes:
         self._state = state
         self._cache_type = cache_type
         self._masked = masked
+        self._scales: dict[PositionScale, str] = {}
         self.ropes: list[RopeConfig] = []
 
-    def record(self, qkv: str, layer: int, spec: Attention) -> str:
-        """The attention of a layer. Shapes: qkv (T, (H + 2K) * d); the result's name, (T, H * d)."""
+    def record(self, qkv: str, layer: int, spec: Attention, sinks: str = "") -> str:
+        """The attention of a layer. Shapes: qkv (T, (H + 2K) * d), sinks (H,); the result's name, (T, H * d)."""
         if self._cache_type != "f16":
-            return self._quantized(qkv, layer, spec)
+            return self._quantized(qkv, layer, spec, sinks)
         graph = self._graph
         width = -(-spec.head_dim // HEAD_STEP) * HEAD_STEP
         heads, inside = spec.heads + 2 * spec.kv_heads, _rotates_inside(spec)
@@ -67,7 +68,9 @@ class AttentionNodes:
             graph.inputs[f"past.{slab.name}"] = TensorType(slab.dtype, ("B", slab.heads, capacity, slab.width))
             graph.outputs[f"present.{slab.name}"] = graph.inputs[f"past.{slab.name}"]
         pasts = [slab.name for slab in slabs]
-        looked = self.look([rows, "", ""], [f"past.{name}" for name in pasts], spec, outputs=pasts, rotate=inside)
+        looked = self.look(
+            [rows, "", ""], [f"past.{name}" for name in pasts], spec, sinks, outputs=pasts, rotate=inside
+        )
         return self.flat(looked, spec, width)
 
     def padded(self, x: str) -> str:
@@ -88,13 +91,15 @@ class AttentionNodes:
         (cut,) = graph.add("Slice", [parts, *ends])
         return graph.add("Reshape", [cut, graph.constant(np.array([-1, spec.heads * spec.head_dim], np.int64))])[0]
 
-    def look(self, qkv: list[str], pasts: list[str], spec: Attention, *, outputs: list[str], rotate: bool) -> str:
+    def look(
+        self, qkv: list[str], pasts: list[str], spec: Attention, sinks: str, *, outputs: list[str], rotate: bool
+    ) -> str:
         """The node itself; its present keys and values are `present.NAME` for each of `outputs`, or nobody's."""
         graph, windowed = self._graph, spec.window is not None
         suffix = ".window" if windowed else ""
         rotations = self._rotations(spec.rope) if spec.rope is not None and rotate else ["", ""]
         inputs = [*qkv, *pasts, self._input(f"last{suffix}"), self._input("total"), *rotations, ""]
-        inputs += [self._input("bias") if self._masked else "", "", "", "", "", "", self._input(f"valid{suffix}")]
+        inputs += [self._input("bias") if self._masked else "", sinks, "", "", "", "", self._input(f"valid{suffix}")]
         looked = graph.name("attention")
         presents = [f"present.{name}" for name in outputs] or [graph.name("present") for _ in pasts]
         attributes: dict[str, int | float | str | list[int]] = {
@@ -102,6 +107,8 @@ class AttentionNodes:
             "kv_num_heads": spec.kv_heads,
             "scale": spec.scale,
             "do_rotary": int(bool(rotations[0])),
+            "rotary_interleaved": int(bool(rotations[0]) and spec.rope is not None and spec.rope.interleaved),
+            "softcap": spec.softcap or 0.0,
             "local_window_size": spec.window or -1,
             "sliding_window_cache": int(windowed and bool(outputs)),
         }
@@ -127,7 +134,7 @@ class AttentionNodes:
             self._graph.inputs[f"{kind}.{index}"] = TensorType(FLOAT, ("positions", rope.dims // 2))
         return [f"cos.{index}", f"sin.{index}"]
 
-    def _quantized(self, qkv: str, layer: int, spec: Attention) -> str:
+    def _quantized(self, qkv: str, layer: int, spec: Attention, sinks: str) -> str:
         graph = self._graph
         q, k, v = self._rotated(qkv, spec, spec.rope) if spec.rope is not None else self._parts(qkv, spec)
         kv = QuantizedKV(graph, 8 if self._cache_type == "q8_0" else 4, spec.kv_heads, spec.head_dim)
@@ -140,7 +147,7 @@ class AttentionNodes:
             held = kv.append(slabs, new)
             seen.append(self.padded(held.new))
             pasts.append(held.past)
-        looked = self.look([self.padded(q), *seen], pasts, spec, outputs=[], rotate=False)
+        looked = self.look([self.padded(q), *seen], pasts, spec, sinks, outputs=[], rotate=False)
         return self.flat(looked, spec, spec.head_dim)
 
     def _parts(self, qkv: str, spec: Attention) -> list[str]:
@@ -150,21 +157,37 @@ class AttentionNodes:
 
     def _rotated(self, qkv: str, spec: Attention, rope: RopeConfig) -> list[str]:
         """The same, queries and keys rotated."""
-        graph = self._graph
         q, k, v = self._parts(qkv, spec)
-        tables, row = self._rotations(rope), graph.constant(np.array([0], np.int64))
-        turned = []
-        for part, heads in ((q, spec.heads), (k, spec.kv_heads)):
-            (whole,) = graph.add("Unsqueeze", [part, row])
-            (rotated,) = graph.add(
-                "RotaryEmbedding",
-                [whole, self._input("positions"), *tables],
-                domain=CONTRIB,
-                num_heads=heads,
-                rotary_embedding_dim=0 if rope.dims == spec.head_dim else rope.dims,
-            )
-            turned += graph.add("Squeeze", [rotated, row])
+        turned = [self.rotated(q, spec.heads, spec.head_dim, rope), self.rotated(k, spec.kv_heads, spec.head_dim, rope)]
         return [*turned, v]
+
+    def rotated(self, x: str, heads: int, dim: int, rope: RopeConfig) -> str:
+        """Each head turned by its token's position. Shapes: (T, heads * dim) both ways."""
+        graph, row = self._graph, self._graph.constant(np.array([0], np.int64))
+        (whole,) = graph.add("Unsqueeze", [x, row])
+        (turned,) = graph.add(
+            "RotaryEmbedding",
+            [whole, self._input("positions"), *self._rotations(rope)],
+            domain=CONTRIB,
+            num_heads=heads,
+            rotary_embedding_dim=0 if rope.dims == dim else rope.dims,
+            interleaved=int(rope.interleaved),
+        )
+        return graph.add("Squeeze", [turned, row])[0]
+
+    def scales(self, scale: PositionScale) -> str:
+        """The factor of each token. Shapes: the result's name, (T, 1)."""
+        if scale not in self._scales:
+            graph = self._graph
+            number = [graph.constant(np.array(value, FLOAT)) for value in (scale.shift, scale.period, 1, scale.beta)]
+            (positions,) = graph.add("Cast", [self._input("positions")], to=1)
+            (shifted,) = graph.add("Add", [positions, number[0]])
+            (periods,) = graph.add("Floor", [graph.add("Div", [shifted, number[1]])[0]])
+            (grown,) = graph.add("Log", [graph.add("Add", [periods, number[2]])[0]])
+            (factors,) = graph.add("Add", [graph.add("Mul", [grown, number[3]])[0], number[2]])
+            column = graph.constant(np.array([-1, 1], np.int64))
+            self._scales[scale] = graph.add("Reshape", [factors, column])[0]
+        return self._scales[scale]
 
     def _input(self, name: str) -> str:
         self._graph.inputs[name] = STEP_INPUTS[name]

@@ -42,6 +42,8 @@ class OnnxOptions:
     slots: int = 1
     capacity: int = 4096
     """Tokens of a row, the longest step's padding included."""
+    reach: int = 0
+    """Tokens that a row may have; some ropes turn by it."""
     threads: int = 1
     drafts: bool = False
     """One token is computed as several are, to the last bit, so that drafts change nothing; costs some attention."""
@@ -131,7 +133,7 @@ def load(
         f"embed.{index}": EmbeddingTable(source.value(f"{table.name}.weight"))
         for index, table in enumerate(recording.recorder.tables)
     }
-    ropes = [Rotations(rope, options.capacity) for rope in recording.attention.ropes]
+    ropes = [Rotations(rope, options.capacity, options.reach) for rope in recording.attention.ropes]
     nbytes = sum(size for _, size in _sizes(recording)) + sum(table.nbytes for table in tables.values())
     return Loaded(
         sessions, tables, ropes, slabs, recording.outputs, nbytes, _wants_even_rows(recording, options), options.drafts
@@ -173,8 +175,8 @@ def _sizes(recording: Recording) -> Iterator[tuple[str, int]]:
     for product in recording.products.products.values():
         bias = 4 * product.outputs * product.has_bias
         yield product.name, product.form.nbytes(product.outputs, product.inputs) + bias
-    for name, norm in recording.recorder.norms.items():
-        yield name, 4 * norm.width
+    for name in recording.recorder.vectors:
+        yield name, recording.graph.weights[name]
 
 
 class _Source:
@@ -197,9 +199,9 @@ def _filled(recording: Recording, part: Part, source: _Source) -> dict[str, npt.
             continue
         names = [name for each in product.parts for name, _ in each.tensors()]
         made |= filled(product, {name: source.value(name) for name in names})
-    for name in recording.recorder.norms:
+    for name, offset in recording.recorder.vectors.items():
         if name in wanted:
-            made[name] = as_float32(source.value(name))
+            made[name] = as_float32(source.value(name)) + np.float32(offset)
     return made
 
 

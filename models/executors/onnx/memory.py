@@ -46,8 +46,9 @@ class VirtualArray:
 class Rotations:
     """The cosines and sines of one rope, filled as far as rows reach. Shapes: both (positions, dims / 2)."""
 
-    def __init__(self, rope: RopeConfig, positions: int) -> None:
-        self._frequencies = rope.frequencies()
+    def __init__(self, rope: RopeConfig, positions: int, reach: int = 0) -> None:
+        """Reserve tables for so many positions; rows may have `reach` tokens."""
+        self._frequencies = rope.frequencies(reach)
         self._magnitude = rope.magnitude
         shape, self._filled = (positions, len(self._frequencies)), 0
         self._tables = [VirtualArray(shape, np.dtype(np.float32)) for _ in range(2)]

@@ -4,16 +4,36 @@ Values are lazy, so that what the kernels do in one is recorded as one: a sum th
 and v that go into attention untouched are one product, gate and up that part at once are two.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from models.executors.onnx.attention import AttentionNodes
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.products import ProductNodes
-from models.ops import Activation, Attention, Embedding, Joined, Linear, Matrix, Norm
+from models.ops import (
+    Activation,
+    Attention,
+    Embedding,
+    Joined,
+    LayerNorm,
+    Linear,
+    Matrix,
+    Norm,
+    PositionScale,
+    RopeConfig,
+    Vector,
+)
 
 FLOAT = np.dtype(np.float32)
+_ACTIVATIONS: Mapping[Activation, tuple[str, str, dict[str, Any]]] = {
+    "silu": ("QuickGelu", CONTRIB, {"alpha": 1.0}),
+    "gelu": ("Gelu", "", {}),
+    "gelu_tanh": ("Gelu", "", {"approximate": "tanh"}),
+    "relu": ("Relu", "", {}),
+    "sigmoid": ("Sigmoid", "", {}),
+}
 
 
 class Value:
@@ -72,7 +92,8 @@ class Recorder:
         self._graph = graph
         self._products = products
         self._attention = attention
-        self.norms: dict[str, Norm] = {}
+        self.vectors: dict[str, float] = {}
+        """What is added to a vector as it is stored, by its tensor's name."""
         self.tables: list[Embedding] = []
         self.residuals: dict[int, Value] = {}
 
@@ -108,9 +129,7 @@ class Recorder:
 
     def rms_norm(self, x: Value, norm: Norm) -> Value:
         """See `Ops.rms_norm`."""
-        weight = f"{norm.name}.weight"
-        self.norms[weight] = norm
-        self._graph.weights[weight] = 4 * norm.width
+        weight = self._norm_weight(norm)
         if isinstance(x, Sum) and not x.is_recorded:
             normed, total = self._graph.name("norm"), self._graph.name("sum")
             inputs, outputs = (x.x.name, x.y.name, weight), (normed, "", "", total)
@@ -119,27 +138,62 @@ class Recorder:
             return _named(x.width, normed)
         return Value(x.width, lambda: self._normed(x, norm, weight))
 
+    def layer_norm(self, x: Value, norm: LayerNorm) -> Value:
+        """See `Ops.layer_norm`."""
+        arrays = [self.vector(Vector(name, norm.width)) for name, _ in norm.tensors()]
+
+        def normed(source: str) -> str:
+            return self._graph.add("LayerNormalization", [source, *arrays], axis=-1, epsilon=norm.eps)[0]
+
+        return Value(x.width, lambda: self._grouped(x, norm.width, normed))
+
+    def rotate(self, x: Value, heads: int, rope: RopeConfig) -> Value:
+        """See `Ops.rotate`."""
+        return Value(x.width, lambda: self._attention.rotated(x.name, heads, x.width // heads, rope))
+
+    def position_scale(self, x: Value, scale: PositionScale) -> Value:
+        """See `Ops.position_scale`."""
+        return Value(x.width, lambda: self._graph.add("Mul", [x.name, self._attention.scales(scale)])[0])
+
     def attention(self, q: Value, k: Value, v: Value, layer: int, spec: Attention) -> Value:
         """See `Ops.attention`."""
+        sinks = "" if spec.sinks is None else self.vector(spec.sinks)
 
         def record() -> str:
             parts = (q, k, v)
             if isinstance(q, Slice) and q.whole.parts == parts:
-                return self._attention.record(q.whole.name, layer, spec)
+                return self._attention.record(q.whole.name, layer, spec, sinks)
             together = self._graph.add("Concat", [part.name for part in parts], axis=1)[0]
-            return self._attention.record(together, layer, spec)
+            return self._attention.record(together, layer, spec, sinks)
 
         return Value(spec.heads * spec.head_dim, record)
 
     def glu(self, gate: Value, up: Value, activation: Activation) -> Value:
         """See `Ops.glu`."""
-        assert activation == "silu"
+        return self.mul(self.activate(gate, activation), up)
+
+    def activate(self, x: Value, activation: Activation) -> Value:
+        """See `Ops.activate`."""
+        op, domain, attributes = _ACTIVATIONS[activation]
+        return Value(x.width, lambda: self._graph.add(op, [x.name], domain=domain, **attributes)[0])
+
+    def mul(self, x: Value, y: Value) -> Value:
+        """See `Ops.mul`."""
+        return Value(x.width, lambda: self._graph.add("Mul", [x.name, y.name])[0])
+
+    def scale(self, x: Value, factor: float) -> Value:
+        """See `Ops.scale`."""
+        return Value(x.width, lambda: self._graph.add("Mul", [x.name, self._number(factor)])[0])
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        """See `Ops.softcap`."""
 
         def record() -> str:
-            (active,) = self._graph.add("QuickGelu", [gate.name], domain=CONTRIB, alpha=1.0)
-            return self._graph.add("Mul", [active, up.name])[0]
+            (small,) = self._graph.add("Mul", [x.name, self._number(1 / cap)])
+            (bent,) = self._graph.add("Tanh", [small])
+            return self._graph.add("Mul", [bent, self._number(cap)])[0]
 
-        return Value(gate.width, record)
+        return Value(x.width, record)
 
     def add(self, x: Value, y: Value) -> Value:
         """See `Ops.add`."""
@@ -158,16 +212,37 @@ class Recorder:
         outputs = matrix.rows if isinstance(matrix, Embedding) else matrix.outputs
         return Value(outputs, lambda: self._products.record(x.name, (matrix,), precise=precise))
 
+    def vector(self, vector: Vector, offset: float = 0.0) -> str:
+        """A vector that is given to the graph, with a number added to all of it; its name."""
+        assert self.vectors.setdefault(vector.name, offset) == offset
+        self._graph.weights[vector.name] = 4 * vector.width
+        return vector.name
+
+    def _norm_weight(self, norm: Norm) -> str:
+        if not norm.name:
+            return self._graph.constant(np.full(norm.width, 1 + norm.offset, FLOAT))
+        return self.vector(Vector(f"{norm.name}.weight", norm.width), norm.offset)
+
     def _normed(self, x: Value, norm: Norm, weight: str) -> str:
         """RMSNorm of the whole width, or of each group of `norm.width`."""
-        graph, source = self._graph, x.name
-        if norm.width != x.width:
-            groups = graph.constant(np.array([-1, x.width // norm.width, norm.width], np.int64))
-            source = graph.add("Reshape", [source, groups])[0]
-        (normed,) = graph.add("SimplifiedLayerNormalization", [source, weight], axis=-1, epsilon=norm.eps)
-        if norm.width == x.width:
-            return normed
-        return graph.add("Reshape", [normed, graph.constant(np.array([-1, x.width], np.int64))])[0]
+
+        def normed(source: str) -> str:
+            inputs = [source, weight]
+            return self._graph.add("SimplifiedLayerNormalization", inputs, axis=-1, epsilon=norm.eps)[0]
+
+        return self._grouped(x, norm.width, normed)
+
+    def _grouped(self, x: Value, width: int, record: Callable[[str], str]) -> str:
+        """What is recorded of the whole of `x`, or of each group of `width` values. Shapes: x and result (T, W)."""
+        if width == x.width:
+            return record(x.name)
+        graph = self._graph
+        groups = graph.constant(np.array([-1, x.width // width, width], np.int64))
+        made = record(graph.add("Reshape", [x.name, groups])[0])
+        return graph.add("Reshape", [made, graph.constant(np.array([-1, x.width], np.int64))])[0]
+
+    def _number(self, value: float) -> str:
+        return self._graph.constant(np.array(value, FLOAT))
 
 
 def _named(width: int, name: str) -> Value:

@@ -36,7 +36,7 @@ def spelled() -> list[Any]:
 @pytest.mark.parametrize(("config", "entry"), spelled())
 def test_frequencies_are_the_references(config: dict[str, Any], entry: dict[str, Any]):
     rope = read_rope(config, dims=entry["head_dim"])
-    np.testing.assert_allclose(rope.frequencies(), entry["frequencies"], rtol=2e-6)
+    np.testing.assert_allclose(rope.frequencies(entry["reach"]), entry["frequencies"], rtol=2e-6)
     assert rope.magnitude == pytest.approx(entry["attention_scaling"], rel=1e-7)
 
 
@@ -70,7 +70,11 @@ def test_factors_of_a_gguf_file_divide():
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
+        ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "spiral"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "short_factor is missing"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "1 rope factors for a head of 4"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "factor is missing"),
+        ({"rope_scaling": {"rope_type": "linear", "original_max_position_embeddings": 0}}, "original_max_position"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, "factor"),
