@@ -6,7 +6,8 @@ scaling of rope becomes a tensor of divisors; yarn and linear become metadata.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,44 @@ LAYER = {
 }
 
 
-def gguf_name(name: str) -> str:
-    module, _, kind = name.rpartition(".")
-    if module in TOP:
-        return f"{TOP[module]}.{kind}"
-    _, _, number, inner = module.split(".", 3)
-    return f"blk.{number}.{LAYER[inner]}.{kind}"
+def _nothing(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
+    """Nothing besides."""
+
+
+def _as_they_are(weights: Arrays, config: Mapping[str, Any]) -> Arrays:
+    return weights
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """How llama.cpp's converter writes a family."""
+
+    arch: str
+    """`general.architecture`."""
+    layer: Mapping[str, str] = field(default_factory=dict)
+    """GGUF's names of a layer's tensors that are not in LAYER, or otherwise, by Hugging Face's; "" is left out."""
+    interleaved: tuple[str, ...] = ()
+    """Projections whose rows are reordered in each head."""
+    metadata: Callable[[gguf.GGUFWriter, Mapping[str, Any]], None] = _nothing
+    """Writes the keys that not every architecture has."""
+    stored: Callable[[Arrays, Mapping[str, Any]], Arrays] = _as_they_are
+    """The weights as they are stored, under Hugging Face's names or GGUF's; what changes their values or shapes."""
+
+    def name(self, name: str) -> str:
+        """GGUF's name of a tensor."""
+        module, _, kind = name.rpartition(".")
+        if module in TOP:
+            return f"{TOP[module]}.{kind}"
+        if not name.startswith("model.layers."):
+            return name
+        _, _, number, inner = module.split(".", 3)
+        return f"blk.{number}.{(LAYER | self.layer)[inner]}.{kind}"
+
+    def heads(self, name: str, config: Mapping[str, Any]) -> int:
+        """How many heads this tensor's rows are, if the format reorders them; else 0."""
+        if not any(part in name for part in self.interleaved):
+            return 0
+        return int(config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"])
 
 
 def halves_to_pairs(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -53,15 +86,6 @@ def pairs_to_halves(rows: np.ndarray, heads: int) -> np.ndarray:
     head_dim = rows.shape[0] // heads
     order = np.arange(head_dim).reshape(head_dim // 2, 2).T.ravel()
     return rows.reshape(heads, head_dim, -1)[:, order].reshape(rows.shape)
-
-
-def rotated_heads(name: str, config: Mapping[str, Any]) -> int:
-    """How many heads this tensor's rows are, if the format reorders them; else 0."""
-    if config["model_type"] not in ("llama", "mistral", "smollm3"):
-        return 0
-    if "q_proj" in name:
-        return int(config["num_attention_heads"])
-    return int(config["num_key_value_heads"]) if "k_proj" in name else 0
 
 
 def rope_divisors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np.ndarray:
@@ -121,25 +145,28 @@ def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
-def write(path: Path, config: Mapping[str, Any], weights: Arrays, tokenizer: Tokenizer, kind: str = "F32") -> Arrays:
+def write(
+    path: Path, twin: Twin, config: Mapping[str, Any], weights: Arrays, tokenizer: Tokenizer, kind: str = "F32"
+) -> Arrays:
     """Write the file; returns the weights as a reader gets them back, under their Hugging Face names."""
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    writer = gguf.GGUFWriter(path, config["model_type"])
+    writer = gguf.GGUFWriter(path, twin.arch)
     write_metadata(writer, config, head_dim)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if kind == "F32" else gguf.LlamaFileType[f"MOSTLY_{kind}"])
     write_rope(writer, config, head_dim)
+    twin.metadata(writer, config)
     write_vocabulary(writer, tokenizer)
     stored: Arrays = {}
-    for name, weight in weights.items():
-        heads = rotated_heads(name, config)
+    for name, weight in twin.stored(weights, config).items():
+        heads = twin.heads(name, config)
         value = halves_to_pairs(weight, heads) if heads else weight
         if kind != "F32" and value.ndim == 2:
             blocks = gguf.GGMLQuantizationType[kind]
             packed = quants.quantize(value, blocks)
-            writer.add_tensor(gguf_name(name), packed, raw_dtype=blocks)
+            writer.add_tensor(twin.name(name), packed, raw_dtype=blocks)
             value = quants.dequantize(packed, blocks)
         else:
-            writer.add_tensor(gguf_name(name), np.ascontiguousarray(value))
+            writer.add_tensor(twin.name(name), np.ascontiguousarray(value))
         stored[name] = pairs_to_halves(value, heads) if heads else value
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -179,10 +179,11 @@ def make(case: Case) -> None:
     save_file(reference, folder / "reference.safetensors")
     check_folder(folder, prompts[0], reference["logits.0"])
     if case.gguf:
-        gguf_twin.write(HERE / f"{case.name}.gguf", case.config, weights, tokenizer)
+        gguf_twin.write(HERE / f"{case.name}.gguf", case.gguf, case.config, weights, tokenizer)
     for kind in case.quantized:
+        assert case.gguf is not None
         path = HERE / f"{case.name}-{kind}.gguf"
-        rounded = gguf_twin.write(path, case.config, weights, tokenizer, kind)
+        rounded = gguf_twin.write(path, case.gguf, case.config, weights, tokenizer, kind)
         load(model, rounded)
         save_file({"logits.0": logits_of(model, prompts[0])}, path.with_suffix(".safetensors"))
     size = sum(file.stat().st_size for file in folder.iterdir())
