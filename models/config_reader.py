@@ -61,6 +61,22 @@ class ConfigReader:
             raise self._wrong(key, value, "a list of whole numbers")
         return tuple(ConfigReader({key: item}, self._file).size(key) for item in value)
 
+    def count(self, key: str, most: int, default: int | None = None) -> int:
+        """A whole number from 1 to `most`."""
+        value = self.size(key, default)
+        if value > most:
+            raise self._wrong(key, value, f"a whole number up to {most}")
+        return value
+
+    def integers(self, key: str) -> list[int]:
+        """A list of whole numbers; empty where the key is absent."""
+        value = self._values.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self._wrong(key, value, "a list of whole numbers")
+        return [ConfigReader({key: item}, self._file).integer(key) for item in value]
+
     def flag(self, key: str, *, default: bool) -> bool:
         """True or false."""
         value = self._value(key, default)

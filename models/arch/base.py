@@ -41,6 +41,23 @@ class ModelConfig(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """Tensors that hold something of every expert: how their names tell the names of each expert's own."""
+
+    pattern: str
+    """A regular expression of the whole name."""
+    parts: tuple[str, ...]
+    """The names of what an entry of the first axis holds, its rows divided among them.
+
+    `{n}` is the expert, `{0}` and so on are the pattern's groups.
+    """
+    interleaved: bool = False
+    """The parts' rows take turns; else they lie one behind the other."""
+    transposed: bool = False
+    """A matrix is (inputs, outputs)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """An architecture with a configuration: what an executor runs.
 
@@ -56,6 +73,8 @@ class Model:
     """The hidden states (T, D) after the final norm."""
     logits: Callable[[Ops[Any], Any], Any]
     """From hidden states (N, D) to (N, V)."""
+    stacks: tuple[Stack, ...] = ()
+    """How checkpoints may store experts, besides one by one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from models.arch.base import Model, Tensor
+from models.arch.base import Model, Stack, Tensor
 from models.config_reader import JSON, ConfigReader
 from models.errors import CheckpointError
-from models.ops import KV, Attention, Embedding, Joined, Linear, Norm, Ops
+from models.ops import KV, Attention, Embedding, Experts, Gate, Joined, Linear, Norm, Ops, Routing, Vector
 from models.ops.rope import read_rope
 
 FILE = "config.json"
@@ -40,6 +40,8 @@ class SelfAttention:
     out: Linear
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    sinks: Vector | None = None
+    """The attention's, see `Attention.sinks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,27 @@ class MLP:
 
 
 @dataclass(frozen=True, slots=True)
+class MoE:
+    """The weights of a mixture of experts, and how they are chosen; see `moe`."""
+
+    router: Linear
+    experts: Experts
+    routing: Routing
+    gate: Gate = "silu"
+    shared: MLP | None = None
+    """An MLP that all tokens go through besides,"""
+    shared_gate: Linear | None = None
+    """and what that is multiplied by, through a sigmoid."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """Attention and MLP, each behind a norm and beside a residual."""
 
     norm1: Norm
     attention: SelfAttention
     norm2: Norm
-    mlp: MLP
+    mlp: MLP | MoE
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,17 +202,34 @@ def swiglu(ops: Ops[Tensor], x: Tensor, w: MLP) -> Tensor:
     return ops.linear(ops.glu(gate, up, "silu"), w.down)
 
 
+def moe(ops: Ops[Tensor], x: Tensor, w: MoE) -> Tensor:
+    """A mixture of experts. Shapes: x (T, D); returns (T, D)."""
+    picks, weights = ops.route(ops.linear(x, w.router), w.routing)
+    y = ops.experts(x, picks, weights, w.experts, w.gate)
+    if w.shared is None:
+        return y
+    shared = swiglu(ops, x, w.shared)
+    if w.shared_gate is not None:
+        shared = ops.mul(shared, ops.activate(ops.linear(x, w.shared_gate), "sigmoid"))
+    return ops.add(y, shared)
+
+
+def feed_forward(ops: Ops[Tensor], x: Tensor, w: MLP | MoE) -> Tensor:
+    """A layer's MLP or mixture. Shapes: x (T, D); returns (T, D)."""
+    return moe(ops, x, w) if isinstance(w, MoE) else swiglu(ops, x, w)
+
+
 def pre_norm(ops: Ops[Tensor], w: Decoder, specs: Sequence[Attention]) -> Tensor:
     """The whole decoder. Shapes: returns (T, D), the final norm done."""
     x = ops.residual(ops.embed(w.embed), 0)
     for index, (layer, spec) in enumerate(zip(w.layers, specs, strict=True)):
         x = ops.add(x, gqa(ops, ops.rms_norm(x, layer.norm1), layer.attention, index, spec))
-        x = ops.add(x, swiglu(ops, ops.rms_norm(x, layer.norm2), layer.mlp))
+        x = ops.add(x, feed_forward(ops, ops.rms_norm(x, layer.norm2), layer.mlp))
         x = ops.residual(x, index + 1)
     return ops.rms_norm(x, w.norm)
 
 
-def model(dims: Dims, weights: Decoder, specs: Sequence[Attention]) -> Model:
+def model(dims: Dims, weights: Decoder, specs: Sequence[Attention], stacks: tuple[Stack, ...] = ()) -> Model:
     """The model of a pre-norm decoder with these weights and attentions."""
     state = tuple(KV(spec.kv_heads, spec.head_dim, spec.head_dim, spec.window) for spec in specs)
     context = max([dims.context_length, *(spec.rope.extended_context for spec in specs if spec.rope is not None)])
@@ -207,4 +240,4 @@ def model(dims: Dims, weights: Decoder, specs: Sequence[Attention]) -> Model:
     def logits(ops: Ops[Tensor], hidden: Tensor) -> Tensor:
         return ops.linear(hidden, weights.head)
 
-    return Model(dims, context, weights, state, forward, logits)
+    return Model(dims, context, weights, state, forward, logits, stacks)

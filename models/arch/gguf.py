@@ -118,6 +118,8 @@ class GGUFLayout:
     """The same within a layer."""
     interleaved: tuple[str, ...] = ()
     """Tensors of a layer whose heads have their rows interleaved (a rope that pairs neighbours; ours pairs halves)."""
+    bare: tuple[str, ...] = ()
+    """Tensors of a layer whose Hugging Face names are whole, without `.weight`."""
     config: Callable[[GGUFMetadata], Config] = windowed_config
     """The rest of config.json. Raises CheckpointError."""
     applies: Callable[[GGUFMetadata], bool] = _always
@@ -129,9 +131,13 @@ def layout(
     hf: str,
     model_type: str,
     interleaved: tuple[str, ...] = (),
+    bare: tuple[str, ...] = (),
     config: Callable[[GGUFMetadata], Config] = windowed_config,
     applies: Callable[[GGUFMetadata], bool] = _always,
+    names: Mapping[str, str] | None = None,
     **layer: str,
 ) -> GGUFLayout:
-    """The layout of a dense decoder; `layer` names the layer's tensors that it has besides, or otherwise."""
-    return GGUFLayout(architectures, hf, model_type, _TOP, _LAYER | layer, interleaved, config, applies)
+    """The layout of a decoder; `names` and `layer` name the layer's tensors that it has besides, or otherwise."""
+    return GGUFLayout(
+        architectures, hf, model_type, _TOP, _LAYER | dict(names or {}) | layer, interleaved, bare, config, applies
+    )

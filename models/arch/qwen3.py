@@ -18,11 +18,12 @@ def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
     dims, bias = blocks.read_dims(config), ConfigReader(config).flag("attention_bias", default=False)
     specs = blocks.attention_specs(config, dims, windows(config, dims))
-    layers = [_layer(dims, index, bias=bias) for index in range(dims.num_layers)]
+    layers = [layer(dims, index, bias=bias) for index in range(dims.num_layers)]
     return blocks.model(dims, blocks.decoder(dims, layers), specs)
 
 
-def _layer(dims: blocks.Dims, index: int, *, bias: bool) -> blocks.Layer:
+def layer(dims: blocks.Dims, index: int, *, bias: bool) -> blocks.Layer:
+    """Declare a layer."""
     name = f"model.layers.{index}"
     norm1, norm2 = blocks.layer_norm_pair(dims, name)
     q_norm, k_norm = (Norm(f"{name}.self_attn.{part}_norm", dims.head_dim, dims.eps) for part in "qk")

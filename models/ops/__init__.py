@@ -3,16 +3,33 @@
 Imports no array library but numpy, and that for constants. Executors (`models.executors`) implement `Ops`.
 """
 
-from models.ops.base import Activation, Attention, Ops, PositionScale
+from models.ops.base import Activation, Attention, ClampedSwish, Gate, Ops, PositionScale
 from models.ops.rope import RopeConfig
+from models.ops.routing import Routing
 from models.ops.state import KV, LayerState
-from models.ops.weights import Embedding, Joined, LayerNorm, Linear, Matrix, Norm, Vector, Weight, weights_in
+from models.ops.weights import (
+    Embedding,
+    Expert,
+    Experts,
+    Joined,
+    LayerNorm,
+    Linear,
+    Matrix,
+    Norm,
+    Vector,
+    Weight,
+    weights_in,
+)
 
 __all__ = [
     "KV",
     "Activation",
     "Attention",
+    "ClampedSwish",
     "Embedding",
+    "Expert",
+    "Experts",
+    "Gate",
     "Joined",
     "LayerNorm",
     "LayerState",
@@ -22,6 +39,7 @@ __all__ = [
     "Ops",
     "PositionScale",
     "RopeConfig",
+    "Routing",
     "Vector",
     "Weight",
     "weights_in",

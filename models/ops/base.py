@@ -8,12 +8,28 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from models.ops.rope import RopeConfig
-from models.ops.weights import Embedding, LayerNorm, Matrix, Norm, Vector
+from models.ops.routing import Routing
+from models.ops.weights import Embedding, Experts, LayerNorm, Matrix, Norm, Vector
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "sigmoid"]
 """`gelu` is the exact one, `gelu_tanh` its usual approximation. Source: arXiv 1606.08415."""
 
 Tensor = TypeVar("Tensor")
+
+
+@dataclass(frozen=True, slots=True)
+class ClampedSwish:
+    """A gate of its own kind: with g = min(gate, limit), u = up within +-limit: g * sigmoid(alpha * g) * (u + shift).
+
+    Source: gpt-oss (arXiv 2508.10925).
+    """
+
+    limit: float
+    alpha: float
+    shift: float
+
+
+Gate: TypeAlias = Activation | ClampedSwish
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +104,16 @@ class Ops(Protocol[Tensor]):
         """
         ...
 
-    def glu(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+    def glu(self, gate: Tensor, up: Tensor, activation: Gate) -> Tensor:
         """The activated gate times `up`. Shapes: both (T, F); returns (T, F). Source: arXiv 2002.05202."""
+        ...
+
+    def route(self, logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+        """The picked experts and their weights. Shapes: logits (T, E); returns whole numbers and floats (T, picked)."""
+        ...
+
+    def experts(self, x: Tensor, picks: Tensor, weights: Tensor, experts: Experts, activation: Gate) -> Tensor:
+        """The weighted sum of what the picked experts make. Shapes: x (T, D), picks, weights (T, k); returns (T, D)."""
         ...
 
     def activate(self, x: Tensor, activation: Activation) -> Tensor:

@@ -103,7 +103,34 @@ class Vector:
         yield self.name, (self.width,)
 
 
-Weight: TypeAlias = Linear | Joined | Embedding | Norm | LayerNorm | Vector
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """The weights of one gated MLP among several."""
+
+    gate_up: Joined
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """Gated MLPs of equal sizes, of which each token takes a few. Source: arXiv 2101.03961."""
+
+    each: tuple[Expert, ...]
+
+    @property
+    def matrices(self) -> Iterator[Joined | Linear]:
+        """All of their matrices."""
+        for expert in self.each:
+            yield expert.gate_up
+            yield expert.down
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The names and shapes of their tensors."""
+        for matrix in self.matrices:
+            yield from matrix.tensors()
+
+
+Weight: TypeAlias = Linear | Joined | Embedding | Norm | LayerNorm | Vector | Experts
 Matrix: TypeAlias = Linear | Joined | Embedding
 """What a product can be made with."""
 

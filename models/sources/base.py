@@ -20,6 +20,10 @@ class NamedTensor:
     name: str
     read: Callable[[], Tensor]
     file: str
+    read_entry: Callable[[int], Tensor] | None = None
+    """Reads one entry of the first axis alone; None: there is none."""
+    entries: int = 0
+    """Those of the first axis."""
 
     @property
     def value(self) -> Tensor:

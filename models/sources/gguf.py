@@ -5,7 +5,7 @@ A model may be split over several files, `NAME-00001-of-00003.gguf` and so on; a
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -105,7 +105,7 @@ class GGUFFile:
     def tensors(self, component: str = "") -> Iterator[NamedTensor]:
         """See `Checkpoint.tensors`. Values are `Blocks`, but for plain types and for vectors."""
         for name, tensor in self._named(component):
-            yield NamedTensor(name, partial(self._value, tensor), str(tensor.path))
+            yield NamedTensor(name, partial(self._value, tensor), str(tensor.path), *self._divided(tensor))
 
     def _named(self, component: str) -> Iterator[tuple[str, GGUFTensor]]:
         if component:
@@ -136,6 +136,12 @@ class GGUFFile:
         if tensor.kind in PLAIN:
             return rows.view(PLAIN[tensor.kind]).reshape(tensor.shape)
         return Blocks(rows, tensor.kind, tensor.shape)
+
+    def _divided(self, tensor: GGUFTensor) -> tuple[Callable[[int], Tensor] | None, int]:
+        return (partial(self._entry, tensor), tensor.shape[0]) if len(tensor.shape) > 1 else (None, 0)
+
+    def _entry(self, tensor: GGUFTensor, index: int) -> Tensor:
+        return self._value(tensor.entry(index))
 
     def _order(self, tensor: GGUFTensor, rows: int) -> npt.NDArray[np.intp] | None:
         return unpermuted_rows(tensor.name, rows, self._layout, self.config, str(tensor.path))

@@ -25,7 +25,8 @@ def hf_name(name: str, layout: GGUFLayout | None) -> str | None:
         return name
     match = _IN_LAYER.fullmatch(name)
     if match and match[2] in layout.layer:
-        return f"model.layers.{match[1]}.{layout.layer[match[2]]}.{match[3]}"
+        full = f"model.layers.{match[1]}.{layout.layer[match[2]]}"
+        return full if match[2] in layout.bare else f"{full}.{match[3]}"
     stem, _, kind = name.rpartition(".")
     return f"{layout.top[stem]}.{kind}" if stem in layout.top else name
 

@@ -49,6 +49,11 @@ class GGUFTensor:
     nbytes: int
     path: Path
 
+    def entry(self, index: int) -> "GGUFTensor":
+        """One entry of its first axis."""
+        nbytes = self.nbytes // self.shape[0]
+        return replace(self, shape=self.shape[1:], offset=self.offset + index * nbytes, nbytes=nbytes)
+
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:

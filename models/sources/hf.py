@@ -191,6 +191,9 @@ def _mlx_settings(config: Mapping[str, JSON], file: str) -> dict[str, JSON] | No
     foreign = config.get("quantization_config")
     if settings is None and isinstance(foreign, dict):
         method = foreign.get("quant_method")
+        if method == "mxfp4":
+            # The tensors themselves say which they are.
+            return None
         if method is not None:
             raise QuantizationError(
                 f"{file}: weights quantised with {method} are not supported; use the model's bfloat16 files, or a "

@@ -6,7 +6,7 @@ Source: safetensors 0.5, README, "Format".
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,6 +49,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     nbytes: int
     begin: int
+
+    def entry(self, index: int) -> "StoredTensor":
+        """One entry of its first axis."""
+        nbytes = self.nbytes // self.shape[0]
+        return replace(self, shape=self.shape[1:], nbytes=nbytes, begin=self.begin + index * nbytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,23 @@ Three naming conventions for the parts are in use, and a checkpoint may mix them
 | `X.weight` | `X.scales` | `X.biases` | | MLX |
 | `N` | `N.scale` | `N.bias` | `N.global_scale` | Ollama (N is the tensor's whole name, `X.weight`) |
 | `N` | `N_scale` | `N_qbias` | | Ollama to 0.16 |
+
+and OpenAI's for experts in mxfp4: `N_blocks` (..., out, in / 32, 16 bytes) with `N_scales`, which are MLX's layout but
+for the type of the words.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from models.errors import CheckpointError, QuantizationError
-from models.quantization import Array, Packed, QuantizationSpec, logical_shape, shapes_agree
+from models.quantization import Array, Packed, QuantizationSpec, Tensor, logical_shape, shapes_agree
 from models.sources.base import NamedTensor, TensorInfo
 from models.sources.safetensors_file import FLOATING, SafetensorsFile, StoredTensor
+
+_MXFP4 = QuantizationSpec("mxfp4", 4, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,16 @@ class Member:
     def read(self) -> Array:
         """Its value. Raises CheckpointError."""
         return self.file.array(self.stored)
+
+    @property
+    def divided(self) -> tuple[Callable[[int], Tensor] | None, int]:
+        """How to read one entry of the first axis, and how many there are."""
+        shape = self.stored.shape
+        return (self.read_entry, shape[0]) if len(shape) > 1 else (None, 0)
+
+    def read_entry(self, index: int) -> Array:
+        """One entry of its first axis. Raises CheckpointError."""
+        return self.file.array(self.stored.entry(index))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +77,46 @@ class QuantizedEntry:
         global_scale = self.global_scale.read() if self.global_scale else None
         return Packed(self.weight.read(), self.scales.read(), biases, self.spec, global_scale)
 
+    @property
+    def divided(self) -> tuple[Callable[[int], Tensor] | None, int]:
+        """How to read one entry of the first axis, and how many there are."""
+        shape = self.weight.stored.shape
+        return (self.read_entry, shape[0]) if len(shape) > 2 else (None, 0)
+
+    def read_entry(self, index: int) -> Packed:
+        """One matrix of a stack of them. Raises CheckpointError."""
+        biases = self.biases.read_entry(index) if self.biases else None
+        scale = self.global_scale.read().reshape(-1) if self.global_scale else None
+        own = scale if scale is None or len(scale) == 1 else scale[index : index + 1]
+        return Packed(self.weight.read_entry(index), self.scales.read_entry(index), biases, self.spec, own)
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksEntry:
+    """Matrices in mxfp4 as OpenAI stores them."""
+
+    blocks: Member
+    scales: Member
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what they stand for."""
+        *outer, groups, nbytes = self.blocks.stored.shape
+        return (*outer, groups * nbytes * 2)
+
+    def read(self) -> Packed:
+        """Its value. Raises CheckpointError."""
+        return _packed_blocks(self.blocks.read(), self.scales.read())
+
+    def read_entry(self, index: int) -> Packed:
+        """One matrix of a stack of them. Raises CheckpointError."""
+        return _packed_blocks(self.blocks.read_entry(index), self.scales.read_entry(index))
+
+
+def _packed_blocks(blocks: Array, scales: Array) -> Packed:
+    words = np.ascontiguousarray(blocks).reshape(*blocks.shape[:-2], -1).view("<u4")
+    return Packed(words, scales, None, _MXFP4)
+
 
 # The spec of a quantised matrix, from its name, packed weights and scales.
 SpecRule = Callable[[str, Member, Member], QuantizationSpec]
@@ -69,7 +126,7 @@ SpecRule = Callable[[str, Member, Member], QuantizationSpec]
 class TensorTable:
     """The tensors of one component by name, and where each is stored."""
 
-    entries: Mapping[str, DenseEntry | QuantizedEntry]
+    entries: Mapping[str, DenseEntry | QuantizedEntry | BlocksEntry]
 
     def infos(self) -> Iterator[TensorInfo]:
         """What the headers say of every tensor."""
@@ -77,6 +134,9 @@ class TensorTable:
             if isinstance(entry, DenseEntry):
                 stored, file = entry.values.stored, entry.values.file.label
                 yield TensorInfo(name, stored.shape, stored.nbytes, quantized=False, file=file, kind=stored.dtype)
+            elif isinstance(entry, BlocksEntry):
+                nbytes, file = entry.blocks.stored.nbytes + entry.scales.stored.nbytes, entry.blocks.file.label
+                yield TensorInfo(name, entry.shape, nbytes, quantized=True, file=file, kind="mxfp4", spec=_MXFP4)
             else:
                 spec, file = entry.spec, entry.weight.file.label
                 shape = logical_shape(spec, entry.weight.stored.shape)
@@ -87,9 +147,11 @@ class TensorTable:
         """Every tensor, each read when its value is asked for; no file stays open. Thread: any."""
         for name, entry in self.entries.items():
             if isinstance(entry, DenseEntry):
-                yield NamedTensor(name, entry.values.read, entry.values.file.label)
+                yield NamedTensor(name, entry.values.read, entry.values.file.label, *entry.values.divided)
+            elif isinstance(entry, BlocksEntry):
+                yield NamedTensor(name, entry.read, entry.blocks.file.label, entry.read_entry, entry.shape[0])
             else:
-                yield NamedTensor(name, entry.read, entry.weight.file.label)
+                yield NamedTensor(name, entry.read, entry.weight.file.label, *entry.divided)
 
 
 def make_table(members: Mapping[str, Member], spec_of: SpecRule) -> TensorTable:
@@ -99,8 +161,14 @@ def make_table(members: Mapping[str, Member], spec_of: SpecRule) -> TensorTable:
         CheckpointError: a part contradicts the others.
         QuantizationError: a tensor is quantised in a way that is not MLX's.
     """
-    grouped: dict[str, DenseEntry | QuantizedEntry] = {}
+    grouped: dict[str, DenseEntry | QuantizedEntry | BlocksEntry] = {}
     consumed: set[str] = set()
+    for name, member in members.items():
+        scales = members.get(f"{name.removesuffix('_blocks')}_scales") if name.endswith("_blocks") else None
+        if scales is not None:
+            _verify_blocks(name, member, scales)
+            grouped[name] = BlocksEntry(member, scales)
+            consumed.update({name, scales.stored.key})
     for name, member in members.items():
         parts = _companions(name, members)
         scales = members.get(parts.scales) if parts else None
@@ -158,8 +226,20 @@ def _verify(name: str, entry: QuantizedEntry) -> None:
             f"{entry.spec.mode} quantisation needs 8-bit scales and no biases", file=file, tensor=name
         )
     scale = entry.global_scale.stored if entry.global_scale else None
-    if scale is not None and (scale.dtype not in FLOATING or math.prod(scale.shape) != 1):
-        raise CheckpointError("its global scale is not one floating number", file=file, tensor=name)
+    counts = {1, math.prod(weight.shape[:-2])}
+    if scale is not None and (scale.dtype not in FLOATING or math.prod(scale.shape) not in counts):
+        raise CheckpointError("its global scale is not one floating number a matrix", file=file, tensor=name)
+
+
+def _verify_blocks(name: str, blocks: Member, scales: Member) -> None:
+    shape = blocks.stored.shape
+    is_mxfp4 = len(shape) > 2 and shape[-1] == 16 and scales.stored.shape == shape[:-1]
+    if not is_mxfp4 or {blocks.stored.dtype, scales.stored.dtype} != {"U8"}:
+        raise CheckpointError(
+            f"blocks {list(shape)} and scales {list(scales.stored.shape)} do not make mxfp4",
+            file=blocks.file.label,
+            tensor=name,
+        )
 
 
 def _refuse_foreign(name: str, member: Member) -> None:

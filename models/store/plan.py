@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from models.errors import CheckpointError, QuantizationError
 from models.quantization import fitted_spec, spec_of_quant_type
 from models.sources.safetensors_file import DTYPE_BITS, FLOATING
-from models.sources.tensor_table import DenseEntry, Member, QuantizedEntry, TensorTable
+from models.sources.tensor_table import BlocksEntry, DenseEntry, Member, QuantizedEntry, TensorTable
 from models.store.content import Entry, safetensors_header
 
 # The quantisation of a tensor by its name in its component and its shape.
@@ -111,6 +111,10 @@ def plan_blobs(
     for name in sorted(table.entries):
         entry = table.entries[name]
         match = _EXPERT.fullmatch(name) if not component else None
+        if isinstance(entry, BlocksEntry):
+            raise QuantizationError(
+                f"tensor {name} is in OpenAI's mxfp4, which the store has no name for; run the folder"
+            )
         if isinstance(entry, QuantizedEntry):
             blobs.append(_packed_blob(prefix + name, entry))
         elif match is not None:

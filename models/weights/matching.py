@@ -2,12 +2,24 @@
 
 from collections.abc import Iterable
 
+from models.arch import Model
 from models.errors import CheckpointError
-from models.ops.weights import Weight
-from models.sources.base import TensorInfo
+from models.ops.weights import Weight, weights_in
+from models.sources.base import Checkpoint, TensorInfo
+from models.weights.stacks import separate_infos
 
 _SHOWN_NAMES = 5
 _CONSTANTS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".num_batches_tracked")
+
+
+def tensors_of(model: Model, checkpoint: Checkpoint, unused: tuple[str, ...] = ()) -> dict[str, TensorInfo]:
+    """The tensor of every name that a model declares, experts one by one; see `matched`. Thread: any.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, there twice, misshaped, or no such stack.
+    """
+    infos = separate_infos(checkpoint.infos(), model.stacks)
+    return matched(weights_in(model.weights), infos, checkpoint.reference, unused)
 
 
 def matched(

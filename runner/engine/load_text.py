@@ -18,9 +18,8 @@ from models.checkpoint import Checkpoint
 from models.device import device
 from models.executors.base import Executor
 from models.fingerprint import fingerprint
-from models.ops import weights_in
 from models.tokenizer import load_tokenizer
-from models.weights.matching import matched
+from models.weights.matching import tensors_of
 from runner.config import CacheType, RunnerConfig
 from runner.engine.admission import Admission
 from runner.engine.blueprint import (
@@ -171,7 +170,7 @@ class _Planner:
         self._checkpoint = checkpoint
         self._options = options
         self._model = build_model(checkpoint.config)
-        self._found = matched(weights_in(self._model.weights), checkpoint.infos(), checkpoint.reference)
+        self._found = tensors_of(self._model, checkpoint)
         self._device = device()
         self._available = available_bytes(self._device)
         cache_type: CacheType = options.cache_type or process.kv_cache_type

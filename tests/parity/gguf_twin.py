@@ -39,7 +39,7 @@ def _nothing(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     """Nothing besides."""
 
 
-def _as_they_are(weights: Arrays, config: Mapping[str, Any]) -> Arrays:
+def as_they_are(weights: Arrays, config: Mapping[str, Any]) -> Arrays:
     return weights
 
 
@@ -55,8 +55,10 @@ class Twin:
     """Projections whose rows are reordered in each head."""
     metadata: Callable[[gguf.GGUFWriter, Mapping[str, Any]], None] = _nothing
     """Writes the keys that not every architecture has."""
-    stored: Callable[[Arrays, Mapping[str, Any]], Arrays] = _as_they_are
+    stored: Callable[[Arrays, Mapping[str, Any]], Arrays] = as_they_are
     """The weights as they are stored, under Hugging Face's names or GGUF's; what changes their values or shapes."""
+    restored: Callable[[Arrays, Mapping[str, Any]], Arrays] = as_they_are
+    """The other way round."""
 
     def name(self, name: str) -> str:
         """GGUF's name of a tensor."""
@@ -172,4 +174,4 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return stored
+    return twin.restored(stored, config)

@@ -17,7 +17,8 @@ from models.mlx_memory import configure
 from models.ops import weights_in
 from models.quantization import packed_nbytes
 from models.sources.base import TensorInfo
-from models.weights.matching import matched
+from models.weights.matching import tensors_of
+from models.weights.stacks import separate_tensors
 
 LONGEST_STEP = 512
 _CACHE_BYTES = 128 << 20
@@ -67,8 +68,8 @@ def load(
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     dtype = dtype or compute_dtype(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
     specs = layer_specs(model.state, cache_type, dtype, longest_step)
-    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, unused)
-    tensors = {tensor.name: tensor for tensor in checkpoint.tensors()}
+    found = tensors_of(model, checkpoint, unused)
+    tensors = {tensor.name: tensor for tensor in separate_tensors(checkpoint.tensors(), model.stacks)}
     weights, declared = Weights(), list(weights_in(model.weights))
     total, done = sum(prod(info.shape) for info in found.values()) or 1, 0
     for weight in declared:

@@ -6,11 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 import mlx.core as mx
 import numpy as np
 
+from models.executors.mlx.experts import route
 from models.executors.mlx.kinds import GROUP
 from models.executors.mlx.parts import Part
 from models.executors.mlx.slabs import LayerSpec
 from models.executors.mlx.weights import Weights
-from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm, PositionScale, RopeConfig
+from models.ops import (
+    Activation,
+    Attention,
+    ClampedSwish,
+    Embedding,
+    Experts,
+    Gate,
+    LayerNorm,
+    Matrix,
+    Norm,
+    PositionScale,
+    RopeConfig,
+    Routing,
+)
 
 Unary = Callable[[mx.array], mx.array]
 
@@ -28,26 +42,35 @@ _ACTIVATIONS: Mapping[Activation, Unary] = {
 }
 
 
+def _glu(activation: Gate) -> Callable[[mx.array, mx.array], mx.array]:
+    if isinstance(activation, ClampedSwish):
+        limit, alpha, shift = activation.limit, activation.alpha, activation.shift
+
+        def clamped(gate: mx.array, up: mx.array) -> mx.array:
+            gate = mx.minimum(gate, limit)
+            return gate * mx.sigmoid(alpha * gate) * (mx.clip(up, -limit, limit) + shift)
+
+        return clamped
+    unary = _ACTIVATIONS[activation]
+    return lambda gate, up: unary(gate) * up
+
+
 class Activations:
     """The activations, and gated ones as one kernel where they are compiled. Thread: the executor's."""
 
     def __init__(self, *, compiled: bool = False) -> None:
         """`compiled` calls a compiler at run time on MLX's CPU backend, which may not be there."""
         self._compiled = compiled
-        self._gated: dict[Activation, Callable[[mx.array, mx.array], mx.array]] = {}
+        self._gated: dict[Gate, Callable[[mx.array, mx.array], mx.array]] = {}
 
     def unary(self, activation: Activation) -> Unary:
         """The activation by itself."""
         return _ACTIVATIONS[activation]
 
-    def gated(self, activation: Activation) -> Callable[[mx.array, mx.array], mx.array]:
+    def gated(self, activation: Gate) -> Callable[[mx.array, mx.array], mx.array]:
         """The activated first times the second. Shapes: both (T, F); returns (T, F)."""
         if activation not in self._gated:
-            unary = _ACTIVATIONS[activation]
-
-            def glu(gate: mx.array, up: mx.array) -> mx.array:
-                return unary(gate) * up
-
+            glu = _glu(activation)
             self._gated[activation] = mx.compile(glu, shapeless=True) if self._compiled else glu
         return self._gated[activation]
 
@@ -91,7 +114,15 @@ class Compute:
             return mx.fast.layer_norm(x, weight, bias, norm.eps)
         return mx.fast.layer_norm(x.reshape(len(x), -1, norm.width), weight, bias, norm.eps).reshape(x.shape)
 
-    def glu(self, gate: mx.array, up: mx.array, activation: Activation) -> mx.array:
+    def route(self, logits: mx.array, routing: Routing) -> tuple[mx.array, mx.array]:
+        """See `Ops.route`."""
+        return route(logits, routing, None if routing.bias is None else self._weights.vector(routing.bias))
+
+    def experts(self, x: mx.array, picks: mx.array, weights: mx.array, experts: Experts, activation: Gate) -> mx.array:
+        """See `Ops.experts`."""
+        return self._weights.experts(experts).run(x, picks, weights, self._activations.gated(activation))
+
+    def glu(self, gate: mx.array, up: mx.array, activation: Gate) -> mx.array:
         """See `Ops.glu`."""
         return self._activations.gated(activation)(gate, up)
 

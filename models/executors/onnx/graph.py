@@ -4,7 +4,8 @@ A graph is cut into parts of bounded weight, each a session of its own, so that 
 weights are held twice. Imports `onnx` when it is asked for bytes, and not before.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from onnx import ValueInfoProto
+    from onnx import NodeProto, ValueInfoProto
 
 Array = npt.NDArray[Any]
 Attribute = int | float | str | list[int]
@@ -37,6 +38,23 @@ class Node:
     outputs: tuple[str, ...]
     domain: str
     attributes: Mapping[str, Attribute]
+    branches: Mapping[str, "Branch"] = field(default_factory=dict)
+    """Of a node that runs one of several graphs: these, by the attributes they are."""
+
+    def reads(self) -> Iterator[str]:
+        """What it reads, what its branches read from around them included."""
+        yield from (name for name in self.inputs if name)
+        for branch in self.branches.values():
+            made = {name for node in branch.nodes for name in node.outputs}
+            yield from (name for node in branch.nodes for name in node.reads() if name not in made)
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A graph within a node: no inputs, it reads what is around it; one output."""
+
+    nodes: tuple[Node, ...]
+    output: str
 
 
 @dataclass(slots=True)
@@ -50,6 +68,8 @@ class Graph:
     """Small ones, part of the graph itself."""
     weights: dict[str, int] = field(default_factory=dict)
     """The bytes of large ones by name, given to a session when it is made."""
+    kinds: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    """The types of values that are not float32 and may cross from one part to another."""
     _count: int = 0
 
     def add(
@@ -70,6 +90,21 @@ class Graph:
     ) -> None:
         """Append a node whose outputs are named."""
         self.nodes.append(Node(op, tuple(inputs), tuple(outputs), domain, attributes))
+
+    def branch(self, record: Callable[[], str]) -> Branch:
+        """What `record` appends, by itself; it returns the name of its output."""
+        around, self.nodes = self.nodes, []
+        try:
+            output = record()
+            return Branch(tuple(self.nodes), output)
+        finally:
+            self.nodes = around
+
+    def choose(self, condition: str, then: Branch, otherwise: Branch) -> str:
+        """Append an `If`; the name of its output."""
+        name = self.name("If")
+        self.nodes.append(Node("If", (condition,), (name,), "", {}, {"then_branch": then, "else_branch": otherwise}))
+        return name
 
     def name(self, kind: str) -> str:
         """A name that no value has."""
@@ -98,23 +133,26 @@ def cut(graph: Graph, most_bytes: int) -> list[Part]:
     groups: list[list[Node]] = [[]]
     held = 0
     for node in graph.nodes:
-        nbytes = sum(graph.weights.get(name, 0) for name in node.inputs)
+        nbytes = sum(graph.weights.get(name, 0) for name in node.reads())
         if held and held + nbytes > most_bytes:
             groups.append([])
             held = 0
         groups[-1].append(node)
         held += nbytes
-    return [
-        _part(graph, group, [node for later in groups[n + 1 :] for node in later]) for n, group in enumerate(groups)
-    ]
+    parts: list[Part] = []
+    wanted = set(graph.outputs)
+    for group in reversed(groups):
+        parts.append(_part(graph, group, wanted))
+        wanted |= {name for node in group for name in node.reads()}
+    return parts[::-1]
 
 
-def _part(graph: Graph, nodes: list[Node], later: list[Node]) -> Part:
+def _part(graph: Graph, nodes: list[Node], wanted: AbstractSet[str]) -> Part:
+    """A part, of whose values the `wanted` ones go out."""
     made = dict.fromkeys(name for node in nodes for name in node.outputs if name)
-    read = dict.fromkeys(name for node in nodes for name in node.inputs if name)
-    wanted = {*graph.outputs, *(name for node in later for name in node.inputs)}
+    read = dict.fromkeys(name for node in nodes for name in node.reads())
     weights = tuple(name for name in read if name in graph.weights)
-    inputs = tuple(name for name in read if name not in made and name not in graph.weights | graph.constants)
+    inputs = tuple(name for name in read if not (name in made or name in graph.weights or name in graph.constants))
     return Part(tuple(nodes), inputs, tuple(name for name in made if name in wanted), weights)
 
 
@@ -122,7 +160,7 @@ def serialized(graph: Graph, part: Part, weights: Mapping[str, Array]) -> bytes:
     """The part as an ONNX model without its weights, which are given to the session by name. Thread: any."""
     from onnx import TensorProto, helper, numpy_helper  # noqa: PLC0415 - 11 MiB that only loading needs
 
-    read = {name for node in part.nodes for name in node.inputs}
+    read = {name for node in part.nodes for name in node.reads()}
     initializers = [numpy_helper.from_array(value, name) for name, value in graph.constants.items() if name in read]
     for name in part.weights:
         external = TensorProto(name=name, dims=weights[name].shape)
@@ -130,14 +168,21 @@ def serialized(graph: Graph, part: Part, weights: Mapping[str, Array]) -> bytes:
         external.data_location = TensorProto.EXTERNAL
         external.external_data.add(key="location", value="given to the session")
         initializers.append(external)
-    nodes = [
-        helper.make_node(node.op, node.inputs, node.outputs, domain=node.domain, **dict[str, Any](node.attributes))
-        for node in part.nodes
-    ]
+    nodes = [_node(node) for node in part.nodes]
     body = helper.make_graph(nodes, "part", _infos(graph, part.inputs), _infos(graph, part.outputs), initializers)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
     text: bytes = helper.make_model(body, opset_imports=opsets, ir_version=10).SerializeToString()
     return text
+
+
+def _node(node: Node) -> "NodeProto":
+    from onnx import TensorProto, helper  # noqa: PLC0415 - see above
+
+    attributes: dict[str, Any] = dict(node.attributes)
+    for name, branch in node.branches.items():
+        output = helper.make_tensor_value_info(branch.output, TensorProto.FLOAT, None)
+        attributes[name] = helper.make_graph([_node(inner) for inner in branch.nodes], name, [], [output])
+    return helper.make_node(node.op, node.inputs, node.outputs, domain=node.domain, **attributes)
 
 
 def _infos(graph: Graph, names: Iterable[str]) -> "list[ValueInfoProto]":
@@ -147,6 +192,7 @@ def _infos(graph: Graph, names: Iterable[str]) -> "list[ValueInfoProto]":
     infos = []
     for name in names:
         known = graph.inputs.get(name) or graph.outputs.get(name)
-        dtype = TensorProto.FLOAT if known is None else helper.np_dtype_to_tensor_dtype(known.dtype)
+        kind = graph.kinds.get(name) if known is None else known.dtype
+        dtype = TensorProto.FLOAT if kind is None else helper.np_dtype_to_tensor_dtype(kind)
         infos.append(helper.make_tensor_value_info(name, dtype, None if known is None else known.shape))
     return infos

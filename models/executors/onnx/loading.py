@@ -19,11 +19,12 @@ from models.executors.onnx.sessions import Sessions, part_arrays
 from models.executors.onnx.slabs import CacheType, SlabSpec, slab_specs, state_nbytes
 from models.executors.onnx.state import Slabs
 from models.executors.onnx.tables import EmbeddingTable
-from models.ops import Embedding, Joined, Linear, weights_in
+from models.ops import Embedding, Experts, Joined, Linear, weights_in
 from models.process_memory import trim
 from models.quantization import Tensor
 from models.sources.base import Checkpoint, NamedTensor, TensorInfo
-from models.weights.matching import matched
+from models.weights.matching import tensors_of
+from models.weights.stacks import separate_tensors
 
 PART_BYTES = 64 << 20
 PARTS = 16
@@ -92,9 +93,10 @@ def forms_of(model: Model, found: Mapping[str, TensorInfo], choice: WeightChoice
     """The form of every matrix, by its tensor's name. Thread: any."""
     forms: dict[str, Form] = {}
     for weight in weights_in(model.weights):
-        parts = weight.parts if isinstance(weight, Joined) else (weight,)
-        names = [f"{part.name}.weight" for part in parts if isinstance(part, Linear | Embedding)]
-        forms |= {name: form_of(found[name], choice, large=large) for name in names}
+        for matrix in weight.matrices if isinstance(weight, Experts) else (weight,):
+            parts = matrix.parts if isinstance(matrix, Joined) else (matrix,)
+            names = [f"{part.name}.weight" for part in parts if isinstance(part, Linear | Embedding)]
+            forms |= {name: form_of(found[name], choice, large=large) for name in names}
     return forms
 
 
@@ -114,10 +116,10 @@ def load(
         ExecutionError: ONNX Runtime refuses the graph.
         MemoryError: there is none for it.
     """
-    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, unused)
+    found = tensors_of(model, checkpoint, unused)
     recording = record(model, found, options)
     slabs = Slabs(slabs_of(model, options.cache_type), options.slots, options.capacity)
-    tensors = {tensor.name: tensor for tensor in checkpoint.tensors()}
+    tensors = {tensor.name: tensor for tensor in separate_tensors(checkpoint.tensors(), model.stacks)}
     source = _Source({name: tensors[info.name] for name, info in found.items()})
     sessions = Sessions(recording.graph, options.threads)
     total, done = sum(recording.graph.weights.values()) or 1, 0

@@ -83,6 +83,11 @@ class ProductNodes:
         """Whether these matrices of one input can be one."""
         return joined([self._forms[f"{part.name}.weight"] for part in parts]) is not None
 
+    def wants_even_rows(self, parts: Sequence[Linear]) -> bool:
+        """Whether an odd last row of one of these products would be computed in another order than the others'."""
+        forms = [self._forms[f"{part.name}.weight"] for part in parts]
+        return any(form.wants_even_rows or (self._level == EXACT and not form.is_dense) for form in forms)
+
     def record(self, x: str, parts: Sequence[Linear | Embedding], *, precise: bool = False) -> str:
         """The product of `x` (T, K) with the parts side by side, biases added; the name of the result (T, N)."""
         form = joined([self._forms[f"{part.name}.weight"] for part in parts])

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 
 from models.executors.onnx.attention import AttentionNodes
+from models.executors.onnx.experts import ExpertNodes
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.products import ProductNodes
 from models.ops import (
     Activation,
     Attention,
+    ClampedSwish,
     Embedding,
+    Experts,
+    Gate,
     Joined,
     LayerNorm,
     Linear,
@@ -23,6 +27,7 @@ from models.ops import (
     Norm,
     PositionScale,
     RopeConfig,
+    Routing,
     Vector,
 )
 
@@ -92,6 +97,7 @@ class Recorder:
         self._graph = graph
         self._products = products
         self._attention = attention
+        self._experts = ExpertNodes(graph, products, self._gated)
         self.vectors: dict[str, float] = {}
         """What is added to a vector as it is stored, by its tensor's name."""
         self.tables: list[Embedding] = []
@@ -168,14 +174,24 @@ class Recorder:
 
         return Value(spec.heads * spec.head_dim, record)
 
-    def glu(self, gate: Value, up: Value, activation: Activation) -> Value:
+    def glu(self, gate: Value, up: Value, activation: Gate) -> Value:
         """See `Ops.glu`."""
-        return self.mul(self.activate(gate, activation), up)
+        return Value(gate.width, lambda: self._gated(gate.name, up.name, activation))
+
+    def route(self, logits: Value, routing: Routing) -> tuple[Value, Value]:
+        """See `Ops.route`."""
+        bias = "" if routing.bias is None else self.vector(routing.bias)
+        picks, weights = self._experts.route(logits.name, logits.width, routing, bias)
+        return _named(routing.picked, picks), _named(routing.picked, weights)
+
+    def experts(self, x: Value, picks: Value, weights: Value, experts: Experts, activation: Gate) -> Value:
+        """See `Ops.experts`."""
+        names = (x.name, picks.name, weights.name)
+        return Value(x.width, lambda: self._experts.record(*names, experts, activation))
 
     def activate(self, x: Value, activation: Activation) -> Value:
         """See `Ops.activate`."""
-        op, domain, attributes = _ACTIVATIONS[activation]
-        return Value(x.width, lambda: self._graph.add(op, [x.name], domain=domain, **attributes)[0])
+        return Value(x.width, lambda: self._activated(x.name, activation))
 
     def mul(self, x: Value, y: Value) -> Value:
         """See `Ops.mul`."""
@@ -217,6 +233,20 @@ class Recorder:
         assert self.vectors.setdefault(vector.name, offset) == offset
         self._graph.weights[vector.name] = 4 * vector.width
         return vector.name
+
+    def _activated(self, x: str, activation: Activation) -> str:
+        op, domain, attributes = _ACTIVATIONS[activation]
+        return self._graph.add(op, [x], domain=domain, **attributes)[0]
+
+    def _gated(self, gate: str, up: str, activation: Gate) -> str:
+        """Names of values (n, F): the activated gate times `up`."""
+        add = self._graph.add
+        if not isinstance(activation, ClampedSwish):
+            return add("Mul", [self._activated(gate, activation), up])[0]
+        low, high = self._number(-activation.limit), self._number(activation.limit)
+        (active,) = add("QuickGelu", [add("Min", [gate, high])[0]], domain=CONTRIB, alpha=activation.alpha)
+        (shifted,) = add("Add", [add("Clip", [up, low, high])[0], self._number(activation.shift)])
+        return add("Mul", [active, shifted])[0]
 
     def _norm_weight(self, norm: Norm) -> str:
         if not norm.name:

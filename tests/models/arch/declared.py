@@ -11,6 +11,11 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 24,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
+    "num_experts": 2,
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8,
 }
 
 

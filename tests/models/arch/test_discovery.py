@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def rediscovered() -> Iterator[None]:
 def test_every_module_but_the_shared_ones_has_a_record():
     modules = {module.name for module in pkgutil.iter_modules(models.arch.__path__)}
     records = [
-        importlib.import_module(f"models.arch.{name}").ARCHITECTURE for name in modules - {"base", "blocks", "gguf"}
+        importlib.import_module(f"models.arch.{name}").ARCHITECTURE for name in modules - set(models.arch._SHARED)
     ]
     assert len(records) >= 4
     assert set(map(id, records)) == set(map(id, discover()))
@@ -80,10 +81,11 @@ def test_ggufs_names_are_those_of_declared_tensors():
             assert names.hf in architecture.hf
             declared = tensors(build(names.hf, tie_word_embeddings=False))
             translated = {f"{name}.weight" for name in names.top.values()}
-            for layer in range(3):
-                translated |= {f"model.layers.{layer}.{name}.weight" for name in names.layer.values()}
-            assert translated == {name for name in declared if name.endswith(".weight")}
-            assert set(names.interleaved) <= set(names.layer)
+            for layer, expert in product(range(3), "01"):
+                ours = [name.replace("*", expert) for name in names.layer.values()]
+                translated |= {f"model.layers.{layer}.{name}.weight" for name in ours}
+            assert {name for name in declared if name.endswith(".weight")} <= translated
+            assert {*names.interleaved, *names.bare} <= set(names.layer)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ A configuration is written here as published checkpoints write theirs, not as th
 and new spellings, absent keys, nulls and keys nobody reads are part of what a loader has to live with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from gguf_twin import Twin
+from gguf_twin import Arrays, Twin, as_they_are
 from tiny_tokenizer import BOS, EOS, PAD, VOCAB_SIZE
 
 
@@ -28,6 +29,8 @@ class Case:
     gguf: Twin | None = None
     """How llama.cpp's converter writes it; None: no GGUF file is made."""
     quantized: tuple[str, ...] = ()
+    published: Callable[[Arrays, Mapping[str, Any]], Arrays] = as_they_are
+    """The weights as published checkpoints name and shape them, from those of the reference library's modules."""
 
 
 def base(architecture: str, model_type: str, **more: object) -> dict[str, object]:

@@ -1,0 +1,90 @@
+"""Experts that lie together in one tensor, seen as matrices of their own: from headers, and read one by one."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from models.arch.base import Stack
+from models.errors import CheckpointError
+from models.quantization import Blocks, Packed, Tensor
+from models.sources.base import NamedTensor, TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A tensor that is a stack, by its name."""
+
+    stack: Stack
+    groups: tuple[str, ...]
+
+    def names(self, expert: int) -> list[str]:
+        """What the expert's entry holds."""
+        return [part.format(*self.groups, n=expert) for part in self.stack.parts]
+
+
+def separate_infos(infos: Iterable[TensorInfo], stacks: Sequence[Stack]) -> Iterator[TensorInfo]:
+    """The tensors with an entry for each expert in place of stacks. Thread: any.
+
+    Raises:
+        CheckpointError: a stack does not divide into its parts.
+    """
+    for info in infos:
+        found = _found(info.name, stacks)
+        if found is None:
+            yield info
+            continue
+        shape, parts = info.shape[1:], len(found.stack.parts)
+        shape = shape[::-1] if found.stack.transposed else shape
+        if not shape or shape[0] % parts or not info.shape[0]:
+            reason = f"its shape {list(info.shape)} is not that of {parts} matrices an expert"
+            raise CheckpointError(reason, file=info.file, tensor=info.name)
+        own = (shape[0] // parts, *shape[1:])
+        nbytes = info.nbytes // info.shape[0] // parts
+        quantized = info.quantized and len(own) > 1
+        for expert in range(info.shape[0]):
+            for name in found.names(expert):
+                yield replace(info, name=name, shape=own, nbytes=nbytes, quantized=quantized)
+
+
+def separate_tensors(tensors: Iterable[NamedTensor], stacks: Sequence[Stack]) -> Iterator[NamedTensor]:
+    """The same of tensors to be read; the infos say how many experts there are. Thread: any."""
+    for tensor in tensors:
+        found = _found(tensor.name, stacks)
+        if found is None or tensor.read_entry is None:
+            yield tensor
+            continue
+        for expert in range(tensor.entries):
+            for index, name in enumerate(found.names(expert)):
+                read = partial(_read, tensor.read_entry, expert, index, found.stack)
+                yield NamedTensor(name, read, tensor.file)
+
+
+def _found(name: str, stacks: Sequence[Stack]) -> _Found | None:
+    for stack in stacks:
+        if match := re.fullmatch(stack.pattern, name):
+            return _Found(stack, match.groups(default=""))
+    return None
+
+
+def _read(read_entry: Callable[[int], Tensor], expert: int, part: int, stack: Stack) -> Tensor:
+    """One part of one expert's entry."""
+    value = read_entry(expert)
+    if stack.transposed:
+        assert isinstance(value, np.ndarray)
+        value = np.ascontiguousarray(value.T)
+    count = len(stack.parts)
+    if count == 1:
+        return value
+    rows = value.shape[0]
+    taken = slice(part, None, count) if stack.interleaved else slice(part * rows // count, (part + 1) * rows // count)
+    match value:
+        case Packed():
+            biases = None if value.biases is None else value.biases[taken]
+            return replace(value, weight=value.weight[taken], scales=value.scales[taken], biases=biases)
+        case Blocks():
+            return replace(value, rows=value.rows[taken], shape=(rows // count, *value.shape[1:]))
+        case _:
+            return value[taken]
