@@ -1,6 +1,6 @@
 """A row's bits do not depend on its company: exact equality, whatever the weights are and whoever runs beside."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -14,8 +14,17 @@ TOKENS = np.random.default_rng(0).integers(0, 320, 400).tolist()
 PROMPT, ANSWER = 70, 12
 
 
-def executor(kind: str, **options: object) -> OnnxExecutor:
-    checkpoint = RandomCheckpoint(kind, CONFIG)
+MIXTURE = CONFIG | {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "norm_topk_prob": True,
+}
+
+
+def executor(kind: str, config: Mapping[str, object] = CONFIG, **options: object) -> OnnxExecutor:
+    checkpoint = RandomCheckpoint(kind, config)
     model = build_model(checkpoint.config)
     settings = OnnxOptions(**({"slots": 16, "capacity": 512, "threads": 2, "drafts": True} | options))
     return OnnxExecutor(load(checkpoint, model, settings), model.config.vocab_size)
@@ -45,9 +54,20 @@ def alone(model: OnnxExecutor, row: int = 0, slot: int = 0) -> np.ndarray:
     return np.concatenate(said)
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "int8", "int4", "exact", "q8_0", "large", "without drafts"])
+MIXTURES = [f"experts {kind}" for kind in ("F32", "Q4_K", "affine4", "mxfp4", "exact", "large")]
+
+
+@pytest.fixture(scope="module", params=[*KINDS, "int8", "int4", "exact", "q8_0", "large", "without drafts", *MIXTURES])
 def model(request: pytest.FixtureRequest) -> Iterator[OnnxExecutor]:
     match request.param:
+        case "experts exact":
+            made = executor("Q4_1", MIXTURE, activations="float32")
+        case "experts large":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("models.executors.onnx.forms.LARGE_BYTES", 0)
+                made = executor("affine4", MIXTURE)
+        case kind if kind.startswith("experts "):
+            made = executor(kind.removeprefix("experts "), MIXTURE)
         case "int8" | "int4":
             made = executor("F32", weights=request.param)
         case "exact":
