@@ -13,7 +13,7 @@ from models.gguf_metadata import GGUFMetadata
 
 __all__ = ["Architecture", "GGUFLayout", "Model", "build_model", "discover", "gguf_layout"]
 
-_SHARED = ("base", "blocks", "experts", "gguf")
+_SHARED = ("base", "blocks", "experts", "gguf", "latent", "latent_gguf")
 
 
 @cache

@@ -75,6 +75,8 @@ class Model:
     """From hidden states (N, D) to (N, V)."""
     stacks: tuple[Stack, ...] = ()
     """How checkpoints may store experts, besides one by one."""
+    other_parts: tuple[str, ...] = ()
+    """Beginnings of names of tensors, without a leading `model.`, that a checkpoint may have for other parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +89,5 @@ class Architecture:
     """How GGUF files of it are written; the first that applies to a file counts."""
     build: Callable[[Mapping[str, JSON]], Model]
     """Reads config.json. Raises CheckpointError for missing, impossible or unsupported values."""
+    without_gguf: str = ""
+    """Why there is no such layout."""

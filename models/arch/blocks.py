@@ -6,6 +6,7 @@ Source: transformers' `modeling_llama` for the order of operations and the names
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from models.arch.base import Model, Stack, Tensor
 from models.config_reader import JSON, ConfigReader
@@ -81,7 +82,7 @@ class Decoder:
     """The weights of a whole decoder; a tied head is the embedding."""
 
     embed: Embedding
-    layers: tuple[Layer, ...]
+    layers: tuple[Any, ...]
     norm: Norm
     head: Linear | Embedding
 
@@ -181,7 +182,7 @@ def layer_norm_pair(dims: Dims, layer: str) -> tuple[Norm, Norm]:
     return Norm(before, dims.hidden_size, dims.eps), Norm(after, dims.hidden_size, dims.eps)
 
 
-def decoder(dims: Dims, layers: Sequence[Layer]) -> Decoder:
+def decoder(dims: Dims, layers: Sequence[Any]) -> Decoder:
     """Declare embedding, final norm and head around the layers."""
     embed = Embedding("model.embed_tokens", dims.vocab_size, dims.hidden_size)
     head = embed if dims.tied else Linear("lm_head", dims.hidden_size, dims.vocab_size)

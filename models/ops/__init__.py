@@ -3,7 +3,7 @@
 Imports no array library but numpy, and that for constants. Executors (`models.executors`) implement `Ops`.
 """
 
-from models.ops.base import Activation, Attention, ClampedSwish, Gate, Ops, PositionScale
+from models.ops.base import Activation, Attention, ClampedSwish, Gate, LatentAttention, Ops, PositionScale
 from models.ops.rope import RopeConfig
 from models.ops.routing import Routing
 from models.ops.state import KV, LayerState
@@ -12,6 +12,7 @@ from models.ops.weights import (
     Expert,
     Experts,
     Joined,
+    LatentUp,
     LayerNorm,
     Linear,
     Matrix,
@@ -31,6 +32,8 @@ __all__ = [
     "Experts",
     "Gate",
     "Joined",
+    "LatentAttention",
+    "LatentUp",
     "LayerNorm",
     "LayerState",
     "Linear",

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 
 from models.ops.rope import RopeConfig
 from models.ops.routing import Routing
-from models.ops.weights import Embedding, Experts, LayerNorm, Matrix, Norm, Vector
+from models.ops.weights import Embedding, Experts, LatentUp, LayerNorm, Matrix, Norm, Vector
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "sigmoid"]
 """`gelu` is the exact one, `gelu_tanh` its usual approximation. Source: arXiv 1606.08415."""
@@ -52,6 +52,21 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentAttention:
+    """What one layer's attention to latents is like; its state is one head of keys that hold the values.
+
+    Source: multi-head latent attention, DeepSeek-V2 (arXiv 2405.04434).
+    """
+
+    heads: int
+    rank: int
+    """Of the latent that stands for all heads' keys and values."""
+    rope_dim: int
+    """Of the part of a key that carries the position and is the same for all heads."""
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class PositionScale:
     """A factor for each position p: 1 + beta * log(1 + floor((p + shift) / period))."""
 
@@ -71,8 +86,8 @@ class Ops(Protocol[Tensor]):
         """The product with a matrix, its bias added. Shapes: x (T, inputs); returns (T, sum of outputs)."""
         ...
 
-    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-        """Parts of the last axis. Shapes: x (T, sum of sizes); returns (T, size) each."""
+    def split(self, x: Tensor, sizes: Sequence[int], heads: int = 1) -> tuple[Tensor, ...]:
+        """Parts of each head. Shapes: x (T, heads * sum of sizes); returns (T, heads * size) each."""
         ...
 
     def rms_norm(self, x: Tensor, norm: Norm) -> Tensor:
@@ -102,6 +117,20 @@ class Ops(Protocol[Tensor]):
 
         Shapes: q (T, heads * head_dim), k and v (T, kv_heads * head_dim); returns (T, heads * head_dim).
         """
+        ...
+
+    def latent_attention(self, q: Tensor, latent: Tensor, up: LatentUp, layer: int, spec: LatentAttention) -> Tensor:
+        """Append latents to the layer's state and look at it, causally.
+
+        A head's query is its part without a position, then the rotated one; a token's latent is normed, then comes its
+        rotated key. An executor may take `up` to the queries and the outputs instead of to every latent.
+
+        Shapes: q (T, heads * (key_dim + rope_dim)), latent (T, rank + rope_dim); returns (T, heads * value_dim).
+        """
+        ...
+
+    def join(self, parts: Sequence[Tensor], heads: int) -> Tensor:
+        """Parts of each head, one behind the other. Shapes: (T, heads * size) each; returns (T, heads * sum)."""
         ...
 
     def glu(self, gate: Tensor, up: Tensor, activation: Gate) -> Tensor:

@@ -17,6 +17,8 @@ class KV:
     value_dim: int
     window: int | None = None
     """A query sees itself and the `window - 1` tokens before it; None: all of them."""
+    values_in_keys: bool = False
+    """Values are the beginnings of the keys, and not held by themselves."""
 
 
 LayerState: TypeAlias = KV

@@ -130,7 +130,31 @@ class Experts:
             yield from matrix.tensors()
 
 
-Weight: TypeAlias = Linear | Joined | Embedding | Norm | LayerNorm | Vector | Experts
+@dataclass(frozen=True, slots=True)
+class LatentUp:
+    """What makes each head's keys and values of a latent. Source: DeepSeek-V2 (arXiv 2405.04434).
+
+    One matrix (heads * (key_dim + value_dim), rank), a head's keys in front of its values.
+    """
+
+    name: str
+    heads: int
+    key_dim: int
+    value_dim: int
+    rank: int
+    divided: bool = False
+    """Stored as two instead, as llama.cpp does: NAME.keys (heads, rank, key_dim), NAME.values (heads, v_dim, rank)."""
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The names and shapes of its tensors."""
+        if self.divided:
+            yield f"{self.name}.keys.weight", (self.heads, self.rank, self.key_dim)
+            yield f"{self.name}.values.weight", (self.heads, self.value_dim, self.rank)
+        else:
+            yield f"{self.name}.weight", (self.heads * (self.key_dim + self.value_dim), self.rank)
+
+
+Weight: TypeAlias = Linear | Joined | Embedding | Norm | LayerNorm | Vector | Experts | LatentUp
 Matrix: TypeAlias = Linear | Joined | Embedding
 """What a product can be made with."""
 

@@ -19,7 +19,7 @@ def tensors_of(model: Model, checkpoint: Checkpoint, unused: tuple[str, ...] = (
         CheckpointError: a tensor is missing, left over, there twice, misshaped, or no such stack.
     """
     infos = separate_infos(checkpoint.infos(), model.stacks)
-    return matched(weights_in(model.weights), infos, checkpoint.reference, unused)
+    return matched(weights_in(model.weights), infos, checkpoint.reference, (*unused, *model.other_parts))
 
 
 def matched(

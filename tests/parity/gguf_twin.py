@@ -103,7 +103,7 @@ def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int
     writer.add_rope_freq_base(float(config["rope_theta"]))
     writer.add_rope_dimension_count(head_dim)
     scaling = config.get("rope_scaling")
-    match scaling and scaling["rope_type"]:
+    match scaling and (scaling.get("rope_type") or scaling["type"]):
         case None:
             pass
         case "llama3":

@@ -11,6 +11,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,7 +49,9 @@ def random_tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
 
 def build(config_json: Mapping[str, object]) -> PreTrainedModel:
     """The reference model of a config.json, read from a file's form as a user's would be."""
-    fields = {key: value for key, value in config_json.items() if key not in ("model_type", "torch_dtype", "dtype")}
+    # The reference library writes into what it is given.
+    copied = deepcopy(dict(config_json))
+    fields = {key: value for key, value in copied.items() if key not in ("model_type", "torch_dtype", "dtype")}
     config = AutoConfig.for_model(str(config_json["model_type"]), **fields)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     return model.eval()

@@ -1,6 +1,7 @@
 """The operations on MLX arrays: every row of a part at once, linear layers over all tokens of a step."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
@@ -18,6 +19,8 @@ from models.ops import (
     Embedding,
     Experts,
     Gate,
+    LatentAttention,
+    LatentUp,
     LayerNorm,
     Matrix,
     Norm,
@@ -75,7 +78,7 @@ class Activations:
         return self._gated[activation]
 
 
-class Compute:
+class Compute(ABC):
     """Implements `Ops[mx.array]` but for attention. Thread: the executor's."""
 
     def __init__(
@@ -95,10 +98,18 @@ class Compute:
         """See `Ops.linear`."""
         return self._weights.matrix(matrix).multiply(x)
 
-    def split(self, x: mx.array, sizes: Sequence[int]) -> tuple[mx.array, ...]:
+    def split(self, x: mx.array, sizes: Sequence[int], heads: int = 1) -> tuple[mx.array, ...]:
         """See `Ops.split`."""
         ends = [sum(sizes[: n + 1]) for n in range(len(sizes) - 1)]
-        return tuple(mx.split(x, ends, axis=-1))
+        if heads == 1:
+            return tuple(mx.split(x, ends, axis=-1))
+        parts = mx.split(x.reshape(len(x), heads, -1), ends, axis=-1)
+        return tuple(part.reshape(len(x), -1) for part in parts)
+
+    def join(self, parts: Sequence[mx.array], heads: int) -> mx.array:
+        """See `Ops.join`."""
+        tokens = len(parts[0])
+        return mx.concatenate([part.reshape(tokens, heads, -1) for part in parts], axis=-1).reshape(tokens, -1)
 
     def rms_norm(self, x: mx.array, norm: Norm) -> mx.array:
         """See `Ops.rms_norm`."""
@@ -145,6 +156,23 @@ class Compute:
     def add(self, x: mx.array, y: mx.array) -> mx.array:
         """See `Ops.add`."""
         return x + y
+
+    @abstractmethod
+    def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:
+        """See `Ops.attention`."""
+
+    def latent_attention(
+        self, q: mx.array, latent: mx.array, up: LatentUp, layer: int, spec: LatentAttention
+    ) -> mx.array:
+        """See `Ops.latent_attention`: what makes keys and values is taken to the queries and the outputs."""
+        tokens, heads = len(q), spec.heads
+        keys, values = self._weights.latent_up(up)
+        still, turned = mx.split(q.reshape(tokens, heads, -1), [up.key_dim], axis=-1)
+        absorbed = (still.swapaxes(0, 1) @ keys).swapaxes(0, 1)
+        queries = mx.concatenate([absorbed, turned], axis=-1).reshape(tokens, -1)
+        one = Attention(heads, 1, spec.rank + spec.rope_dim, spec.scale)
+        seen = self.attention(queries, latent, latent, layer, one).reshape(tokens, heads, -1)[..., : spec.rank]
+        return (seen.swapaxes(0, 1) @ values).swapaxes(0, 1).reshape(tokens, -1)
 
     def residual(self, x: mx.array, layers: int) -> mx.array:
         """See `Ops.residual`."""
@@ -231,7 +259,10 @@ class StepOps(Compute):
         if spec.rope is not None:
             keys = self._wavelengths.rotate(keys, spec.rope, part.begins)
         held, arrays = self._specs[layer], part.slab.layers[layer]
-        news = [keys, values] if held.bits is None else [*_packed(keys, held.bits), *_packed(values, held.bits)]
+        if held.kv.values_in_keys:
+            news = [keys]
+        else:
+            news = [keys, values] if held.bits is None else [*_packed(keys, held.bits), *_packed(values, held.bits)]
         cells = part.cells(held.capacity(part.slab.capacity))
         for array, new in zip(arrays, news, strict=True):
             # Indexed by row and position, heads between: the update is (B, L, K, width).
@@ -246,7 +277,9 @@ class StepOps(Compute):
         seen = part.slab.layers[layer]
         if part.taken is not None:
             seen = [array[part.taken] for array in seen]
-        if held.bits is not None:
+        if held.kv.values_in_keys:
+            seen = [seen[0], seen[0][..., : held.kv.value_dim]]
+        elif held.bits is not None:
             seen = [_unpacked(seen[:3], held.bits), _unpacked(seen[3:], held.bits)]
         mask = part.mask(held.capacity(part.slab.capacity), spec.window)
         out = self._attended(queries, seen[0], seen[1], spec, mask)

@@ -49,7 +49,7 @@ class LayerSpec:
     def widths(self) -> list[tuple[int, mx.Dtype]]:
         """Width and type of each array: keys' first, then values'."""
         widths: list[tuple[int, mx.Dtype]] = []
-        for dim in (self.kv.key_dim, self.kv.value_dim):
+        for dim in (self.kv.key_dim,) if self.kv.values_in_keys else (self.kv.key_dim, self.kv.value_dim):
             if self.bits is None:
                 widths.append((dim, self.dtype))
             else:
@@ -78,6 +78,8 @@ def layer_specs(
     """
     bits = kind_bits(cache_type)
     for kv in state:
+        if bits is not None and kv.values_in_keys:
+            raise QuantizationError(f"latents are not held as {cache_type}; choose the cache type f16")
         wrong = [dim for dim in (kv.key_dim, kv.value_dim) if bits is not None and dim % GROUP]
         if wrong:
             raise QuantizationError(

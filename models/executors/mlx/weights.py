@@ -9,10 +9,11 @@ import numpy as np
 
 from models.executors.mlx.experts import HeldExperts, held_experts
 from models.executors.mlx.matrices import DenseMatrix, Held, HeldMatrix, QuantizedMatrix, SideBySide, joined
-from models.ops import Embedding, Experts, Joined, LayerNorm, Linear, Norm, Vector, Weight
+from models.ops import Embedding, Experts, Joined, LatentUp, LayerNorm, Linear, Norm, Vector, Weight
 from models.quantization import Array, Blocks, Packed, Tensor, dequantize
 from models.sources.gguf_blocks import as_packed
 from models.to_mlx import packed_to_mlx, to_mlx
+from models.weights.latent import latent_matrices
 
 Policy: TypeAlias = Literal["keep", "float32"]
 
@@ -32,6 +33,10 @@ class Weights:
             offset = weight.offset if isinstance(weight, Norm) else 0.0
             for name, _ in weight.tensors():
                 self._hold(name, mx.array(_dense(tensors[name]).astype(np.float32) + np.float32(offset)), dtype)
+            return
+        if isinstance(weight, LatentUp):
+            for name, value in latent_matrices(weight, {name: _dense(tensors[name]) for name in tensors}).items():
+                self._hold(name, mx.array(value.astype(np.float32)), dtype)
             return
         if isinstance(weight, Experts):
             held = held_experts(
@@ -77,6 +82,10 @@ class Weights:
     def experts(self, weight: Experts) -> HeldExperts:
         """What is held of experts."""
         return self._experts[weight.each[0].down.name]
+
+    def latent_up(self, weight: LatentUp) -> tuple[mx.array, mx.array]:
+        """Each head's matrices. Shapes: keys (H, key_dim, rank), values (H, rank, value_dim)."""
+        return self._vectors[f"{weight.name}.keys"], self._vectors[f"{weight.name}.values"]
 
     def _hold(self, name: str, value: mx.array, dtype: mx.Dtype) -> None:
         value = value.astype(dtype)

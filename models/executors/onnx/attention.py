@@ -66,11 +66,11 @@ class AttentionNodes:
         for slab in slabs:
             capacity = "C" if slab.window is None else f"C.{layer}"
             graph.inputs[f"past.{slab.name}"] = TensorType(slab.dtype, ("B", slab.heads, capacity, slab.width))
-            graph.outputs[f"present.{slab.name}"] = graph.inputs[f"past.{slab.name}"]
-        pasts = [slab.name for slab in slabs]
-        looked = self.look(
-            [rows, "", ""], [f"past.{name}" for name in pasts], spec, sinks, outputs=pasts, rotate=inside
-        )
+            for name in filter(None, (slab.name, slab.stands_for)):
+                graph.outputs[f"present.{name}"] = graph.inputs[f"past.{slab.name}"]
+        presents = [name for slab in slabs for name in (slab.name, slab.stands_for) if name]
+        pasts = [f"past.{slab.name}" for slab in slabs] * (len(presents) // len(slabs))
+        looked = self.look([rows, "", ""], pasts, spec, sinks, outputs=presents, rotate=inside)
         return self.flat(looked, spec, width)
 
     def padded(self, x: str) -> str:

@@ -12,6 +12,7 @@ from models.executors.onnx.attention import STEP_INPUTS, AttentionNodes
 from models.executors.onnx.executor import Loaded
 from models.executors.onnx.forms import Activations, Form, WeightChoice, form_of, is_large
 from models.executors.onnx.graph import Graph, Part, TensorType, cut
+from models.executors.onnx.latent import latent_nbytes
 from models.executors.onnx.memory import Rotations
 from models.executors.onnx.products import EXACT, ROUNDED, ProductNodes, as_float32, filled
 from models.executors.onnx.recorder import FLOAT, Recorder
@@ -23,6 +24,7 @@ from models.ops import Embedding, Experts, Joined, Linear, weights_in
 from models.process_memory import trim
 from models.quantization import Tensor
 from models.sources.base import Checkpoint, NamedTensor, TensorInfo
+from models.weights.latent import latent_matrices
 from models.weights.matching import tensors_of
 from models.weights.stacks import separate_tensors
 
@@ -179,6 +181,8 @@ def _sizes(recording: Recording) -> Iterator[tuple[str, int]]:
         yield product.name, product.form.nbytes(product.outputs, product.inputs) + bias
     for name in recording.recorder.vectors:
         yield name, recording.graph.weights[name]
+    for up in recording.recorder.ups:
+        yield from latent_nbytes(up)
 
 
 class _Source:
@@ -201,6 +205,9 @@ def _filled(recording: Recording, part: Part, source: _Source) -> dict[str, npt.
             continue
         names = [name for each in product.parts for name, _ in each.tensors()]
         made |= filled(product, {name: source.value(name) for name in names})
+    for up in recording.recorder.ups:
+        if wanted & {name for name, _ in latent_nbytes(up)}:
+            made |= latent_matrices(up, {name: as_float32(source.value(name)) for name, _ in up.tensors()})
     for name, offset in recording.recorder.vectors.items():
         if name in wanted:
             made[name] = as_float32(source.value(name)) + np.float32(offset)

@@ -12,6 +12,7 @@ import numpy as np
 from models.executors.onnx.attention import AttentionNodes
 from models.executors.onnx.experts import ExpertNodes
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
+from models.executors.onnx.latent import LatentNodes, latent_nbytes
 from models.executors.onnx.products import ProductNodes
 from models.ops import (
     Activation,
@@ -21,6 +22,8 @@ from models.ops import (
     Experts,
     Gate,
     Joined,
+    LatentAttention,
+    LatentUp,
     LayerNorm,
     Linear,
     Matrix,
@@ -98,6 +101,8 @@ class Recorder:
         self._products = products
         self._attention = attention
         self._experts = ExpertNodes(graph, products, self._gated)
+        self._latent = LatentNodes(graph, attention)
+        self.ups: list[LatentUp] = []
         self.vectors: dict[str, float] = {}
         """What is added to a vector as it is stored, by its tensor's name."""
         self.tables: list[Embedding] = []
@@ -124,8 +129,11 @@ class Recorder:
 
         return Projection(parts, record)
 
-    def split(self, x: Value, sizes: Sequence[int]) -> tuple[Value, ...]:
+    def split(self, x: Value, sizes: Sequence[int], heads: int = 1) -> tuple[Value, ...]:
         """See `Ops.split`."""
+        if heads > 1:
+            parts = self._latent.parts(x.name, sizes, heads)
+            return tuple(_named(heads * size, name) for size, name in zip(sizes, parts, strict=True))
         if isinstance(x, Projection):
             assert tuple(sizes) == tuple(part.width for part in x.parts)
             return x.parts
@@ -173,6 +181,18 @@ class Recorder:
             return self._attention.record(together, layer, spec, sinks)
 
         return Value(spec.heads * spec.head_dim, record)
+
+    def latent_attention(self, q: Value, latent: Value, up: LatentUp, layer: int, spec: LatentAttention) -> Value:
+        """See `Ops.latent_attention`."""
+        self.ups.append(up)
+        for name, nbytes in latent_nbytes(up):
+            self._graph.weights[name] = nbytes
+        return Value(up.heads * up.value_dim, lambda: self._latent.record(q.name, latent.name, up, layer, spec))
+
+    def join(self, parts: Sequence[Value], heads: int) -> Value:
+        """See `Ops.join`."""
+        width = sum(part.width for part in parts)
+        return Value(width, lambda: self._latent.joined([part.name for part in parts], heads, width))
 
     def glu(self, gate: Value, up: Value, activation: Gate) -> Value:
         """See `Ops.glu`."""

@@ -35,6 +35,8 @@ class SlabSpec:
     window: int | None
     flat: bool = False
     """A graph writes it by cells."""
+    stands_for: str = ""
+    """Another array that this one is as well: values that are keys."""
 
     def capacity(self, longest: int) -> int:
         """Tokens that there is room for, where a row has `longest` at most."""
@@ -67,9 +69,13 @@ def slab_specs(state: KV, layer: int, cache_type: CacheType) -> list[SlabSpec]:
         QuantizationError: the heads cannot be held so.
     """
     parts = (("k", state.key_dim), ("v", state.value_dim))
+    if state.values_in_keys:
+        if cache_type != "f16":
+            raise QuantizationError(f"latents are not held as {cache_type}; choose the cache type f16")
+        return [SlabSpec(f"k.{layer}", layer, 1, _filled_up(state.key_dim), _FLOAT, None, stands_for=f"v.{layer}")]
     if cache_type == "f16":
         return [
-            SlabSpec(f"{part}.{layer}", layer, state.heads, -(-dim // HEAD_STEP) * HEAD_STEP, _FLOAT, state.window)
+            SlabSpec(f"{part}.{layer}", layer, state.heads, _filled_up(dim), _FLOAT, state.window)
             for part, dim in parts
         ]
     specs: list[SlabSpec] = []
@@ -83,6 +89,10 @@ def slab_specs(state: KV, layer: int, cache_type: CacheType) -> list[SlabSpec]:
         for kind, width, dtype in (*widths, ("offsets", dim // GROUP, _FLOAT)):
             specs.append(SlabSpec(f"{part}.{layer}.{kind}", layer, state.heads, width, dtype, None, flat=True))
     return specs
+
+
+def _filled_up(dim: int) -> int:
+    return -(-dim // HEAD_STEP) * HEAD_STEP
 
 
 def state_nbytes(specs: Iterable[SlabSpec], tokens: int) -> int:

@@ -61,6 +61,8 @@ class Slabs:
             for spec in self.specs:
                 whole = self._memory[spec.name].array
                 views[f"past.{spec.name}"] = views[f"present.{spec.name}"] = whole[first:end]
+                if spec.stands_for:
+                    views[f"present.{spec.stands_for}"] = whole[first:end]
                 if spec.flat:
                     flat = whole.reshape(-1, spec.width)
                     views[f"flat.{spec.name}"] = views[f"present.{spec.name}"] = flat

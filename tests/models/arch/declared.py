@@ -16,6 +16,14 @@ SIZES: dict[str, Any] = {
     "num_experts_per_tok": 1,
     "moe_intermediate_size": 8,
     "shared_expert_intermediate_size": 8,
+    "n_routed_experts": 2,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 6,
+    "q_lora_rank": 8,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 4,
 }
 
 

@@ -54,12 +54,30 @@ def alone(model: OnnxExecutor, row: int = 0, slot: int = 0) -> np.ndarray:
     return np.concatenate(said)
 
 
+LATENT = CONFIG | {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "q_lora_rank": 64,
+    "kv_lora_rank": 96,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "first_k_dense_replace": 1,
+}
 MIXTURES = [f"experts {kind}" for kind in ("F32", "Q4_K", "affine4", "mxfp4", "exact", "large")]
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "int8", "int4", "exact", "q8_0", "large", "without drafts", *MIXTURES])
+@pytest.fixture(
+    scope="module", params=[*KINDS, "int8", "int4", "exact", "q8_0", "large", "without drafts", *MIXTURES, "latent"]
+)
 def model(request: pytest.FixtureRequest) -> Iterator[OnnxExecutor]:
     match request.param:
+        case "latent":
+            made = executor("Q4_1", LATENT)
         case "experts exact":
             made = executor("Q4_1", MIXTURE, activations="float32")
         case "experts large":
