@@ -7,7 +7,8 @@ ModelError
 ├── QuantizationError        a quantisation this package does not know
 ├── StoreError               the Ollama store cannot take the model
 ├── ExecutionError           a graph that the executor's library refuses, or a step that it could not run
-└── TokenizerError           no vocabulary, or one that cannot be read
+├── TokenizerError           no vocabulary, or one that cannot be read
+└── GrammarError             a JSON schema or grammar that cannot be enforced, or whose matcher failed
 """
 
 
@@ -48,3 +49,7 @@ class TokenizerError(ModelError):
 
 class ExecutionError(ModelError):
     """The library that runs the model refused a graph, or could not run a step."""
+
+
+class GrammarError(ModelError):
+    """A JSON schema or a grammar that cannot be enforced; the message is for the person who sent it."""

@@ -1,0 +1,157 @@
+"""Grammars compiled for one vocabulary, and the last of them kept.
+
+Strict first: a schema that the engine can express is enforced whole. One that it cannot is enforced without the
+keywords that it names, unless that is not wanted.
+"""
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.gbnf_to_lark import gbnf_to_lark
+
+from models.errors import GrammarError
+from models.grammar.formats import GBNF, Grammar, JSONSchema
+from models.grammar.matcher import Matcher, reason_of
+from models.grammar.schema import MAX_BYTES, Schema, closed, parsed
+from models.grammar.vocabulary import Pieces, engine_vocabulary
+
+KEPT = 64
+"""Grammars."""
+SPACE = r"[\x20\x0A\x0D\x09]{1,20}"
+"""White space between the tokens of JSON. Weak models would never come to an end of it."""
+
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A grammar for a vocabulary. Thread: any."""
+
+    ignored: tuple[str, ...]
+    """What of it is not enforced, in the engine's words."""
+    is_empty: bool
+    """The answer can only be no text at all."""
+    _pristine: LLMatcher
+    _tokenizer: LLTokenizer
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def matcher(self) -> Matcher:
+        """A new one, at the beginning of an answer."""
+        with self._lock:
+            return Matcher(self._pristine.deep_copy())
+
+    def admits_text(self, text: bytes) -> bool:
+        """Whether an answer may begin with these bytes."""
+        with self._lock:
+            tokens = self._tokenizer.tokenize_bytes(text)
+            return self._pristine.validate_tokens(tokens) == len(tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    schema: Schema
+    lenient: bool
+
+
+class GrammarCompiler:
+    """Compiles grammars for one vocabulary. Thread: any, several at once; lets others run meanwhile."""
+
+    def __init__(self, pieces: Pieces, width: int, *, strict: bool = False) -> None:
+        """For the tokens of `width` logits; if `strict`, what cannot be enforced whole is refused."""
+        self._pieces, self._width, self._strict = pieces, width, strict
+        self._kept: OrderedDict[tuple[Grammar, bool], Compiled] = OrderedDict()
+        self._tokenizer: LLTokenizer | None = None
+        self._lock = threading.Lock()
+
+    def compile(self, grammar: Grammar, *, spaced: bool = False) -> Compiled:
+        """The grammar, perhaps one that was compiled before; if `spaced`, white space may come before it.
+
+        Raises:
+            GrammarError: it cannot be enforced; the message says why.
+        """
+        key = (grammar, spaced)
+        with self._lock:
+            if (found := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
+                return found
+        compiled = self._compiled(grammar, spaced=spaced)
+        with self._lock:
+            self._kept[key] = compiled
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return compiled
+
+    def warm(self) -> LLTokenizer:
+        """The vocabulary in the engine's form, made when it is asked for first: in up to a second, all others waiting.
+
+        Called while a model is loaded, this costs nobody anything.
+        """
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = engine_vocabulary(self._pieces, self._width)
+            return self._tokenizer
+
+    def _compiled(self, grammar: Grammar, *, spaced: bool) -> Compiled:
+        match grammar:
+            case GBNF(text):
+                return self._built(_lark_of_gbnf(text))
+            case JSONSchema(text):
+                return self._of_schema(parsed(text), spaced=spaced)
+
+    def _of_schema(self, schema: Schema, *, spaced: bool) -> Compiled:
+        reason = ""
+        for attempt in self._attempts(schema):
+            try:
+                compiled = self._built(_lark_of_schema(attempt, spaced=spaced))
+            except GrammarError as error:
+                # The last attempt is at the schema as it came.
+                reason = str(error)
+                continue
+            if compiled.is_empty:
+                raise GrammarError("the schema describes no JSON value: a $ref leads back to itself")
+            return compiled
+        raise GrammarError(reason)
+
+    def _attempts(self, schema: Schema) -> Iterator[_Attempt]:
+        narrow = closed(schema)
+        for lenient in (False,) if self._strict else (False, True):
+            if narrow is not schema:
+                yield _Attempt(narrow, lenient)
+            yield _Attempt(schema, lenient)
+
+    def _built(self, lark: str) -> Compiled:
+        tokenizer = self.warm()
+        matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0)
+        if matcher.is_error():
+            raise GrammarError(reason_of(matcher.get_error()))
+        # Only the first mask finds out that nothing may follow.
+        matcher.compute_bitmask()
+        return Compiled(tuple(matcher.get_grammar_warnings()), matcher.is_stopped(), matcher, tokenizer)
+
+
+def _lark_of_schema(attempt: _Attempt, *, spaced: bool) -> str:
+    """The engine's own language, for a schema with the engine's options in it."""
+    options: Schema = {"whitespace_pattern": SPACE, "lenient": attempt.lenient, "coerce_one_of": attempt.lenient}
+    text = json.dumps(attempt.schema | {"x-guidance": options}, ensure_ascii=False)
+    return f"start: SPACE? json\nSPACE: /{SPACE}/\njson: %json {text}" if spaced else f"start: %json {text}"
+
+
+def _lark_of_gbnf(text: str) -> str:
+    if len(text) > MAX_BYTES:
+        raise GrammarError(f"the grammar is larger than {MAX_BYTES >> 20} MiB")
+    try:
+        return gbnf_to_lark(_ESCAPE.sub(_unescaped, text))
+    except Exception as error:
+        # The translator raises no type more precise than this for a bad grammar.
+        raise GrammarError(reason_of(str(error)) or type(error).__name__) from error
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    """A character beyond ASCII instead of its escape, which the translator garbles."""
+    code = int(escape[1] or escape[2] or "0", 16)
+    return chr(code) if 0x80 <= code < 0xD800 or 0xE000 <= code < 0x110000 else escape[0]
