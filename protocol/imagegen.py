@@ -19,6 +19,7 @@ class CompletionRequest(PictureFields):
     steps: Int = 0
     seed: Int = 0
     images: Blobs = ()
+    grammar: Str = ""
 
 
 class CompletionLine(GoModel):

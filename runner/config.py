@@ -99,6 +99,8 @@ class RunnerConfig:
     """What the files there may take."""
     draft: int = 0
     """Tokens a row may draft at once from its own text; 0 is off."""
+    strict_format: bool = False
+    """Refuse a schema that cannot be enforced whole, instead of enforcing what can be."""
     loras: tuple[LoraFile, ...] = ()
     text_encoder: TextEncoderPolicy = "auto"
     vae_tile: int = VAE_TILE
@@ -271,6 +273,7 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         cache_dir=_folder(settings.text("cache-dir"), environ),
         cache_dir_bytes=CACHE_DIR_BYTES if cache_dir_bytes is None else cache_dir_bytes,
         draft=settings.integer("draft", least=0, most=MAX_DRAFT) or 0,
+        strict_format=settings.boolean("strict-format", default=False),
         loras=tuple(_lora(text, environ) for text in settings.texts("lora")),
         text_encoder=cast("TextEncoderPolicy", settings.choice("text-encoder", TEXT_ENCODER_POLICIES) or "auto"),
         vae_tile=VAE_TILE if vae_tile is None else vae_tile,

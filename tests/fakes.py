@@ -289,5 +289,8 @@ class ByteTokenizer:
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < BOS else {BOS: b"<bos>", EOS: b"<eos>"}.get(token, b"")
 
+    def is_special(self, token: int) -> bool:
+        return token >= BOS
+
     def detokenizer(self) -> StreamingDetokenizer:
         return StreamingDetokenizer(self.piece)

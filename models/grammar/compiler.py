@@ -45,11 +45,18 @@ class Compiled:
         with self._lock:
             return Matcher(self._pristine.deep_copy())
 
-    def admits_text(self, text: bytes) -> bool:
-        """Whether an answer may begin with these bytes."""
+    def tokens(self, text: bytes) -> list[int] | None:
+        """Some tokens that stand for these bytes; None if they end within a character."""
+        try:
+            return self._tokenizer.greedy_tokenize(text.decode())
+        except UnicodeDecodeError:
+            return None
+
+    def admits(self, text: bytes) -> bool:
+        """Whether an answer may begin with these bytes; not if they end within a character."""
+        tokens = self.tokens(text)
         with self._lock:
-            tokens = self._tokenizer.tokenize_bytes(text)
-            return self._pristine.validate_tokens(tokens) == len(tokens)
+            return tokens is not None and self._pristine.validate_tokens(tokens) == len(tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +134,11 @@ class GrammarCompiler:
     def _built(self, lark: str) -> Compiled:
         tokenizer = self.warm()
         matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0)
+        if not matcher.is_error():
+            # The first mask may find out more, for one that nothing may follow.
+            matcher.compute_bitmask()
         if matcher.is_error():
             raise GrammarError(reason_of(matcher.get_error()))
-        # Only the first mask finds out that nothing may follow.
-        matcher.compute_bitmask()
         return Compiled(tuple(matcher.get_grammar_warnings()), matcher.is_stopped(), matcher, tokenizer)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from models.host import to_floats, to_ints
 from models.sampling.draw import INVALID_TOKEN, Draw, Drawn, Sampling
@@ -98,7 +99,7 @@ def sample(
     """
     assert logits.ndim == 2
     assert logits.shape[0] == len(draws)
-    logits = logits.astype(mx.float32)
+    logits = _masked(logits.astype(mx.float32), draws)
     groups: dict[_Stages, list[int]] = {}
     for row, draw in enumerate(draws):
         groups.setdefault(_stages(draw, logits.shape[1]), []).append(row)
@@ -112,6 +113,19 @@ def sample(
         order = [row for rows in groups.values() for row in rows]
         tokens = mx.concatenate(parts)[mx.argsort(mx.array(order))]
     return tokens, DeviceSampled(tokens, _logprobs(logits, tokens, draws))
+
+
+def _masked(logits: mx.array, draws: Sequence[Draw]) -> mx.array:
+    """The logits, -inf where a mask has no bit; NaN stays what it is. Shapes: (N, V), both."""
+    if all(draw.mask is None for draw in draws):
+        return logits
+    width = logits.shape[1]
+    every = b"\xff" * -(-width // 8)
+    packed = b"".join((draw.mask or every)[: len(every)] for draw in draws)
+    words = mx.array(np.frombuffer(packed, np.uint8)).reshape(len(draws), -1, 1)
+    bits = (words >> mx.arange(8, dtype=mx.uint8)) & 1
+    possible = bits.reshape(len(draws), -1)[:, :width] > 0
+    return mx.where(possible | mx.isnan(logits), logits, -math.inf)
 
 
 def _stages(draw: Draw, vocabulary: int) -> _Stages:

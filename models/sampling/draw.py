@@ -135,6 +135,9 @@ class Draw:
     """The token that was sampled for the slot last stands there too, and nobody has read it yet."""
     top_logprobs: int | None = None
     """How many alternatives to tell of beside the token's own logprob; None: not even that."""
+    mask: bytes | None = None
+    """A bit for each id, the first one the least of the first byte: 0 where the token is impossible, as if its logit
+    were -inf. Bits behind the last id are not looked at. None: all are possible."""
 
     @property
     def penalizes(self) -> bool:

@@ -56,7 +56,7 @@ def sample(logits: Floats, draws: Sequence[Draw]) -> list[Drawn]:
 
 
 def _takes_the_maximum(draw: Draw) -> bool:
-    return draw.sampling.is_greedy and draw.top_logprobs is None and not draw.penalizes
+    return draw.sampling.is_greedy and draw.top_logprobs is None and not draw.penalizes and draw.mask is None
 
 
 def _maxima(logits: Floats) -> list[Drawn]:
@@ -75,6 +75,31 @@ def _drawn(logits: Floats, draw: Draw) -> Drawn:
         highest = scores.max()
         if not math.isfinite(highest):
             return Drawn(INVALID_TOKEN)
+    if draw.mask is not None:
+        return _drawn_from(_possible(draw.mask, logits.size), logits, scores, draw)
+    return _token_of(logits, peak, scores, highest, draw)
+
+
+def _possible(mask: bytes, width: int) -> Ids:
+    """The ids whose bit is set, rising."""
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=width, bitorder="little")
+    return np.flatnonzero(bits.view(np.bool_))
+
+
+def _drawn_from(ids: Ids, logits: Floats, scores: Floats, draw: Draw) -> Drawn:
+    """Draw as if there were no other tokens."""
+    scores = scores[ids]
+    logits = scores if not draw.penalizes else logits[ids]
+    highest = scores.max(initial=-math.inf)
+    peak = logits.max(initial=-math.inf)
+    if not (math.isfinite(highest) and math.isfinite(peak)):
+        return Drawn(INVALID_TOKEN)
+    drawn = _token_of(logits, peak, scores, highest, draw)
+    return Drawn(int(ids[drawn.token]), drawn.logprob, tuple((int(ids[place]), value) for place, value in drawn.top))
+
+
+def _token_of(logits: Floats, peak: np.float32, scores: Floats, highest: np.float32, draw: Draw) -> Drawn:
+    """The token, as a place among the logits. Shapes: (K,)."""
     if draw.sampling.is_greedy:
         token = int(scores.argmax())
     else:
@@ -85,7 +110,7 @@ def _drawn(logits: Floats, draw: Draw) -> Drawn:
 
 
 def _told(logits: Floats, peak: np.float32, token: int, count: int) -> Drawn:
-    """Log-probabilities of the model's own distribution."""
+    """Log-probabilities of the model's own distribution over these."""
     heights = logits - peak
     mass = math.log(np.exp(heights, out=heights).sum()) + float(peak)
     top: tuple[tuple[int, float], ...] = ()

@@ -11,6 +11,7 @@ from typing import Final, Protocol, TypeVar, assert_never
 
 from aiohttp import web
 
+from models.grammar import OutputFormat
 from protocol.gojson import GoModel, WireError
 from protocol.logprobs import Logprob
 from protocol.logprobs import TokenLogprob as WireLogprob
@@ -146,18 +147,6 @@ def refuse_image_fields(
             raise refuse(name, "the loaded model generates text, not images")
 
 
-def refuse_grammar(*, grammar: str, schema: object) -> None:
-    """Refuse constrained output; null and "" mean none.
-
-    Raises:
-        NotImplementedHere: the output is to be constrained.
-    """
-    if schema is not None and schema != "":
-        raise refuse("Format", "this runner cannot constrain its output yet")
-    if grammar:
-        raise refuse("Grammar", "this runner cannot constrain its output yet")
-
-
 def check_top_logprobs(count: int) -> int:
     """The number of alternatives to report.
 
@@ -178,6 +167,7 @@ def text_request(
     top_logprobs: int = 0,
     shift: bool = False,
     truncate: bool = False,
+    wanted: OutputFormat | None = None,
 ) -> TextRequest:
     """Translate a wire request.
 
@@ -189,6 +179,7 @@ def text_request(
         top_logprobs: as sent; counts only with `logprobs`.
         shift: as sent.
         truncate: as sent.
+        wanted: what the answer is held to.
 
     Raises:
         BadRequest: an option has an impossible value.
@@ -202,6 +193,7 @@ def text_request(
             top_logprobs=top,
             shift=shift,
             truncate=truncate,
+            format=wanted,
         )
     if options.num_ctx < 0:
         raise BadRequest(f"num_ctx must not be negative, but is {options.num_ctx}")
@@ -220,6 +212,7 @@ def text_request(
         top_logprobs=top,
         shift=shift,
         truncate=truncate,
+        format=wanted,
         # Parents send 0 for a model that has no draft model, and leave out what is 0: absent is no refusal.
         draft=max(options.draft_num_predict, 0) if "draft_num_predict" in options.model_fields_set else None,
     )

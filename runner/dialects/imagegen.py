@@ -31,6 +31,7 @@ from runner.dialects.base import (
     split_lines,
     text_request,
 )
+from runner.dialects.formats import output_format
 from runner.dialects.pictures import PictureAnswer, image_request
 from runner.dialects.streaming import TextAnswer, stream
 from runner.engine.loop import EngineLoop
@@ -44,7 +45,7 @@ from runner.engine.types import (
     TextDone,
     TextRequest,
 )
-from runner.errors import NotImplementedHere
+from runner.errors import BadRequest, NotImplementedHere
 
 MAX_LINE: Final = 16 * 1024 * 1024
 """The parent's line buffer."""
@@ -103,6 +104,8 @@ def parse_image(body: CompletionRequest) -> ImageRequest:
     Raises:
         BadRequest: a field cannot be honoured.
     """
+    if body.grammar:
+        raise BadRequest("grammar cannot be honoured: the loaded model generates images, not text")
     return image_request(
         body.prompt,
         body.options,
@@ -122,7 +125,10 @@ def parse(body: CompletionRequest) -> TextRequest:
         BadRequest: an option has an impossible value.
         NotImplementedHere: it asks for something this runner cannot do.
     """
-    refuse_image_fields(body.options, body, width=body.width, height=body.height, steps=body.steps)
+    wanted = output_format(grammar=body.grammar, schema=body.format)
+    # At the top, format is the text's own.
+    beside = body.model_copy(update={"format": None})
+    refuse_image_fields(body.options, beside, width=body.width, height=body.height, steps=body.steps)
     if body.images:
         raise refuse("images", "the loaded model takes text only")
     seed = body.seed if body.seed > 0 else None
@@ -130,7 +136,7 @@ def parse(body: CompletionRequest) -> TextRequest:
     if options is not None and "seed" not in options.model_fields_set:
         # This dialect's options have no seed: here an absent one is not 0 but the request's own, or a random one.
         options = options.model_copy(update={"seed": -1})
-    return text_request(body.prompt, options, seed=seed)
+    return text_request(body.prompt, options, seed=seed, wanted=wanted)
 
 
 class ImagegenEncoder:

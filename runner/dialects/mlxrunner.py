@@ -26,13 +26,13 @@ from runner.dialects.base import (
     read_body,
     reason_of,
     refuse,
-    refuse_grammar,
     refuse_image_fields,
     require_ready,
     split_lines,
     text_request,
     wire_logprobs,
 )
+from runner.dialects.formats import output_format
 from runner.dialects.streaming import TextAnswer, stream
 from runner.engine.loop import EngineLoop
 from runner.engine.types import TextChunk, TextDone, TextRequest, TokenLogprob
@@ -108,14 +108,14 @@ def parse(body: bytes) -> TextRequest:
         raise BadRequest(f"bad request: {error}") from error
     if wire.media or wire.images:
         raise refuse("Media" if wire.media else "Images", "the loaded model takes text only")
-    refuse_grammar(grammar=wire.grammar, schema=wire.format)
+    wanted = output_format(grammar=wire.grammar, schema=wire.format)
     options = wire.options
     refuse_image_fields(options)
     if options is not None and isinstance(raw, dict) and "options" in raw and "seed" not in options.model_fields_set:
         # Parents before v0.22 write `options` in lower case and never send a seed: absent is random there. Later ones
         # write `Options` and leave out a seed only when it is 0.
         options = options.model_copy(update={"seed": -1})
-    return text_request(wire.prompt, options, logprobs=wire.logprobs, top_logprobs=wire.top_logprobs)
+    return text_request(wire.prompt, options, logprobs=wire.logprobs, top_logprobs=wire.top_logprobs, wanted=wanted)
 
 
 class MLXEncoder:

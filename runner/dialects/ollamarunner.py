@@ -25,12 +25,12 @@ from runner.dialects.base import (
     read_model,
     reason_of,
     refuse,
-    refuse_grammar,
     refuse_image_fields,
     split_lines,
     text_request,
     wire_logprobs,
 )
+from runner.dialects.formats import output_format
 from runner.dialects.ollamarunner_pictures import MAX_LINE, OllamaRunnerPictureEncoder, parse_image
 from runner.dialects.pictures import PictureAnswer
 from runner.dialects.streaming import TextAnswer, stream
@@ -272,9 +272,10 @@ def parse(body: wire.CompletionRequest) -> TextRequest:
         BadRequest: an option has an impossible value.
         NotImplementedHere: it asks for something this runner cannot do.
     """
-    # Before the picture's fields: at the top, Format is the text's own.
-    refuse_grammar(grammar=body.grammar, schema=body.format)
-    refuse_image_fields(body.options, body, width=body.width, height=body.height, steps=body.steps)
+    wanted = output_format(grammar=body.grammar, schema=body.format)
+    # At the top, Format is the text's own.
+    beside = body.model_copy(update={"format": None})
+    refuse_image_fields(body.options, beside, width=body.width, height=body.height, steps=body.steps)
     if body.images:
         raise refuse("Images", "the loaded model takes text only")
     return text_request(
@@ -285,6 +286,7 @@ def parse(body: wire.CompletionRequest) -> TextRequest:
         top_logprobs=body.top_logprobs,
         shift=body.shift,
         truncate=body.truncate,
+        wanted=wanted,
     )
 
 

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Sequence as Items
+from concurrent.futures import wait
 from dataclasses import dataclass
 
 from models.executors.base import Executor, Row, Sampled, Step
 from models.sampling import Draw, Drawn, Sampling
+from runner.engine.constraint import MaskWorker
 from runner.engine.scheduler import Chunk
 from runner.engine.sequence import Sequence, SequenceStatus
 
@@ -59,13 +61,17 @@ class Batch:
         """The rows that yield tokens, in the order in which they are drawn."""
         return self.decode if self.chunk is None or not self.chunk.is_last else (*self.decode, Run(self.chunk.row))
 
-    def begin(self, executor: Executor) -> "UnderWay":
-        """Have the executor begin the step. Thread: the executor's."""
+    def begin(self, executor: Executor, masks: MaskWorker) -> "UnderWay":
+        """Have the executor begin the step, and the masks made meanwhile. Thread: the executor's."""
         begun_ns = time.perf_counter_ns()
         # Where steps are under way, each has something to wait for: what is drawn behind an unfinished prompt is not
         # looked at.
         marks = executor.depth > 0
-        logits = executor.forward(self.step(marks=marks))
+        pending = masks.begin([(row.constraint, run.drafts) for run in self.runs if (row := run.row).constraint])
+        try:
+            logits = executor.forward(self.step(marks=marks))
+        finally:
+            wait(pending)
         sampled = None if logits is None else executor.sample(logits, self.draws(marks=marks))
         for run in self.decode:
             run.row.fed += 1

@@ -11,6 +11,7 @@ holds besides. Without an asked context a row may hold as much as the model allo
 import gc
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from models.arch import Model, build_model
@@ -18,6 +19,7 @@ from models.checkpoint import Checkpoint
 from models.device import device
 from models.executors.base import Executor
 from models.fingerprint import fingerprint
+from models.grammar import GrammarCompiler
 from models.tokenizer import load_tokenizer
 from models.weights.matching import tensors_of
 from runner.config import CacheType, RunnerConfig
@@ -92,7 +94,9 @@ class TextBlueprint:
         """See `Blueprint.build`."""
         # First, so that what reading a vocabulary leaves behind is room for weights.
         tokenizer = load_tokenizer(self.checkpoint)
-        with allocation_failures(self._remedy()):
+        grammars = GrammarCompiler(tokenizer, self.model.config.vocab_size, strict=self.config.strict_format)
+        with allocation_failures(self._remedy()), ThreadPoolExecutor(1, "grammars") as aside:
+            aside.submit(grammars.warm)
             executor = self.choice.load(self.checkpoint, self.model, self.shape, progress)
         gc.collect()
         executor.give_back()
@@ -106,6 +110,7 @@ class TextBlueprint:
             prefix_cache=self._prefix_cache(executor),
             admission=self._admission(executor) if self.config.check_memory else None,
             draft=self.config.draft,
+            grammars=grammars,
         )
 
     def _admission(self, executor: Executor) -> Admission:

@@ -7,6 +7,7 @@ import logging
 import secrets
 
 from models.errors import TokenizerError
+from runner.engine.constraint import Constraints
 from runner.engine.sequence import PreparedText, Vocabulary
 from runner.engine.stop import build_stops
 from runner.engine.types import Request, SamplingParams, TextRequest
@@ -27,12 +28,15 @@ def encode(tokenizer: Vocabulary, text: str, *, add_bos: bool) -> list[int]:
         raise BadRequest(str(error)) from None
 
 
-def prepare_text(request: Request, tokenizer: Vocabulary, *, context_length: int, draft: int) -> PreparedText:
+def prepare_text(
+    request: Request, tokenizer: Vocabulary, constraints: Constraints, *, context_length: int, draft: int
+) -> PreparedText:
     """Check and tokenise.
 
     Args:
         request: As it came.
         tokenizer: Of the model.
+        constraints: What holds answers to a format.
         context_length: Tokens a row may hold; the request may ask for fewer.
         draft: Tokens a row may draft at once; the request may ask for fewer.
 
@@ -66,6 +70,7 @@ def prepare_text(request: Request, tokenizer: Vocabulary, *, context_length: int
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
         draft=draft if request.draft is None else min(request.draft, draft),
+        constraint=None if request.format is None else constraints.prepare(request.format),
     )
 
 

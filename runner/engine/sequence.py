@@ -13,6 +13,7 @@ from typing import Protocol
 
 from models.detokenizer import StreamingDetokenizer
 from models.sampling import Draw, Sampling, TokenCounts, uniform
+from runner.engine.constraint import Constraint
 from runner.engine.drafting import Drafter, RowDrafting
 from runner.engine.stop import StopAutomaton, StopMatcher
 from runner.engine.types import FinishReason, RequestId, TextChunk, TextDone, TokenLogprob
@@ -43,6 +44,10 @@ class Vocabulary(Protocol):
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for."""
+        ...
+
+    def is_special(self, token: int) -> bool:
+        """Whether the token steers the model rather than being text."""
         ...
 
     def detokenizer(self) -> StreamingDetokenizer:
@@ -79,6 +84,8 @@ class PreparedText:
     top_logprobs: int
     draft: int = 0
     """Tokens drafted at once, at most."""
+    constraint: Constraint | None = None
+    """What the answer is held to; the row's own from here on."""
 
 
 @dataclass(slots=True)
@@ -110,6 +117,7 @@ class Sequence:
         """Tokens of the row that the prefix cache has been given or has given."""
         self.counts: TokenCounts | None = None
         """What penalties look back on."""
+        self.constraint = prepared.constraint
         self.drafting: RowDrafting | None = None
         self.status = SequenceStatus.WAITING
         self.generated = 0
@@ -160,8 +168,16 @@ class Sequence:
 
     @property
     def may_run_ahead(self) -> bool:
-        """Whether a step may be built on a token not yet read: not if it ends the row or fills the context."""
-        return self.room > 0
+        """Whether a step may be built on a token not yet read.
+
+        Not if that ends the row or fills the context, nor if it decides which tokens may follow.
+        """
+        return self.room > 0 and self.constraint is None
+
+    @property
+    def failure(self) -> str | None:
+        """Why the row cannot go on, whatever the model says."""
+        return None if self.constraint is None else self.constraint.error
 
     @property
     def drafts_next(self) -> bool:
@@ -171,7 +187,10 @@ class Sequence:
     def draft(self, most: int) -> tuple[int, ...]:
         """At most so many guesses at what follows the row's newest token."""
         assert self.drafting is not None
-        return tuple(self.drafting.propose(self.tokens, min(self.room, most)))
+        guesses = self.drafting.propose(self.tokens, min(self.room, most))
+        if self.constraint is not None and guesses:
+            guesses = guesses[: self.constraint.admitted(guesses)]
+        return tuple(guesses)
 
     def draw(self, drafted: tuple[int, ...] = ()) -> Draw:
         """How the token behind the newest one, or behind what is drafted there, is drawn."""
@@ -184,6 +203,7 @@ class Sequence:
             drafted=drafted,
             unread=self.unread > 0,
             top_logprobs=request.top_logprobs if request.logprobs else None,
+            mask=None if self.constraint is None else self.constraint.mask(len(drafted)),
         )
 
     def accept(self, token: int, logprob: TokenLogprob | None = None) -> FinishReason | None:
@@ -196,7 +216,9 @@ class Sequence:
             return self._end(FinishReason.STOP)
         self.generated += 1
         self._speak(self._detokenizer.push(token), logprob)
-        if self._stops.matched:
+        if self.constraint is not None:
+            self.constraint.accept(token)
+        if self._stops.matched or (self.constraint is not None and self.constraint.finished):
             return self._end(FinishReason.STOP)
         budget = self.request.num_predict
         if (budget is not None and self.generated >= budget) or (self.full and not self.request.shift):

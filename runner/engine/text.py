@@ -14,9 +14,11 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 from models.executors.base import Executor
+from models.grammar import GrammarCompiler
 from models.sampling import INVALID_TOKEN, Drawn
 from runner.engine.admission import Admission, Usage, Verdict, usage
 from runner.engine.batch import Batch, Run, UnderWay
+from runner.engine.constraint import Constraints, MaskWorker
 from runner.engine.drafting import Drafter, PromptLookup, StepCosts
 from runner.engine.prefix_cache import STORE_TOKENS, PrefixCache
 from runner.engine.preparation import encode, prepare_text
@@ -45,6 +47,7 @@ class TextEngine:
         admission: Admission | None = None,
         draft: int = 0,
         make_drafter: Callable[[], Drafter] = PromptLookup,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         """Serve a model.
 
@@ -59,6 +62,7 @@ class TextEngine:
             admission: Whether there is memory for a row; None: rows are let in unasked.
             draft: Tokens that a row may draft at once; 0: none.
             make_drafter: Makes what guesses for one row.
+            grammars: Compiles formats for this vocabulary; None: one of its own.
         """
         self._executor = executor
         self._tokenizer = tokenizer
@@ -70,6 +74,9 @@ class TextEngine:
         self._usage = Usage()
         self._draft, self._make_drafter = draft, make_drafter
         self._costs = StepCosts()
+        grammars = grammars or GrammarCompiler(tokenizer, executor.vocab_size)
+        self._constraints = Constraints(grammars, tokenizer, executor.vocab_size)
+        self._masks = MaskWorker()
         self._drafted_tokens = self._accepted_tokens = 0
         self._rows: dict[RequestId, Sequence] = {}
         self._under_way: deque[UnderWay] = deque()
@@ -120,7 +127,9 @@ class TextEngine:
             PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
             InsufficientMemory: there is none for it, and will not be when all others have ended.
         """
-        prepared = prepare_text(request, self._tokenizer, context_length=self._context_length, draft=self._draft)
+        prepared = prepare_text(
+            request, self._tokenizer, self._constraints, context_length=self._context_length, draft=self._draft
+        )
         if (admission := self._admission) is not None:
             admission.check(prepared, self._usage)
         return prepared
@@ -191,6 +200,7 @@ class TextEngine:
             self._prefixes.close()
         self._prefixes = self._admission = None
         self._executor.close()
+        self._masks.close()
         gc.collect()
 
     def _admit(self) -> None:
@@ -239,7 +249,7 @@ class TextEngine:
         if not batch.rows:
             return False
         self._at_risk = batch.rows
-        self._under_way.append(batch.begin(self._executor))
+        self._under_way.append(batch.begin(self._executor, self._masks))
         self._at_risk = []
         return True
 
@@ -294,13 +304,13 @@ class TextEngine:
         row, accepted = run.row, run.accepted(drawn)
         said = drawn[: accepted + 1]
         taken, reason = 0, None
-        while reason is None and taken < len(said) and said[taken].token != INVALID_TOKEN:
+        while reason is None and row.failure is None and taken < len(said) and said[taken].token != INVALID_TOKEN:
             reason = row.accept(said[taken].token, told(said[taken], self._tokenizer.piece))
             taken += 1
         if (chunk := row.take_chunk()) is not None:
             self._outputs.append(chunk)
-        if reason is None and taken < len(said):
-            self._fail(row, "the model's logits are not finite numbers")
+        if reason is None and (row.failure is not None or taken < len(said)):
+            self._fail(row, row.failure or "the model's logits are not finite numbers")
             return
         self._settle(run, min(accepted, taken), price)
         if reason is not None:

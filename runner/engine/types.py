@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import ClassVar, Literal, Protocol, TypeAlias
 
+from models.grammar import OutputFormat
 from models.image.base import PictureRequest, Pixels
 from models.sampling import Sampling
 
@@ -64,6 +65,8 @@ class TextRequest:
     """When the prompt is too long: drop its middle after num_keep, instead of PromptTooLong."""
     draft: int | None = None
     """Tokens drafted at once, at most; 0 is off. None: what the process allows. More is capped to that."""
+    format: OutputFormat | None = None
+    """What the answer is held to; None: to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's text and its natural-log probability under the model's unmodified distribution."""
+    """A token's text and its natural-log probability under the model's distribution over the tokens it may say."""
 
     token: str
     logprob: float

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from models.grammar import JSONSchema, OutputFormat
 from runner.config import DialectName
 from runner.engine.types import EngineState, EngineStatus, Failed, ImageRequest, SamplingParams, TextRequest
 from runner.errors import BadRequest
@@ -17,6 +18,7 @@ CHAT = "<|im_start|>{}\n{}<|im_end|>\n"
 ASSISTANT = "<|im_start|>assistant\n"
 HI = CHAT.format("user", 'Say "hi" & <b>é\u2028</b>') + ASSISTANT
 FOX = CHAT.format("user", "the fox") + ASSISTANT
+ANY_OBJECT = JSONSchema('{"type":"object"}')
 TOOL = {
     "type": "function",
     "function": {
@@ -66,11 +68,19 @@ UNDERSTOOD = {
         num_predict=3,
         num_ctx=4096,
     ),
+    "mlx_v0.34.4_format": TextRequest(
+        FOX, sampling(1.0, temperature=0), num_predict=8, num_ctx=4096, format=OutputFormat(ANY_OBJECT)
+    ),
+    "mlx_v0.34.4_thinking_format": TextRequest(
+        CHAT.format("user", "fox") + ASSISTANT + "<think>",
+        sampling(1.0),
+        num_predict=3,
+        num_ctx=4096,
+        format=OutputFormat(ANY_OBJECT, ("</think>",)),
+    ),
 }
 REFUSED = {
     "mlx_v0.34.4_picture": "Media",
-    "mlx_v0.34.4_format": "Format",
-    "mlx_v0.34.4_thinking_format": "Format",
     "imagegen_v0.32.5_generations": "width",
     "imagegen_v0.32.5_edits": "images",
     "imagegen_v0.32.5_generate": "width",

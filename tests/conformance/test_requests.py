@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from models.grammar import JSONSchema, OutputFormat
 from protocol.ollamarunner import LayersOnDevice, LoadRequest
 from runner.config import DialectName
 from runner.engine.load import LoadOptions
@@ -47,11 +48,17 @@ UNDERSTOOD = {
         shift=True,
         truncate=True,
     ),
+    "classic_v0.24_format": TextRequest(
+        PROMPT,
+        sampling(DEFAULTS, repeat_penalty=1.1),
+        num_ctx=4096,
+        stop=("<|im_end|>",),
+        format=OutputFormat(JSONSchema('{"type":"object"}')),
+    ),
 }
 REFUSED = {
     "mlx_v0.33_media": "Media",
     "imagegen_v0.32_image": "width",
-    "classic_v0.24_format": "Format",
     "classic_v0.24_images": "Images",
 }
 

@@ -148,10 +148,6 @@ def test_an_absent_seed_is_zero_for_new_parents_and_random_for_those_that_never_
     [
         ("Media", [{"data": "aGk=", "id": 0, "Kind": "image"}]),
         ("Images", [{"data": "aGk=", "id": 0}]),
-        ("Format", "json"),
-        ("Format", {"type": "object"}),
-        ("Format", False),
-        ("Grammar", 'root ::= "a"'),
     ],
 )
 async def test_what_cannot_be_honoured_is_refused_by_name(field, value):

@@ -346,9 +346,6 @@ async def test_a_person_without_options_gets_ollamas_defaults():
     ("field", "value"),
     [
         ("Images", [{"data": "aGk=", "id": 0}]),
-        ("Format", "json"),
-        ("Format", {"type": "object"}),
-        ("Grammar", 'root ::= "a"'),
         ("width", 64),
         ("height", 64),
         ("steps", 3),

@@ -1,11 +1,15 @@
 from models.executors.base import Row, Step
 from models.sampling import Drawn, Sampling, uniform
 from runner.engine.batch import Batch, Run
+from runner.engine.constraint import MaskWorker
 from runner.engine.scheduler import Chunk
 from runner.engine.sequence import PreparedText, Sequence, SequenceStatus
 from tests.fakes import ByteTokenizer, FakeExecutor, scripted
 
 GREEDY = Sampling(temperature=0)
+
+
+MASKS = MaskWorker()
 
 
 def row(slot: int, prompt: str) -> Sequence:
@@ -25,7 +29,7 @@ def chunk(of: Sequence, length: int) -> Chunk:
 
 def read(batch: Batch, executor: FakeExecutor) -> list[bytes]:
     """Begin a step and wait for it."""
-    return [bytes(each.token for each in drawn) for drawn in batch.begin(executor).read()]
+    return [bytes(each.token for each in drawn) for drawn in batch.begin(executor, MASKS).read()]
 
 
 def take(of: Sequence, token: str) -> None:
@@ -46,7 +50,7 @@ def test_a_chunk_that_does_not_complete_the_prompt_yields_nothing():
 def test_where_steps_are_under_way_such_a_chunk_has_something_to_wait_for_that_nobody_looks_at():
     one = row(0, scripted(0, "abcd"))
     executor = FakeExecutor("yes", depth=1)
-    under_way = Batch((), chunk(one, 3)).begin(executor)
+    under_way = Batch((), chunk(one, 3)).begin(executor, MASKS)
     assert under_way.sampled is not None
     assert under_way.read() == []
     assert (one.fed, one.status, one.unread) == (3, SequenceStatus.PREFILL, 0)
@@ -77,12 +81,12 @@ def test_decoding_rows_and_a_chunk_share_a_step():
 def test_a_token_that_nobody_has_read_is_not_named():
     one = row(0, scripted(0))
     executor = FakeExecutor("yes", depth=1)
-    first = Batch((), chunk(one, 1)).begin(executor)
+    first = Batch((), chunk(one, 1)).begin(executor, MASKS)
     ahead = Batch((Run(one),), None)
     assert ahead.step() == Step((Row(0, 1, (), 1),))
     (draw,) = ahead.draws()
     assert (draw.unread, draw.uniform, draw.drafted) == (True, uniform(5, 1), ())
-    second = ahead.begin(executor)
+    second = ahead.begin(executor, MASKS)
     assert (one.fed, one.unread) == (2, 2)
     assert [[each.token for each in drawn] for step in (first, second) for drawn in step.read()] == [
         [ord("y")],
@@ -94,14 +98,14 @@ def test_drafts_share_a_step_with_other_rows_and_each_place_gets_its_own_token()
     executor = FakeExecutor("yes", "no")
     first, second, third = row(0, scripted(0)), row(1, scripted(1)), row(2, "abc")
     for each, said in ((first, "y"), (second, "n")):
-        Batch((), chunk(each, 1)).begin(executor).read()
+        Batch((), chunk(each, 1)).begin(executor, MASKS).read()
         take(each, said)
     batch = Batch((Run(first, tuple(b"ex")), Run(second)), chunk(third, 2))
     assert batch.step().rows[0] == Row(0, 1, tuple(b"yex"), 3)
     draws = batch.draws()
     assert [(draw.slot, draw.drafted) for draw in draws] == [(0, ()), (0, tuple(b"e")), (0, tuple(b"ex")), (1, ())]
     assert [draw.uniform for draw in draws[:3]] == [uniform(5, place) for place in (1, 2, 3)]
-    under_way = batch.begin(executor)
+    under_way = batch.begin(executor, MASKS)
     assert under_way.must_be_read_first
     sampled, other = under_way.read()
     assert bytes(each.token for each in (sampled[0], sampled[1], other[0])) == b"eso"
@@ -110,7 +114,7 @@ def test_drafts_share_a_step_with_other_rows_and_each_place_gets_its_own_token()
 
 
 def test_a_step_without_drafts_may_be_followed_before_it_is_read():
-    assert not Batch((), chunk(row(0, scripted(0)), 1)).begin(FakeExecutor("yes", depth=1)).must_be_read_first
+    assert not Batch((), chunk(row(0, scripted(0)), 1)).begin(FakeExecutor("yes", depth=1), MASKS).must_be_read_first
 
 
 def test_nothing_is_accepted_behind_the_first_wrong_draft():

@@ -1,0 +1,131 @@
+"""What one row's answer is held to: the masks of its next places.
+
+A `Constraint` follows the row's tokens, through its thinking and then through its grammar. Masks are made in a thread
+of their own while the model runs; the engine waits for them when it draws. What goes wrong with a row's grammar is kept
+as that row's `error`, for the engine to end this row and no other.
+"""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import takewhile
+
+from models.errors import GrammarError
+from models.grammar import Compiled, GrammarCompiler, OutputFormat, Pieces
+from runner.engine.thinking import Thinking, ThinkingPlans
+from runner.errors import BadRequest
+
+logger = logging.getLogger("runner.engine")
+
+
+class Constraint:
+    """One row's place in its grammar. Thread: one at a time."""
+
+    def __init__(self, grammar: Compiled, thinking: Thinking | None, pieces: Pieces) -> None:
+        self.error: str | None = None
+        self._matcher = grammar.matcher()
+        self._grammar, self._pieces = grammar, pieces
+        self._thinking = thinking
+        """None: the grammar is in force."""
+        self._state = 0
+        self._masks: list[bytes | None] = []
+
+    @property
+    def finished(self) -> bool:
+        """The answer is complete: nothing but its end may follow."""
+        return self._thinking is None and self.error is None and self._matcher.finished
+
+    def admitted(self, tokens: Sequence[int]) -> int:
+        """How many drafted tokens may follow, up to one that ends the answer or its thinking."""
+        if (thinking := self._thinking) is None:
+            return self._matcher.admitted([*takewhile(lambda token: token not in self._pieces.stop_ids, tokens)])
+        state = self._state
+        for count, token in enumerate(tokens):
+            state, rest = thinking.after(state, self._pieces.piece(token))
+            if rest is not None:
+                return count
+        return len(tokens)
+
+    def make_masks(self, drafted: Sequence[int]) -> None:
+        """Make the masks of the next place and of those behind drafted tokens that are admitted."""
+        self._masks = [None] * (1 + len(drafted))
+        if (thinking := self._thinking) is not None:
+            state = self._state
+            self._masks[0] = thinking.masks[state]
+            for place, token in enumerate(drafted, 1):
+                state, _ = thinking.after(state, self._pieces.piece(token))
+                self._masks[place] = thinking.masks[state]
+            return
+        try:
+            self._masks[:] = self._matcher.masks(drafted)
+        except GrammarError as error:
+            self._fail(error)
+
+    def mask(self, place: int) -> bytes | None:
+        """The mask of the next place, or of one behind so many drafted tokens. None: every token is allowed."""
+        return self._masks[place]
+
+    def accept(self, token: int) -> None:
+        """Take the row's next token."""
+        try:
+            if self._thinking is None:
+                self._matcher.accept(token)
+                return
+            self._state, rest = self._thinking.after(self._state, self._pieces.piece(token))
+            if rest is not None:
+                self._thinking = None
+                for each in self._grammar.tokens(rest) or ():
+                    self._matcher.accept(each)
+        except GrammarError as error:
+            self._fail(error)
+
+    def _fail(self, error: GrammarError) -> None:
+        self.error = self.error or f"the answer's grammar failed: {error}"
+
+
+class Constraints:
+    """Makes the constraints of requests. Thread: any, several at once."""
+
+    def __init__(self, compiler: GrammarCompiler, pieces: Pieces, width: int) -> None:
+        """For the tokens of `width` logits."""
+        self._compiler, self._pieces = compiler, pieces
+        self._plans = ThinkingPlans(pieces, width)
+
+    def prepare(self, wanted: OutputFormat) -> Constraint:
+        """What holds an answer to its format.
+
+        Raises:
+            BadRequest: the format cannot be enforced; the message says why.
+        """
+        try:
+            grammar = self._compiler.compile(wanted.grammar, spaced=bool(wanted.closings))
+        except GrammarError as error:
+            raise BadRequest(f"invalid structured output grammar: {error}") from error
+        if grammar.ignored:
+            logger.warning("a format is enforced in part", extra={"fields": {"ignored": "; ".join(grammar.ignored)}})
+        return Constraint(grammar, self._plans.plan(wanted.closings, grammar), self._pieces)
+
+
+class MaskWorker:
+    """The thread that makes masks. Thread: the executor's."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def begin(self, wanted: Sequence[tuple[Constraint, Sequence[int]]]) -> list[Future[None]]:
+        """Begin to make the masks of rows, each with what is drafted for it; to be waited for before they are used."""
+        if not wanted:
+            return []
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "masks")
+        return [self._pool.submit(_make, wanted)]
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def _make(wanted: Sequence[tuple[Constraint, Sequence[int]]]) -> None:
+    for constraint, drafted in wanted:
+        constraint.make_masks(drafted)
