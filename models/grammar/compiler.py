@@ -34,8 +34,6 @@ class Compiled:
 
     ignored: tuple[str, ...]
     """What of it is not enforced, in the engine's words."""
-    is_empty: bool
-    """The answer can only be no text at all."""
     _pristine: LLMatcher
     _tokenizer: LLTokenizer
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -114,14 +112,10 @@ class GrammarCompiler:
         reason = ""
         for attempt in self._attempts(schema):
             try:
-                compiled = self._built(_lark_of_schema(attempt, spaced=spaced))
+                return self._built(_lark_of_schema(attempt, spaced=spaced))
             except GrammarError as error:
                 # The last attempt is at the schema as it came.
                 reason = str(error)
-                continue
-            if compiled.is_empty:
-                raise GrammarError("the schema describes no JSON value: a $ref leads back to itself")
-            return compiled
         raise GrammarError(reason)
 
     def _attempts(self, schema: Schema) -> Iterator[_Attempt]:
@@ -137,9 +131,11 @@ class GrammarCompiler:
         if not matcher.is_error():
             # The first mask may find out more, for one that nothing may follow.
             matcher.compute_bitmask()
-        if matcher.is_error():
-            raise GrammarError(reason_of(matcher.get_error()))
-        return Compiled(tuple(matcher.get_grammar_warnings()), matcher.is_stopped(), matcher, tokenizer)
+        if matcher.is_stopped():
+            reason = reason_of(matcher.get_error())
+            empty = not reason or reason.startswith("NoExtension")
+            raise GrammarError("it describes no answer, as a $ref does that leads back to itself" if empty else reason)
+        return Compiled(tuple(matcher.get_grammar_warnings()), matcher, tokenizer)
 
 
 def _lark_of_schema(attempt: _Attempt, *, spaced: bool) -> str:
@@ -160,6 +156,10 @@ def _lark_of_gbnf(text: str) -> str:
 
 
 def _unescaped(escape: re.Match[str]) -> str:
-    """A character beyond ASCII instead of its escape, which the translator garbles."""
-    code = int(escape[1] or escape[2] or "0", 16)
-    return chr(code) if 0x80 <= code < 0xD800 or 0xE000 <= code < 0x110000 else escape[0]
+    """The character itself, or its escape in two digits, instead of one that the translator garbles."""
+    if (digits := escape[1] or escape[2]) is None:
+        return escape[0]
+    code = int(digits, 16)
+    if 0xD800 <= code < 0xE000 or code > 0x10FFFF:
+        raise GrammarError(f"{escape[0]} is no character")
+    return chr(code) if code >= 0x80 else f"\\x{code:02x}"
