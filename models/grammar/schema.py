@@ -121,8 +121,9 @@ class _Plain:
         inner = kept.get("allOf")
         if isinstance(inner, list) and len(inner) == 1 and isinstance(only := inner[0], dict):
             outer = {name: value for name, value in kept.items() if name != "allOf"}
-            # The order of keys is that of the answer.
-            if not outer.keys() & only.keys() and not ("$ref" in only and outer.keys() - _DEFINITIONS):
+            apart = _ANNOTATIONS | _DEFINITIONS | (set() if "$ref" in only else {"type"})
+            # Other keywords look at what stands beside them.
+            if outer.keys() <= apart and not outer.keys() & only.keys():
                 return outer | only
         return kept
 

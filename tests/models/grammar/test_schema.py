@@ -101,6 +101,18 @@ def test_schemas_around_a_reference_that_leads_back_are_understood(schema):
     assert not admits(grammar, "1")
 
 
+@pytest.mark.parametrize(
+    ("schema", "allowed", "refused"),
+    [
+        ({"allOf": [{"properties": {"a": {}}}], "additionalProperties": {"type": "boolean"}}, '{"b":true}', '{"a":1}'),
+        ({"allOf": [{"prefixItems": [{"minimum": 3}]}], "items": {"minimum": 5}}, "[5]", "[3]"),
+    ],
+)
+def test_a_keyword_that_looks_at_its_neighbours_keeps_them(schema, allowed, refused):
+    grammar = compiled(json.dumps(schema))
+    assert (admits(grammar, allowed), admits(grammar, refused)) == (True, False)
+
+
 def test_a_type_beside_subschemas_stays_where_they_do_not_say_it():
     for branches in ([{"$ref": "#/$defs/tree"}, {}], [{"$ref": "http://elsewhere/"}], [{"$ref": "#/$defs/none"}], []):
         assert "type" in plain({"type": "object", "anyOf": branches, "$defs": {"tree": TREE}})
