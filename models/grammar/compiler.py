@@ -20,8 +20,8 @@ from models.grammar.matcher import Matcher, reason_of
 from models.grammar.schema import MAX_BYTES, Schema, closed, parsed
 from models.grammar.vocabulary import Pieces, engine_vocabulary
 
-KEPT = 64
-"""Grammars."""
+KEPT, KEPT_CHARACTERS = 64, 1 << 21
+"""Grammars, and what their texts may have in all: compiled, a text takes some fifty times its size."""
 SPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 """White space between the tokens of JSON. Weak models would never come to an end of it."""
 
@@ -87,7 +87,7 @@ class GrammarCompiler:
         compiled = self._compiled(grammar, spaced=spaced)
         with self._lock:
             self._kept[key] = compiled
-            while len(self._kept) > KEPT:
+            while len(self._kept) > KEPT or sum(len(each.text) for each, _ in self._kept) > KEPT_CHARACTERS:
                 self._kept.popitem(last=False)
         return compiled
 

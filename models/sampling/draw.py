@@ -16,7 +16,7 @@ _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a row draws its tokens. Order: penalties, top_k, temperature, typical_p, top_p, min_p, draw."""
+    """How a row draws its tokens. Order: mask, penalties, top_k, temperature, typical_p, top_p, min_p, draw."""
 
     temperature: float = 0.8
     """0 is greedy."""

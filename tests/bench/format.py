@@ -95,7 +95,7 @@ def told_of_steps(
     return cells, goals
 
 
-def told_of_answers(label: str, told: Told) -> tuple[list[str], Goal]:
+def told_of_answers(label: str, told: Told) -> tuple[list[str], list[Goal]]:
     finished, valid = counted(told)
     whole, whole_valid = counted(told, lambda answer: answer.case.is_strict)
     refusals = Counter(each.refusal[:90] for each in told.answers if each.refusal)
@@ -111,7 +111,11 @@ def told_of_answers(label: str, told: Told) -> tuple[list[str], Goal]:
         f"{whole_valid} of {whole}",
         f"{told.tokens_s:.0f}",
     ]
-    return cells, Goal(f"{label}: finished answers valid, %", [100 * valid / finished] if finished else [], 100.0)
+    goals = [
+        Goal(f"{label}: finished answers valid, {what}, %", [100 * good / most] if most else [], 100.0)
+        for what, good, most in (("of all schemas", valid, finished), ("of those enforced whole", whole_valid, whole))
+    ]
+    return cells, goals
 
 
 async def all_answers(
@@ -128,9 +132,9 @@ async def all_answers(
         async with start(contestants[name], prepared, asked.threads) as server:
             for temperature in temperatures:
                 label = f"{name}, temperature {temperature:g}"
-                row, goal = told_of_answers(label, await answers(server, accepted, asked.tokens, temperature))
+                row, further = told_of_answers(label, await answers(server, accepted, asked.tokens, temperature))
                 rows.append(row)
-                goals += [goal] if name == RUNNER else []
+                goals += further if name == RUNNER else []
                 say(f"{label}: {row}")
     return rows, goals
 

@@ -61,7 +61,17 @@ async def test_a_classic_parents_completions_are_answered_or_refused(steps):
     )
     assert steps["prompt truncated"][1][-1]["prompt_eval_count"] < 128
     assert text_of(steps["no format"][1])
-    for step in ("grammar", "format", "image", "embedding"):
+    for step in ("image", "embedding"):
         status, reason = steps[step]
         assert status == 501
         assert "support" in reason
+
+
+async def test_a_classic_parents_formats_are_obeyed(steps):
+    for step, text in (("grammar", "a"), ("schema", '"yes"')):
+        status, answers = steps[step]
+        assert (status, text_of(answers), answers[-1]["done_reason"]) == (200, text, 0)
+    status, answers = steps["format"]
+    assert status == 200
+    assert text_of(answers).startswith("{")
+    assert steps["bad schema"] == (400, "invalid structured output grammar: Invalid type: foo")

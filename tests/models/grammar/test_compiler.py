@@ -5,7 +5,7 @@ import pytest
 
 from models.errors import GrammarError
 from models.grammar import GBNF, GrammarCompiler, JSONSchema
-from models.grammar.compiler import KEPT
+from models.grammar.compiler import KEPT, KEPT_CHARACTERS
 from tests.fakes import VOCABULARY, ByteTokenizer
 from tests.models.grammar.vocabularies import admits, allowed, compiled
 
@@ -164,6 +164,15 @@ def test_a_grammar_is_compiled_once_and_the_longest_unused_is_forgotten():
         compiler.compile(JSONSchema(json.dumps({"const": number})))
     assert compiler.compile(JSONSchema("true")) is first
     assert compiler.compile(JSONSchema("{}")) is not second
+
+
+def test_large_grammars_are_forgotten_sooner():
+    compiler = GrammarCompiler(ByteTokenizer(), VOCABULARY)
+    schemas = [JSONSchema(json.dumps({"const": str(number) + "x" * (KEPT_CHARACTERS // 3)})) for number in range(3)]
+    first, second, third = map(compiler.compile, schemas)
+    assert compiler.compile(schemas[2]) is third
+    assert compiler.compile(schemas[1]) is second
+    assert compiler.compile(schemas[0]) is not first
 
 
 def test_answers_to_one_grammar_are_independent():

@@ -42,6 +42,8 @@ func main() {
 	completion("prompt truncated", CompletionRequest{Prompt: strings.Repeat("the fox ", 200), Truncate: true})
 	completion("grammar", CompletionRequest{Prompt: "x", Grammar: `root ::= "a"`})
 	completion("format", CompletionRequest{Prompt: "x", Format: json.RawMessage(`{"type":"object"}`)})
+	completion("schema", CompletionRequest{Prompt: "x", Format: json.RawMessage(`{"enum":["yes"]}`), Grammar: `root ::= "no"`})
+	completion("bad schema", CompletionRequest{Prompt: "x", Format: json.RawMessage(`{"type":"foo"}`)})
 	completion("no format", CompletionRequest{Prompt: "x", Format: json.RawMessage(`""`)})
 	completion("image", CompletionRequest{Prompt: "[img-0]", Images: []ImageData{{Data: []byte("x")}}})
 	post("embedding", "/embedding", EmbeddingRequest{Content: "the fox"}, &EmbeddingResponse{})
