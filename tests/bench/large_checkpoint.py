@@ -68,7 +68,7 @@ def write(folder: Path, shape: Shape) -> None:
     """Write the folder; a shard is a layer."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(shape.config(), indent=2))
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     placed, total = {}, 0
     for number, arrays in enumerate(_shards(shape)):
         file = f"model-{number + 1:05}-of-{shape.layers + 2:05}.safetensors"
@@ -81,19 +81,19 @@ def write(folder: Path, shape: Shape) -> None:
 
 def _shards(shape: Shape) -> Iterator[Arrays]:
     draw = np.random.default_rng(0)
-    yield _matrix("model.embed_tokens", (shape.vocabulary, shape.hidden), draw)
+    yield matrix("model.embed_tokens", (shape.vocabulary, shape.hidden), draw)
     for layer in range(shape.layers):
         arrays = {}
         for name, size in shape.matrices().items():
-            arrays |= _matrix(f"model.layers.{layer}.{name}", size, draw)
+            arrays |= matrix(f"model.layers.{layer}.{name}", size, draw)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             arrays[f"model.layers.{layer}.{norm}.weight"] = np.ones(shape.hidden, np.float16)
         yield arrays
     norm = {"model.norm.weight": np.ones(shape.hidden, np.float16)}
-    yield norm | _matrix("lm_head", (shape.vocabulary, shape.hidden), draw)
+    yield norm | matrix("lm_head", (shape.vocabulary, shape.hidden), draw)
 
 
-def _matrix(name: str, size: tuple[int, int], draw: np.random.Generator) -> Arrays:
+def matrix(name: str, size: tuple[int, int], draw: np.random.Generator) -> Arrays:
     """MLX's affine layout; the values are centred on zero but for half a code."""
     rows, width = size
     codes = draw.integers(0, 2**32, (rows, width // CODES_PER_WORD), np.uint32)
@@ -101,7 +101,7 @@ def _matrix(name: str, size: tuple[int, int], draw: np.random.Generator) -> Arra
     return {f"{name}.weight": codes, f"{name}.scales": scales, f"{name}.biases": np.float16(-8) * scales}
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     """Bytes, and nothing else: the words of this model mean nothing anyway."""
     words = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))

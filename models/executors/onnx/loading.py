@@ -95,10 +95,12 @@ def forms_of(model: Model, found: Mapping[str, TensorInfo], choice: WeightChoice
     """The form of every matrix, by its tensor's name. Thread: any."""
     forms: dict[str, Form] = {}
     for weight in weights_in(model.weights):
+        # How many tokens pick an expert is not ours to choose, so its blocks are those that do not care.
+        coarse = large and not isinstance(weight, Experts)
         for matrix in weight.matrices if isinstance(weight, Experts) else (weight,):
             parts = matrix.parts if isinstance(matrix, Joined) else (matrix,)
             names = [f"{part.name}.weight" for part in parts if isinstance(part, Linear | Embedding)]
-            forms |= {name: form_of(found[name], choice, large=large) for name in names}
+            forms |= {name: form_of(found[name], choice, large=coarse) for name in names}
     return forms
 
 
@@ -138,7 +140,7 @@ def load(
         for index, table in enumerate(recording.recorder.tables)
     }
     ropes = [Rotations(rope, options.capacity, options.reach) for rope in recording.attention.ropes]
-    nbytes = sum(size for _, size in _sizes(recording)) + sum(table.nbytes for table in tables.values())
+    nbytes = sum(size for _, size in held_sizes(recording)) + sum(table.nbytes for table in tables.values())
     return Loaded(
         sessions, tables, ropes, slabs, recording.outputs, nbytes, _wants_even_rows(recording, options), options.drafts
     )
@@ -160,7 +162,7 @@ def footprint(model: Model, found: Mapping[str, TensorInfo], options: OnnxOption
         QuantizationError: the heads cannot be held as the cache type wants.
     """
     recording = record(model, found, options)
-    layers, output = by_layer(_sizes(recording), model.config.num_layers)
+    layers, output = by_layer(held_sizes(recording), model.config.num_layers)
     embedding = sum(found[f"{table.name}.weight"].nbytes for table in recording.recorder.tables)
     whole = sum(recording.graph.weights.values())
     largest = max(recording.graph.weights.values(), default=0)
@@ -174,8 +176,8 @@ def footprint(model: Model, found: Mapping[str, TensorInfo], options: OnnxOption
     return Footprint(embedding, layers, output, transient, LIBRARY_BYTES, state)
 
 
-def _sizes(recording: Recording) -> Iterator[tuple[str, int]]:
-    """What the kernels hold of each weight."""
+def held_sizes(recording: Recording) -> Iterator[tuple[str, int]]:
+    """What the kernels hold of each weight, by name. Thread: any."""
     for product in recording.products.products.values():
         bias = 4 * product.outputs * product.has_bias
         yield product.name, product.form.nbytes(product.outputs, product.inputs) + bias
