@@ -13,6 +13,8 @@ class Noting:
     def __init__(self) -> None:
         self.attentions: dict[int, Attention] = {}
         self.normed: list[str] = []
+        self.activations: list[str] = []
+        self.factors: list[float] = []
         self.residuals: list[int] = []
 
     def embed(self, table: Embedding) -> str:
@@ -33,7 +35,12 @@ class Noting:
         return "looked"
 
     def glu(self, gate: str, up: str, activation: Activation) -> str:
+        self.activations.append(activation)
         return activation
+
+    def scale(self, x: str, factor: float) -> str:
+        self.factors.append(factor)
+        return "scaled"
 
     def add(self, x: str, y: str) -> str:
         return "sum"
