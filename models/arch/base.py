@@ -56,6 +56,8 @@ class Model:
     """The hidden states (T, D) after the final norm."""
     logits: Callable[[Ops[Any], Any], Any]
     """From hidden states (N, D) to (N, V)."""
+    other_parts: tuple[str, ...] = ()
+    """Beginnings of names of tensors, without a leading `model.`, that a multimodal checkpoint has for other parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,4 +69,7 @@ class Architecture:
     gguf: tuple[GGUFLayout, ...]
     """How GGUF files of it are written; the first that applies to a file counts."""
     build: Callable[[Mapping[str, JSON]], Model]
-    """Reads config.json. Raises CheckpointError for missing, impossible or unsupported values."""
+    """Reads config.json, of a multimodal model its text part. Raises CheckpointError for missing, impossible or
+    unsupported values."""
+    other_parts: tuple[str, ...] = ()
+    """Beginnings of names of tensors that multimodal checkpoints of it have besides, without a leading `model.`."""

@@ -23,6 +23,8 @@ def hf_name(name: str, layout: GGUFLayout | None) -> str | None:
         return None
     if layout is None:
         return name
+    if name.startswith(layout.other_parts):
+        return None
     match = _IN_LAYER.fullmatch(name)
     if match and match[2] in layout.layer:
         return f"model.layers.{match[1]}.{layout.layer[match[2]]}.{match[3]}"

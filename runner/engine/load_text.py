@@ -171,7 +171,9 @@ class _Planner:
         self._checkpoint = checkpoint
         self._options = options
         self._model = build_model(checkpoint.config)
-        self._found = matched(weights_in(self._model.weights), checkpoint.infos(), checkpoint.reference)
+        self._found = matched(
+            weights_in(self._model.weights), checkpoint.infos(), checkpoint.reference, self._model.other_parts
+        )
         self._device = device()
         self._available = available_bytes(self._device)
         cache_type: CacheType = options.cache_type or process.kv_cache_type

@@ -58,6 +58,9 @@ class Twin:
     stored: Callable[[Arrays, Mapping[str, Any]], Arrays] = _as_they_are
     """The weights as they are stored, under Hugging Face's names or GGUF's; what changes their values or shapes."""
 
+    norm_shift: float = 0.0
+    """What is added to the weights of norms."""
+
     def name(self, name: str) -> str:
         """GGUF's name of a tensor."""
         module, _, kind = name.rpartition(".")
@@ -106,6 +109,9 @@ def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int
             pass
         case "llama3":
             writer.add_tensor("rope_freqs.weight", rope_divisors(scaling, config["rope_theta"], head_dim))
+        case "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(scaling["factor"])
         case "yarn":
             writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
             writer.add_rope_scaling_factor(scaling["factor"])
@@ -159,7 +165,8 @@ def write(
     stored: Arrays = {}
     for name, weight in twin.stored(weights, config).items():
         heads = twin.heads(name, config)
-        value = halves_to_pairs(weight, heads) if heads else weight
+        shift = twin.norm_shift if name.endswith("norm.weight") else 0.0
+        value = halves_to_pairs(weight, heads) if heads else weight + np.float32(shift)
         if kind != "F32" and value.ndim == 2:
             blocks = gguf.GGMLQuantizationType[kind]
             packed = quants.quantize(value, blocks)
@@ -167,7 +174,7 @@ def write(
             value = quants.dequantize(packed, blocks)
         else:
             writer.add_tensor(twin.name(name), np.ascontiguousarray(value))
-        stored[name] = pairs_to_halves(value, heads) if heads else value
+        stored[name] = pairs_to_halves(value, heads) if heads else value - np.float32(shift)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

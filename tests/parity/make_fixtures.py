@@ -60,11 +60,13 @@ def load(model: PreTrainedModel, weights: Mapping[str, np.ndarray]) -> None:
     model.tie_weights()
 
 
-def random_weights(model: PreTrainedModel, config: Mapping[str, object], seed: int) -> Arrays:
+def random_weights(model: PreTrainedModel, case: Case, seed: int) -> Arrays:
     names = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if config["tie_word_embeddings"]:
+    config = case.config
+    if config.get("tie_word_embeddings", "text_config" in config):
         del names["lm_head.weight"]
-    return {name: random_tensor(name, shape, seed) for name, shape in names.items()}
+    weights = {name: random_tensor(name, shape, seed) for name, shape in names.items()}
+    return {name: w - np.float32(case.norms_add if "norm" in name else 0.0) for name, w in weights.items()}
 
 
 @torch.inference_mode()
@@ -160,7 +162,7 @@ def make(case: Case) -> None:
     prompts = [tokenizer.encode(text).ids for text in tiny_tokenizer.PROMPTS]
     model = build(case.config)
     for seed in range(1, 100):
-        weights = random_weights(model, case.config, seed)
+        weights = random_weights(model, case, seed)
         load(model, weights)
         reference, margin = reference_of(model, prompts)
         if margin >= LEAST_MARGIN and len(set(reference["continuation.0"].tolist())) >= LEAST_DISTINCT:
@@ -175,7 +177,8 @@ def make(case: Case) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(case.config, indent=1))
     tiny_tokenizer.write(tokenizer, folder)
-    write_weights(folder, weights | stray_tensors(case, weights), case.shards)
+    stored = weights | stray_tensors(case, weights)
+    write_weights(folder, {case.published(name): value for name, value in stored.items()}, case.shards)
     save_file(reference, folder / "reference.safetensors")
     check_folder(folder, prompts[0], reference["logits.0"])
     if case.gguf:

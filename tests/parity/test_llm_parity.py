@@ -191,6 +191,7 @@ def test_greedy_rows_together_continue_as_the_reference_does(fixture: Fixture):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_model_says_what_its_configuration_says(name: str):
     config = json.loads((HERE / name / "config.json").read_text())
+    config = config.get("text_config", config)
     model = build_model(open_checkpoint(str(HERE / name), HERE / "no-store").config)
     assert model.config.vocab_size == config["vocab_size"]
     assert model.config.num_layers == config["num_hidden_layers"] == len(model.state)

@@ -67,7 +67,7 @@ def load(
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     dtype = dtype or compute_dtype(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
     specs = layer_specs(model.state, cache_type, dtype, longest_step)
-    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, unused)
+    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, model.other_parts + unused)
     tensors = {tensor.name: tensor for tensor in checkpoint.tensors()}
     weights, declared = Weights(), list(weights_in(model.weights))
     total, done = sum(prod(info.shape) for info in found.values()) or 1, 0

@@ -114,7 +114,7 @@ def load(
         ExecutionError: ONNX Runtime refuses the graph.
         MemoryError: there is none for it.
     """
-    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, unused)
+    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, model.other_parts + unused)
     recording = record(model, found, options)
     slabs = Slabs(slabs_of(model, options.cache_type), options.slots, options.capacity)
     tensors = {tensor.name: tensor for tensor in checkpoint.tensors()}

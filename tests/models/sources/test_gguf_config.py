@@ -40,6 +40,11 @@ def test_names_are_hugging_faces(name: str, expected: str | None):
     assert hf_name(name, layout_of("qwen3")) == expected
 
 
+@pytest.mark.parametrize("name", ["v.patch_embedding.weight", "v.blk.3.attn_q.weight", "mm.mm_soft_emb_norm.weight"])
+def test_the_vision_tensors_of_ollamas_own_files_are_no_weights_of_the_text_model(name: str):
+    assert hf_name(name, layout_of("gemma3")) is None
+
+
 def test_an_unknown_architectures_names_stay_for_the_loader_to_refuse():
     assert hf_name("blk.0.attn_q.weight", None) == "blk.0.attn_q.weight"
     assert hf_name("rope_freqs.weight", None) is None

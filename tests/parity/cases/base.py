@@ -28,6 +28,17 @@ class Case:
     gguf: Twin | None = None
     """How llama.cpp's converter writes it; None: no GGUF file is made."""
     quantized: tuple[str, ...] = ()
+    norms_add: float = 0.0
+    """What the model adds to a norm's weight as stored."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """How published checkpoints begin names otherwise than the reference library: what it says, and what they say."""
+
+    def published(self, name: str) -> str:
+        """A tensor's name in the checkpoint."""
+        for ours, theirs in self.renamed:
+            if name.startswith(ours):
+                return theirs + name.removeprefix(ours)
+        return name
 
 
 def base(architecture: str, model_type: str, **more: object) -> dict[str, object]:
