@@ -44,9 +44,10 @@ class Dims:
 
 @dataclass(frozen=True, slots=True)
 class SelfAttention:
-    """The weights of grouped-query attention; norms of each head's query and key where an architecture has them."""
+    """The weights of grouped-query attention; norms of queries and keys where an architecture has them."""
 
     qkv: Joined
+    """Three matrices, or one with the rows of all three."""
     out: Linear
     q_norm: Norm | None = None
     k_norm: Norm | None = None
@@ -57,6 +58,7 @@ class MLP:
     """The weights of a gated MLP, and what its gate goes through."""
 
     gate_up: Joined
+    """Two matrices, or one with the rows of both."""
     down: Linear
     activation: Activation = "silu"
 
@@ -205,7 +207,8 @@ def decoder_with(dims: Dims, layers: Sequence[LayerWeights], norm: FinalNorm) ->
 
 def gqa(ops: Ops[Tensor], x: Tensor, w: SelfAttention, layer: int, spec: Attention) -> Tensor:
     """Grouped-query attention. Shapes: x (T, D); returns (T, D)."""
-    q, k, v = ops.split(ops.linear(x, w.qkv), w.qkv.sizes)
+    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    q, k, v = ops.split(ops.linear(x, w.qkv), (queries, keys, keys))
     if w.q_norm is not None and w.k_norm is not None:
         q, k = ops.rms_norm(q, w.q_norm), ops.rms_norm(k, w.k_norm)
     return ops.linear(ops.attention(q, k, v, layer, spec), w.out)
@@ -213,7 +216,7 @@ def gqa(ops: Ops[Tensor], x: Tensor, w: SelfAttention, layer: int, spec: Attenti
 
 def swiglu(ops: Ops[Tensor], x: Tensor, w: MLP) -> Tensor:
     """The gated MLP: with SiLU, unless its weights say otherwise. Shapes: x (T, D); returns (T, D)."""
-    gate, up = ops.split(ops.linear(x, w.gate_up), w.gate_up.sizes)
+    gate, up = ops.split(ops.linear(x, w.gate_up), (w.down.inputs, w.down.inputs))
     return ops.linear(ops.glu(gate, up, w.activation), w.down)
 
 

@@ -102,7 +102,7 @@ def rope_divisors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np
 
 def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int) -> None:
     writer.add_rope_freq_base(float(config["rope_theta"]))
-    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_dimension_count(int(head_dim * config.get("partial_rotary_factor", 1.0)))
     scaling = config.get("rope_scaling")
     match scaling and scaling["rope_type"]:
         case None:
@@ -112,6 +112,11 @@ def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int
         case "linear":
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(scaling["factor"])
+        case "longrope":
+            writer.add_rope_scaling_attn_factors(scaling["attention_factor"])
+            for reach in ("long", "short"):
+                factors = np.array(scaling[f"{reach}_factor"], np.float32)
+                writer.add_tensor(f"rope_factors_{reach}.weight", factors)
         case "yarn":
             writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
             writer.add_rope_scaling_factor(scaling["factor"])

@@ -7,6 +7,7 @@ Everything is seeded by name, so a second run on the same machine and versions g
 """
 
 import argparse
+import copy
 import json
 import shutil
 import zlib
@@ -48,7 +49,8 @@ def random_tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
 def build(config_json: Mapping[str, object]) -> PreTrainedModel:
     """The reference model of a config.json, read from a file's form as a user's would be."""
     fields = {key: value for key, value in config_json.items() if key not in ("model_type", "torch_dtype", "dtype")}
-    config = AutoConfig.for_model(str(config_json["model_type"]), **fields)
+    # Some configurations write into what they are given.
+    config = AutoConfig.for_model(str(config_json["model_type"]), **copy.deepcopy(fields))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     return model.eval()
 

@@ -127,6 +127,7 @@ INTERLEAVED = {"llama", "mistral", "smollm3"}
         ("smollm3", "SmolLM3ForCausalLM"),
         ("gemma2", "Gemma2ForCausalLM"),
         ("gemma3", "Gemma3ForCausalLM"),
+        ("phi3", "Phi3ForCausalLM"),
     ],
 )
 def test_a_gguf_architecture_finds_its_layout(said: str, hf: str):
