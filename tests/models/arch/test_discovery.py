@@ -128,6 +128,7 @@ INTERLEAVED = {"llama", "mistral", "smollm3"}
         ("gemma2", "Gemma2ForCausalLM"),
         ("gemma3", "Gemma3ForCausalLM"),
         ("phi3", "Phi3ForCausalLM"),
+        ("olmo2", "Olmo2ForCausalLM"),
     ],
 )
 def test_a_gguf_architecture_finds_its_layout(said: str, hf: str):
