@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.arch import Model
-from models.ops import Activation, Attention, Embedding, Matrix, Norm
+from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm
 
 
 class Noting:
@@ -27,6 +27,10 @@ class Noting:
         return ("part",) * len(sizes)
 
     def rms_norm(self, x: str, norm: Norm) -> str:
+        self.normed.append(norm.name)
+        return "normed"
+
+    def layer_norm(self, x: str, norm: LayerNorm) -> str:
         self.normed.append(norm.name)
         return "normed"
 

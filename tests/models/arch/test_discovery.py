@@ -129,6 +129,8 @@ INTERLEAVED = {"llama", "mistral", "smollm3"}
         ("gemma3", "Gemma3ForCausalLM"),
         ("phi3", "Phi3ForCausalLM"),
         ("olmo2", "Olmo2ForCausalLM"),
+        ("command-r", "CohereForCausalLM"),
+        ("cohere2", "Cohere2ForCausalLM"),
     ],
 )
 def test_a_gguf_architecture_finds_its_layout(said: str, hf: str):
