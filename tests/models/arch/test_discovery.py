@@ -114,7 +114,7 @@ def test_ggufs_names_are_those_of_declared_tensors():
 
 
 # llama.cpp's converter interleaves the rows of queries and keys of Llamas alone.
-INTERLEAVED = {"llama", "mistral", "smollm3"}
+INTERLEAVED = {"llama", "mistral", "smollm3", "granite"}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,7 @@ INTERLEAVED = {"llama", "mistral", "smollm3"}
         ("olmo2", "Olmo2ForCausalLM"),
         ("command-r", "CohereForCausalLM"),
         ("cohere2", "Cohere2ForCausalLM"),
+        ("granite", "GraniteForCausalLM"),
     ],
 )
 def test_a_gguf_architecture_finds_its_layout(said: str, hf: str):
