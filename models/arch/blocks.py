@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from models.arch.base import Model, Tensor
 from models.config_reader import JSON, ConfigReader
 from models.errors import CheckpointError
-from models.ops import KV, Activation, Attention, Embedding, Joined, LayerNorm, Linear, Norm, Ops
+from models.ops import KV, Activation, Attention, Embedding, Joined, LayerNorm, Linear, Norm, Ops, PositionScale
 from models.ops.rope import read_rope
 
 FILE = "config.json"
@@ -51,6 +51,7 @@ class SelfAttention:
     out: Linear
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    query_scale: PositionScale | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +212,8 @@ def gqa(ops: Ops[Tensor], x: Tensor, w: SelfAttention, layer: int, spec: Attenti
     q, k, v = ops.split(ops.linear(x, w.qkv), (queries, keys, keys))
     if w.q_norm is not None and w.k_norm is not None:
         q, k = ops.rms_norm(q, w.q_norm), ops.rms_norm(k, w.k_norm)
+    if w.query_scale is not None:
+        q = ops.position_scale(q, w.query_scale)
     return ops.linear(ops.attention(q, k, v, layer, spec), w.out)
 
 

@@ -101,9 +101,9 @@ def rope_divisors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np
 
 
 def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int) -> None:
-    writer.add_rope_freq_base(float(config["rope_theta"]))
+    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    writer.add_rope_freq_base(float(config["rope_theta"] if "rope_theta" in config else scaling["rope_theta"]))
     writer.add_rope_dimension_count(int(head_dim * config.get("partial_rotary_factor", 1.0)))
-    scaling = config.get("rope_scaling")
     match scaling and scaling["rope_type"]:
         case None:
             pass

@@ -20,7 +20,14 @@ import tiny_tokenizer
 import torch
 from cases import CASES, Case
 from safetensors.numpy import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    logging,
+)
 
 HERE = Path(__file__).parent
 CONTINUATION = 16
@@ -46,12 +53,16 @@ def random_tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     return rng.normal(0.0, gain / shape[-1] ** 0.5, shape).astype(np.float32)
 
 
+def auto_model(config_json: Mapping[str, object]) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+    return AutoModelForImageTextToText if "vision_config" in config_json else AutoModelForCausalLM
+
+
 def build(config_json: Mapping[str, object]) -> PreTrainedModel:
     """The reference model of a config.json, read from a file's form as a user's would be."""
     fields = {key: value for key, value in config_json.items() if key not in ("model_type", "torch_dtype", "dtype")}
     # Some configurations write into what they are given.
     config = AutoConfig.for_model(str(config_json["model_type"]), **copy.deepcopy(fields))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    model = auto_model(config_json).from_config(config, attn_implementation="eager", dtype=torch.float32)
     return model.eval()
 
 
@@ -150,7 +161,8 @@ def write_weights(folder: Path, weights: Arrays, shards: int) -> None:
 
 def check_folder(folder: Path, prompt: Sequence[int], logits: np.ndarray) -> None:
     """The folder is a checkpoint like any other: the reference library's own loader gets the same model out of it."""
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    config = json.loads((folder / "config.json").read_text())
+    model = auto_model(config).from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     difference = float(np.abs(logits_of(model, prompt) - logits).max())
     if difference > 1e-6:
         raise SystemExit(f"{folder.name}: read back, its logits differ by {difference:.2g}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.arch import Model
-from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm
+from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm, PositionScale
 
 
 class Noting:
@@ -15,6 +15,7 @@ class Noting:
         self.normed: list[str] = []
         self.activations: list[str] = []
         self.factors: list[float] = []
+        self.position_scales: list[PositionScale] = []
         self.residuals: list[int] = []
 
     def embed(self, table: Embedding) -> str:
@@ -33,6 +34,10 @@ class Noting:
     def layer_norm(self, x: str, norm: LayerNorm) -> str:
         self.normed.append(norm.name)
         return "normed"
+
+    def position_scale(self, x: str, scale: PositionScale) -> str:
+        self.position_scales.append(scale)
+        return "scaled"
 
     def attention(self, q: str, k: str, v: str, layer: int, spec: Attention) -> str:
         self.attentions[layer] = spec

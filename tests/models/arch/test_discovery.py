@@ -114,7 +114,7 @@ def test_ggufs_names_are_those_of_declared_tensors():
 
 
 # llama.cpp's converter interleaves the rows of queries and keys of Llamas alone.
-INTERLEAVED = {"llama", "mistral", "smollm3", "granite"}
+INTERLEAVED = {"llama", "mistral", "mistral3", "smollm3", "granite"}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,7 @@ INTERLEAVED = {"llama", "mistral", "smollm3", "granite"}
         ("command-r", "CohereForCausalLM"),
         ("cohere2", "Cohere2ForCausalLM"),
         ("granite", "GraniteForCausalLM"),
+        ("mistral3", "Ministral3ForCausalLM"),
     ],
 )
 def test_a_gguf_architecture_finds_its_layout(said: str, hf: str):
