@@ -27,12 +27,15 @@ def encode(tokenizer: Vocabulary, text: str, *, add_bos: bool) -> list[int]:
         raise BadRequest(str(error)) from None
 
 
-def prepare_text(request: Request, tokenizer: Vocabulary, *, context_length: int, draft: int) -> PreparedText:
+def prepare_text(
+    request: Request, tokenizer: Vocabulary, *, vocab_size: int, context_length: int, draft: int
+) -> PreparedText:
     """Check and tokenise.
 
     Args:
         request: As it came.
         tokenizer: Of the model.
+        vocab_size: Tokens that the model has an embedding for; some vocabularies have more.
         context_length: Tokens a row may hold; the request may ask for fewer.
         draft: Tokens a row may draft at once; the request may ask for fewer.
 
@@ -49,6 +52,9 @@ def prepare_text(request: Request, tokenizer: Vocabulary, *, context_length: int
     tokens = _encode_prompt(tokenizer, request.prompt, limit, truncate=request.truncate)
     if not tokens:
         raise BadRequest("the prompt is empty")
+    if (unknown := max(tokens)) >= vocab_size:
+        piece = tokenizer.piece(unknown).decode(errors="replace")
+        raise BadRequest(f"the prompt has the token {piece!r}, for which the model has no embedding")
     keep = len(tokens) if request.num_keep < 0 else request.num_keep
     if len(tokens) >= limit:
         tokens = _truncate(tokens, limit, keep=keep, allowed=request.truncate)

@@ -120,7 +120,13 @@ class TextEngine:
             PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
             InsufficientMemory: there is none for it, and will not be when all others have ended.
         """
-        prepared = prepare_text(request, self._tokenizer, context_length=self._context_length, draft=self._draft)
+        prepared = prepare_text(
+            request,
+            self._tokenizer,
+            vocab_size=self._executor.vocab_size,
+            context_length=self._context_length,
+            draft=self._draft,
+        )
         if (admission := self._admission) is not None:
             admission.check(prepared, self._usage)
         return prepared
