@@ -239,10 +239,7 @@ def model(dims: Dims, weights: Decoder[Layer, Norm], specs: Sequence[Attention])
     def forward(ops: Ops[Tensor]) -> Tensor:
         return pre_norm(ops, weights, specs)
 
-    def logits(ops: Ops[Tensor], hidden: Tensor) -> Tensor:
-        return ops.linear(hidden, weights.head)
-
-    return model_with(dims, weights, specs, forward, logits)
+    return model_with(dims, weights, specs, forward)
 
 
 def model_with(
@@ -250,9 +247,14 @@ def model_with(
     weights: Decoder[Any, Any],
     specs: Sequence[Attention],
     forward: Callable[[Ops[Any]], Any],
-    logits: Callable[[Ops[Any], Any], Any],
+    finish: Callable[[Ops[Any], Any], Any] = lambda _, scores: scores,
 ) -> Model:
-    """The model of a decoder that computes otherwise, with the state that these attentions need."""
+    """The model of a decoder that computes otherwise; `finish` makes logits of what the head says."""
     state = tuple(KV(spec.kv_heads, spec.head_dim, spec.head_dim, spec.window) for spec in specs)
     context = max([dims.context_length, *(spec.rope.extended_context for spec in specs if spec.rope is not None)])
+
+    def logits(ops: Ops[Tensor], hidden: Tensor) -> Tensor:
+        finished: Tensor = finish(ops, ops.linear(hidden, weights.head))
+        return finished
+
     return Model(dims, context, weights, state, forward, logits)

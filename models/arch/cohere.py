@@ -96,10 +96,10 @@ def _model(dims: Dims, layers: Sequence[Layer], specs: Sequence[Attention], logi
             x = ops.residual(ops.add(x, branches), index + 1)
         return ops.layer_norm(x, weights.norm)
 
-    def logits(ops: Ops[Tensor], hidden: Tensor) -> Tensor:
-        return ops.scale(ops.linear(hidden, weights.head), logit_scale)
+    def finish(ops: Ops[Tensor], scores: Tensor) -> Tensor:
+        return ops.scale(scores, logit_scale)
 
-    return blocks.model_with(dims, weights, specs, forward, logits)
+    return blocks.model_with(dims, weights, specs, forward, finish)
 
 
 def _gguf_config(metadata: GGUFMetadata) -> gguf.Config:

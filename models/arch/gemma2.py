@@ -103,11 +103,10 @@ def model(config: Mapping[str, JSON], dims: Dims, layers: Sequence[Layer], specs
             x = ops.residual(ops.add(x, ops.rms_norm(made, w.norm2_behind)), index + 1)
         return ops.rms_norm(x, weights.norm)
 
-    def logits(ops: Ops[Tensor], hidden: Tensor) -> Tensor:
-        scores = ops.linear(hidden, weights.head)
+    def finish(ops: Ops[Tensor], scores: Tensor) -> Tensor:
         return ops.softcap(scores, softcap) if softcap else scores
 
-    return blocks.model_with(dims, weights, specs, forward, logits)
+    return blocks.model_with(dims, weights, specs, forward, finish)
 
 
 def gguf_config(metadata: GGUFMetadata, *, largest: int, theta: float = 10000.0) -> gguf.Config:

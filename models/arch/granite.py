@@ -62,10 +62,10 @@ def _model(dims: Dims, layers: Sequence[blocks.Layer], specs: Sequence[Attention
             x = ops.residual(ops.add(x, ops.scale(made, factors.residual)), index + 1)
         return ops.rms_norm(x, weights.norm)
 
-    def logits(ops: Ops[Tensor], hidden: Tensor) -> Tensor:
-        return ops.scale(ops.linear(hidden, weights.head), factors.logits)
+    def finish(ops: Ops[Tensor], scores: Tensor) -> Tensor:
+        return ops.scale(scores, factors.logits)
 
-    return blocks.model_with(dims, weights, specs, forward, logits)
+    return blocks.model_with(dims, weights, specs, forward, finish)
 
 
 def _gguf_config(metadata: GGUFMetadata) -> gguf.Config:

@@ -71,10 +71,7 @@ def _model(dims: Dims, layers: Sequence[Layer], specs: Sequence[Attention]) -> M
             x = ops.residual(ops.add(x, ops.rms_norm(blocks.swiglu(ops, x, w.mlp), w.norm2)), index + 1)
         return ops.rms_norm(x, weights.norm)
 
-    def logits(ops: Ops[Tensor], hidden: Tensor) -> Tensor:
-        return ops.linear(hidden, weights.head)
-
-    return blocks.model_with(dims, weights, specs, forward, logits)
+    return blocks.model_with(dims, weights, specs, forward)
 
 
 def _has_window(metadata: GGUFMetadata) -> bool:

@@ -2,13 +2,12 @@ from typing import Any
 
 import pytest
 
-from models.arch import Model, build_model, gguf_layout
+from models.arch import Model, build_model
 from models.errors import CheckpointError
-from models.gguf_metadata import GGUFMetadata
 from models.ops import KV, Norm, RopeConfig, weights_in
 from models.ops.rope import LinearScaling
 from tests.models.arch.attentions import attentions, noted
-from tests.models.arch.declared import biases, build, tensors, windows
+from tests.models.arch.declared import biases, build, gguf_config, tensors, windows
 
 
 def gemma2(**said: Any) -> Model:
@@ -91,32 +90,24 @@ def test_what_is_not_honoured_is_refused_by_name(change: dict[str, Any], named: 
         gemma3(**change)
 
 
-def gguf_config(arch: str, **said: Any) -> dict[str, Any]:
-    values = {"embedding_length": 64, "block_count": 6, "attention.head_count": 4, "feed_forward_length": 96}
-    values |= {"context_length": 128, "attention.key_length": 8, "attention.sliding_window": 16} | said
-    named = {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in values.items()}
-    metadata = GGUFMetadata(named, {"token_embd.weight": (11, 64)}, lambda _: None, "m")
-    layout = gguf_layout(metadata)
-    assert layout is not None
-    return layout.config(metadata)
+HEADS = {"attention.key_length": 8}
+WINDOW = {"attention.sliding_window": 16}
 
 
 @pytest.mark.parametrize(
     ("arch", "layers", "expected"), [("gemma2", 6, 8), ("gemma2", 46, 16), ("gemma3", 46, 8), ("gemma3", 62, 16)]
 )
 def test_a_ggufs_scores_are_scaled_by_the_heads_width_but_in_the_largest_model(arch: str, layers: int, expected: int):
-    assert gguf_config(arch, block_count=layers)["query_pre_attn_scalar"] == expected
+    assert gguf_config(arch, block_count=layers, **HEADS)["query_pre_attn_scalar"] == expected
 
 
 def test_a_gguf_says_the_pattern_of_windows_by_a_list_or_a_number_or_not_at_all():
     full, sliding = "full_attention", "sliding_attention"
-    assert gguf_config("gemma3")["layer_types"] == [*[sliding] * 5, full]
-    assert gguf_config("gemma2")["layer_types"] == [sliding, full] * 3
-    assert (
-        gguf_config("gemma3", **{"attention.sliding_window_pattern": 3})["layer_types"] == [sliding, sliding, full] * 2
-    )
-    listed = [True, False, False, True, True, False]
-    said = gguf_config("gemma3", **{"attention.sliding_window_pattern": listed})["layer_types"]
+    assert gguf_config("gemma3", **WINDOW)["layer_types"] == [*[sliding] * 5, full]
+    assert gguf_config("gemma2", **WINDOW)["layer_types"] == [sliding, full] * 3
+    pattern, listed = "attention.sliding_window_pattern", [True, False, False, True, True, False]
+    assert gguf_config("gemma3", **WINDOW, **{pattern: 3})["layer_types"] == [sliding, sliding, full] * 2
+    said = gguf_config("gemma3", **WINDOW, **{pattern: listed})["layer_types"]
     assert said == [sliding if slides else full for slides in listed]
     assert gguf_config("gemma3", **{"attention.sliding_window": 0})["layer_types"] == [full] * 6
 

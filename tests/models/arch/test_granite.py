@@ -2,11 +2,10 @@ from typing import Any
 
 import pytest
 
-from models.arch import Model, gguf_layout
+from models.arch import Model
 from models.errors import CheckpointError
-from models.gguf_metadata import GGUFMetadata
 from tests.models.arch.attentions import attentions, noted
-from tests.models.arch.declared import biases, build
+from tests.models.arch.declared import biases, build, gguf_config
 
 
 def granite(**said: Any) -> Model:
@@ -33,25 +32,15 @@ def test_a_granite_may_have_no_positions():
     assert {spec.rope for spec in attentions(granite(position_embedding_type="nope"))} == {None}
 
 
-def gguf_config(**said: Any) -> dict[str, Any]:
-    values = {"embedding_length": 64, "block_count": 1, "attention.head_count": 4, "feed_forward_length": 96}
-    values |= {"context_length": 128} | said
-    named = {"general.architecture": "granite"} | {f"granite.{key}": value for key, value in values.items()}
-    metadata = GGUFMetadata(named, {"token_embd.weight": (11, 64)}, lambda _: None, "m")
-    layout = gguf_layout(metadata)
-    assert layout is not None
-    return layout.config(metadata)
-
-
 def test_a_gguf_without_factors_scales_by_the_heads_width_as_llama_cpp_does():
-    assert gguf_config()["attention_multiplier"] == 0.25
-    assert gguf_config(**{"attention.scale": 0.5})["attention_multiplier"] == 0.5
+    assert gguf_config("granite")["attention_multiplier"] == 0.25
+    assert gguf_config("granite", **{"attention.scale": 0.5})["attention_multiplier"] == 0.5
 
 
 @pytest.mark.parametrize(("said", "expected"), [(None, "rope"), (True, "rope"), (False, "nope")])
 def test_a_gguf_says_by_its_scaling_that_there_are_no_positions(said: bool | None, expected: str):
     values = {} if said is None else {"rope.scaling.finetuned": said}
-    assert gguf_config(**values)["position_embedding_type"] == expected
+    assert gguf_config("granite", **values)["position_embedding_type"] == expected
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,12 @@ from typing import Any
 
 import pytest
 
-from models.arch import Model, gguf_layout
+from models.arch import Model
 from models.errors import CheckpointError
-from models.gguf_metadata import GGUFMetadata
 from models.ops import PositionScale, RopeConfig
 from models.ops.rope import YarnScaling
 from tests.models.arch.attentions import attentions, noted
-from tests.models.arch.declared import build, windows
+from tests.models.arch.declared import build, gguf_config, windows
 
 
 def ministral3(**said: Any) -> Model:
@@ -53,16 +52,6 @@ def test_a_text_model_of_another_type_is_refused():
         build("Mistral3ForConditionalGeneration", text_config={"model_type": "mistral4"})
 
 
-def gguf_config(**said: Any) -> dict[str, Any]:
-    values = {"embedding_length": 64, "block_count": 1, "attention.head_count": 4, "feed_forward_length": 96}
-    values |= {"context_length": 128} | said
-    named = {"general.architecture": "mistral3"} | {f"mistral3.{key}": value for key, value in values.items()}
-    metadata = GGUFMetadata(named, {"token_embd.weight": (11, 64)}, lambda _: None, "m")
-    layout = gguf_layout(metadata)
-    assert layout is not None
-    return layout.config(metadata)
-
-
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
 
 
@@ -76,7 +65,7 @@ YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.o
 def test_the_rope_of_a_gguf_is_said_in_llama_cpps_keys_or_in_ollamas(keys: tuple[str, str, str, str]):
     *scaling, growth = keys
     said = {f"rope.scaling.{key}": value for key, value in zip(scaling, (2.0, 16.0, 0.5), strict=True)}
-    assert gguf_config(**YARN, **said, **{growth: 0.25})["rope_parameters"] == {
+    assert gguf_config("mistral3", **YARN, **said, **{growth: 0.25})["rope_parameters"] == {
         "rope_type": "yarn",
         "factor": 4.0,
         "original_max_position_embeddings": 32,
@@ -90,10 +79,10 @@ def test_the_rope_of_a_gguf_is_said_in_llama_cpps_keys_or_in_ollamas(keys: tuple
 
 
 def test_a_gguf_without_scaling_has_none():
-    assert gguf_config()["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0, "mscale": 1.0}
+    assert gguf_config("mistral3")["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0, "mscale": 1.0}
 
 
 def test_a_growth_with_a_period_of_its_own_is_refused():
-    assert gguf_config(**YARN, **{"attention.temperature_length": 32})
+    assert gguf_config("mistral3", **YARN, **{"attention.temperature_length": 32})
     with pytest.raises(CheckpointError, match=r"attention\.temperature_length 64 is not supported"):
-        gguf_config(**YARN, **{"attention.temperature_length": 64})
+        gguf_config("mistral3", **YARN, **{"attention.temperature_length": 64})

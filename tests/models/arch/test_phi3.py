@@ -2,13 +2,12 @@ from typing import Any
 
 import pytest
 
-from models.arch import Model, gguf_layout
+from models.arch import Model
 from models.errors import CheckpointError
-from models.gguf_metadata import GGUFMetadata
 from models.ops import RopeConfig
 from models.ops.rope import LongScaling
 from tests.models.arch.attentions import attentions
-from tests.models.arch.declared import biases, build, tensors, windows
+from tests.models.arch.declared import biases, build, gguf_config, tensors, windows
 
 FACTORS = {"short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
 
@@ -51,15 +50,7 @@ def test_as_many_factors_as_pairs_turn_are_needed():
 
 
 def test_a_ggufs_factors_are_tensors():
-    values = {"embedding_length": 16, "block_count": 1, "attention.head_count": 4, "feed_forward_length": 24}
-    values |= {"context_length": 64, "rope.scaling.original_context_length": 32}
-    factors = {"rope_factors_short.weight": [1.0, 2.0], "rope_factors_long.weight": [3.0, 4.0]}
-    named = {"general.architecture": "phi3"} | {f"phi3.{key}": value for key, value in values.items()}
-    metadata = GGUFMetadata(named, {"token_embd.weight": (11, 16)}, factors.get, "m")
-    layout = gguf_layout(metadata)
-    assert layout is not None
-    said = layout.config(metadata)
-    assert (said["original_max_position_embeddings"], said["rope_scaling"]) == (
-        32,
-        {"rope_type": "longrope", "attention_factor": None, **FACTORS},
-    )
+    vectors = {"rope_factors_short.weight": [1.0, 2.0], "rope_factors_long.weight": [3.0, 4.0]}
+    said = gguf_config("phi3", vectors, **{"rope.scaling.original_context_length": 32})
+    assert said["original_max_position_embeddings"] == 32
+    assert said["rope_scaling"] == {"rope_type": "longrope", "attention_factor": None, **FACTORS}
