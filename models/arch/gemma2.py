@@ -135,6 +135,7 @@ ARCHITECTURE = Architecture(
             model_type="gemma2",
             config=partial(gguf_config, largest=_LARGEST),
             norm_shift=1.0,
+            half="bfloat16",
             post_attention_norm="post_attention_layernorm",
             ffn_norm="pre_feedforward_layernorm",
             post_ffw_norm="post_feedforward_layernorm",

@@ -82,6 +82,7 @@ ARCHITECTURE = Architecture(
             model_type="gemma3_text",
             config=_gguf_config,
             norm_shift=1.0,
+            half="bfloat16",
             other_parts=("v.", "mm."),
             attn_q_norm="self_attn.q_norm",
             attn_k_norm="self_attn.k_norm",

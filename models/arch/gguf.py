@@ -137,6 +137,8 @@ class GGUFLayout:
     """What the converter adds to the weights of norms."""
     other_parts: tuple[str, ...] = ()
     """Beginnings of names of tensors that are no part of the text model: Ollama's converter writes a whole model."""
+    half: str = "float16"
+    """The type of 16 bits to compute in; some activations leave float16's range."""
 
 
 def layout(
@@ -148,6 +150,7 @@ def layout(
     applies: Callable[[GGUFMetadata], bool] = _always,
     norm_shift: float = 0.0,
     other_parts: tuple[str, ...] = (),
+    half: str = "float16",
     **layer: str,
 ) -> GGUFLayout:
     """The layout of a dense decoder; `layer` names the layer's tensors that it has besides, or otherwise.
@@ -155,4 +158,6 @@ def layout(
     An empty name is of a tensor that it lacks.
     """
     names = {gguf: hf for gguf, hf in (_LAYER | layer).items() if hf}
-    return GGUFLayout(architectures, hf, model_type, _TOP, names, interleaved, config, applies, norm_shift, other_parts)
+    return GGUFLayout(
+        architectures, hf, model_type, _TOP, names, interleaved, config, applies, norm_shift, other_parts, half
+    )

@@ -28,7 +28,9 @@ _ROPE: Mapping[str, JSON] = {
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
-    kind = ConfigReader(config).text("model_type", "mistral")
+    reader = ConfigReader(config)
+    grows = "Ministral3ForCausalLM" in (reader.texts("architectures") or [])
+    kind = reader.text("model_type", _GROWING if grows else "mistral")
     if kind not in (_GROWING, "ministral", "mistral"):
         raise CheckpointError(f"a text model of type {kind!r} is not supported", file=blocks.FILE)
     config = _with_defaults(config, kind)

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
+from gguf.quants import quantize
 
 from models.arch import GGUFLayout, discover
 from models.errors import CheckpointError
@@ -85,6 +86,12 @@ def test_the_type_is_that_of_the_matrices(write_gguf, dtype: type, expected: str
     norm = np.ones(64, np.float32)
     config = config_of(write_gguf({"token_embd.weight": embedding, "output_norm.weight": norm}))
     assert config["torch_dtype"] == expected
+
+
+@pytest.mark.parametrize(("arch", "expected"), [("llama", "float16"), ("gemma3", "bfloat16")])
+def test_where_the_matrices_are_of_blocks_it_is_one_that_the_activations_fit(write_gguf, arch: str, expected: str):
+    rows = quantize(np.zeros((10, 64), np.float32), Kind.Q8_0)
+    assert config_of(write_gguf({"token_embd.weight": (rows, Kind.Q8_0)}, arch=arch))["torch_dtype"] == expected
 
 
 def test_what_the_tensors_say_counts(write_gguf):

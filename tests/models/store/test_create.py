@@ -62,7 +62,18 @@ def same_packed(left: PackedArrays, right: PackedArrays) -> bool:
 
 
 @pytest.mark.parametrize(
-    "fixture", ["llama_gqa", "llama_tied", "llama_untied_sharded", "qwen2", "qwen3", "smollm2", "smollm3"]
+    "fixture",
+    [
+        "llama_gqa",
+        "llama_tied",
+        "llama_untied_sharded",
+        "qwen2",
+        "qwen3",
+        "smollm2",
+        "smollm3",
+        "gemma3_vision",
+        "mistral3_vision",
+    ],
 )
 def test_an_unquantised_model_has_the_same_logits_bit_by_bit(parity, store, fixture):
     create(parity / fixture, store)
