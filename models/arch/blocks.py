@@ -88,6 +88,13 @@ class Decoder(Generic[LayerWeights, FinalNorm]):
     head: Linear | Embedding
 
 
+def completed(
+    config: Mapping[str, JSON], defaults: Mapping[str, JSON], *, nullable: tuple[str, ...] = ()
+) -> dict[str, JSON]:
+    """A config.json with an architecture's defaults. Null counts as absent, but for keys where it means none."""
+    return {**defaults, **{key: value for key, value in config.items() if value is not None or key in nullable}}
+
+
 def read_dims(config: Mapping[str, JSON], *, eps: str = "rms_norm_eps", activation: str = "hidden_act") -> Dims:
     """Read the sizes; `eps` and `activation` are the keys of these two.
 

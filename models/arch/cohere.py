@@ -45,7 +45,7 @@ class Layer:
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
-    config = {**_DEFAULTS, **config}
+    config = blocks.completed(config, _DEFAULTS)
     for key, value in _FIXED.items():
         if config.get(key) not in (None, value):
             raise CheckpointError(f"{key} {config[key]!r} is not supported", file=blocks.FILE)

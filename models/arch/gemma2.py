@@ -48,7 +48,7 @@ class Layer:
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
-    config = {**_DEFAULTS, **config}
+    config = blocks.completed(config, _DEFAULTS, nullable=("attn_logit_softcapping", "final_logit_softcapping"))
     dims = read_dims(config)
     windows = kinds.window_of_sliding(config, kinds.sliding_but_every(config, 2))
     rope = read_rope(config, dims=dims.head_dim)
@@ -114,7 +114,7 @@ def gguf_config(metadata: GGUFMetadata, *, largest: int, theta: float = 10000.0)
     config = gguf.decoder_config(metadata)
     width, heads = metadata.count("embedding_length"), metadata.count("attention.head_count")
     layers = metadata.count("block_count")
-    return config | {
+    said: gguf.Config = {
         "hidden_activation": "gelu_pytorch_tanh",
         "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon") or 1e-6,
         "rope_theta": metadata.real("rope.freq_base") or theta,
@@ -124,6 +124,7 @@ def gguf_config(metadata: GGUFMetadata, *, largest: int, theta: float = 10000.0)
         "attn_logit_softcapping": metadata.real("attn_logit_softcapping"),
         "final_logit_softcapping": metadata.real("final_logit_softcapping"),
     }
+    return config | {key: value for key, value in said.items() if value is not None}
 
 
 ARCHITECTURE = Architecture(

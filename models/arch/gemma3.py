@@ -36,7 +36,7 @@ _SCALED_CONTEXT = 131072
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
-    config = {**_DEFAULTS, **config}
+    config = blocks.completed(config, _DEFAULTS)
     reader, dims = ConfigReader(config), gemma2.read_dims(config)
     sliding = kinds.sliding_but_every(config, reader.size("sliding_window_pattern", 6))
     ropes = kinds.ropes_by_kind(

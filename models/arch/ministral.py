@@ -43,10 +43,10 @@ def build(config: Mapping[str, JSON]) -> Model:
 
 def _with_defaults(config: Mapping[str, JSON], kind: str) -> Mapping[str, JSON]:
     if kind != _GROWING:
-        return {"sliding_window": 4096, **config}
+        return blocks.completed(config, {"sliding_window": 4096}, nullable=("sliding_window",))
     if config.get("rope_parameters") is None and config.get("rope_scaling") is None:
         config = {**config, "rope_parameters": dict(_ROPE)}
-    return {"rms_norm_eps": 1e-5, **config}
+    return blocks.completed(config, {"rms_norm_eps": 1e-5})
 
 
 def _query_scale(config: Mapping[str, JSON]) -> PositionScale | None:

@@ -31,7 +31,7 @@ class Layer:
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
-    config = {"rms_norm_eps": 1e-5, "sliding_window": 4096, **config}
+    config = blocks.completed(config, {"rms_norm_eps": 1e-5, "sliding_window": 4096})
     reader, dims = ConfigReader(config), blocks.read_dims(config)
     slides = "Olmo3ForCausalLM" in (reader.texts("architectures") or [])
     specs = _sliding_specs(config, dims) if slides else blocks.attention_specs(config, dims, [None] * dims.num_layers)

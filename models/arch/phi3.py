@@ -17,7 +17,7 @@ _ORIGINAL_CONTEXT = 4096
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
-    config = {"rms_norm_eps": 1e-5, "original_max_position_embeddings": _ORIGINAL_CONTEXT} | dict(config)
+    config = blocks.completed(config, {"rms_norm_eps": 1e-5, "original_max_position_embeddings": _ORIGINAL_CONTEXT})
     dims = blocks.read_dims(config)
     specs = blocks.attention_specs(_with_long_rope(config), dims, blocks.read_windows(config))
     layers = [_layer(dims, index) for index in range(dims.num_layers)]

@@ -68,6 +68,13 @@ def test_a_published_text_config_leaves_most_sizes_to_their_defaults():
     assert tensors(model)["model.layers.0.self_attn.q_norm.weight"] == (256,)
 
 
+@pytest.mark.parametrize("key", ["head_dim", "hidden_activation", "tie_word_embeddings", "query_pre_attn_scalar"])
+def test_null_is_as_good_as_absent(key: str):
+    said, unsaid = (build("Gemma3ForCausalLM", **change) for change in ({key: None}, {}))
+    assert (said.weights, attentions(said)) == (unsaid.weights, attentions(unsaid))
+    assert set(noted(said).activations) == {"gelu_tanh"}
+
+
 def test_biases_are_the_attentions_and_by_option():
     assert biases(gemma3(attention_bias=True)) == {f"self_attn.{part}_proj" for part in "qkvo"}
 
@@ -110,6 +117,13 @@ def test_a_gguf_says_the_pattern_of_windows_by_a_list_or_a_number_or_not_at_all(
     said = gguf_config("gemma3", **WINDOW, **{pattern: listed})["layer_types"]
     assert said == [sliding if slides else full for slides in listed]
     assert gguf_config("gemma3", **{"attention.sliding_window": 0})["layer_types"] == [full] * 6
+
+
+def test_a_gguf_without_softcaps_has_the_familys():
+    config = gguf_config("gemma2", **HEADS) | {"architectures": ["Gemma2ForCausalLM"]}
+    assert {spec.softcap for spec in attentions(build_model(config))} == {50.0}
+    said = gguf_config("gemma2", attn_logit_softcapping=6.0, final_logit_softcapping=9.0)
+    assert (said["attn_logit_softcapping"], said["final_logit_softcapping"]) == (6.0, 9.0)
 
 
 def test_ollamas_own_keys_of_a_gemma_3_are_read():
