@@ -93,6 +93,15 @@ class GGUFMetadata:
             raise self._wrong(name, value)
         return [int(item) for item in value[:layers] if isinstance(item, int)]
 
+    def flags(self, name: str, layers: int) -> list[bool] | None:
+        """True or false for each layer; None where the file has no such list."""
+        value = self._values.get(f"{self.arch}.{name}")
+        if not isinstance(value, list):
+            return None
+        if len(value) < layers or not all(item in (0, 1) for item in value):
+            raise self._wrong(name, value)
+        return [bool(item) for item in value[:layers]]
+
     def _get(self, name: str) -> "GGUFValue | None":
         value = self._values.get(f"{self.arch}.{name}")
         # Some converters write one value a layer. Alike in every layer, it is one value.

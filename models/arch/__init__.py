@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 from models.arch.base import Architecture, Model
@@ -11,9 +12,10 @@ from models.config_reader import JSON, ConfigReader
 from models.errors import UnsupportedArchitecture
 from models.gguf_metadata import GGUFMetadata
 
-__all__ = ["Architecture", "GGUFLayout", "Model", "build_model", "discover", "gguf_layout"]
+__all__ = ["Architecture", "GGUFLayout", "Model", "build_model", "discover", "gguf_layout", "text_config"]
 
-_SHARED = ("base", "blocks", "experts", "gguf", "latent", "latent_gguf")
+_SHARED = ("base", "blocks", "experts", "gguf", "kinds", "latent", "latent_gguf")
+_OF_THE_WHOLE = ("architectures", "tie_word_embeddings", "dtype", "torch_dtype")
 
 
 @cache
@@ -32,7 +34,7 @@ def discover() -> tuple[Architecture, ...]:
 
 
 def build_model(config: Mapping[str, JSON]) -> Model:
-    """The model that a config.json describes. Thread: any.
+    """The model that a config.json describes: of a multimodal one the text part. Thread: any.
 
     Raises:
         UnsupportedArchitecture: none of this package's; the message lists those there are.
@@ -41,9 +43,21 @@ def build_model(config: Mapping[str, JSON]) -> Model:
     wanted = ConfigReader(config).texts("architectures") or []
     for architecture in discover():
         if set(wanted) & set(architecture.hf):
-            return architecture.build(config)
+            if config.get("text_config") is None:
+                return architecture.build(config)
+            return replace(architecture.build(text_config(config)), other_parts=architecture.other_parts)
     known = ", ".join(sorted(name for architecture in discover() for name in architecture.hf))
     raise UnsupportedArchitecture(f"architecture {', '.join(wanted) or 'unnamed'} is not supported; supported: {known}")
+
+
+def text_config(config: Mapping[str, JSON]) -> dict[str, JSON]:
+    """What a multimodal config.json says of its text model, in the words of one that is nothing else. Thread: any.
+
+    Raises:
+        CheckpointError: `text_config` is no object.
+    """
+    whole = {key: config[key] for key in _OF_THE_WHOLE if key in config}
+    return whole | dict(ConfigReader(config).mapping("text_config")) | {"architectures": config.get("architectures")}
 
 
 def gguf_layout(metadata: GGUFMetadata) -> GGUFLayout | None:

@@ -3,18 +3,41 @@
 Source: transformers' `modeling_llama` for the order of operations and the names of tensors.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from models.arch.base import Model, Stack, Tensor
 from models.config_reader import JSON, ConfigReader
 from models.errors import CheckpointError
-from models.ops import KV, Attention, Embedding, Experts, Gate, Joined, Linear, Norm, Ops, Routing, Vector
+from models.ops import (
+    KV,
+    Activation,
+    Attention,
+    Embedding,
+    Experts,
+    Gate,
+    Joined,
+    LayerNorm,
+    Linear,
+    Norm,
+    Ops,
+    PositionScale,
+    Routing,
+    Vector,
+)
 from models.ops.rope import read_rope
 
 FILE = "config.json"
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +54,31 @@ class Dims:
     head_dim: int
     eps: float
     tied: bool
+    activation: Activation = "silu"
 
 
 @dataclass(frozen=True, slots=True)
 class SelfAttention:
-    """The weights of grouped-query attention; norms of each head's query and key where an architecture has them."""
+    """The weights of grouped-query attention; norms of queries and keys where an architecture has them."""
 
     qkv: Joined
+    """Three matrices, or one with the rows of all three."""
     out: Linear
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     sinks: Vector | None = None
     """The attention's, see `Attention.sinks`."""
+    query_scale: PositionScale | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MLP:
-    """The weights of a gated MLP."""
+    """The weights of a gated MLP, and what its gate goes through."""
 
     gate_up: Joined
+    """Two matrices, or one with the rows of both."""
     down: Linear
+    activation: Activation = "silu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +105,32 @@ class Layer:
     mlp: MLP | MoE
 
 
+LayerWeights = TypeVar("LayerWeights")
+FinalNorm = TypeVar("FinalNorm", Norm, LayerNorm)
+
+
 @dataclass(frozen=True, slots=True)
-class Decoder:
+class Decoder(Generic[LayerWeights, FinalNorm]):
     """The weights of a whole decoder; a tied head is the embedding."""
 
     embed: Embedding
-    layers: tuple[Any, ...]
-    norm: Norm
+    layers: tuple[LayerWeights, ...]
+    norm: FinalNorm
     head: Linear | Embedding
 
 
-def read_dims(config: Mapping[str, JSON]) -> Dims:
-    """Read the sizes.
+def completed(
+    config: Mapping[str, JSON], defaults: Mapping[str, JSON], *, nullable: tuple[str, ...] = ()
+) -> dict[str, JSON]:
+    """A config.json with an architecture's defaults. Null counts as absent, but for keys where it means none."""
+    return {**defaults, **{key: value for key, value in config.items() if value is not None or key in nullable}}
+
+
+def read_dims(config: Mapping[str, JSON], *, eps: str = "rms_norm_eps", activation: str = "hidden_act") -> Dims:
+    """Read the sizes; `eps` and `activation` are the keys of these two.
 
     Raises:
-        CheckpointError: a value is missing, impossible, or asks for another activation than SiLU.
+        CheckpointError: a value is missing, impossible, or asks for an unknown activation.
     """
     reader = ConfigReader(config)
     heads, hidden = reader.size("num_attention_heads"), reader.size("hidden_size")
@@ -101,8 +140,8 @@ def read_dims(config: Mapping[str, JSON]) -> Dims:
         raise CheckpointError(f"{heads} attention heads cannot share {kv_heads} key-value heads", file=FILE)
     if head_dim % 2:
         raise CheckpointError(f"head_dim must be even, not {head_dim}", file=FILE)
-    if (activation := reader.text("hidden_act", "silu")) not in ("silu", "swish"):
-        raise CheckpointError(f"hidden_act {activation!r} is not supported", file=FILE)
+    if (function := reader.text(activation, "silu")) not in _ACTIVATIONS:
+        raise CheckpointError(f"{activation} {function!r} is not supported", file=FILE)
     return Dims(
         vocab_size=reader.size("vocab_size"),
         context_length=reader.size("max_position_embeddings", 2048),
@@ -112,8 +151,9 @@ def read_dims(config: Mapping[str, JSON]) -> Dims:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        eps=reader.number("rms_norm_eps", 1e-6),
+        eps=reader.number(eps, 1e-6),
         tied=reader.flag("tie_word_embeddings", default=False),
+        activation=_ACTIVATIONS[function],
     )
 
 
@@ -125,14 +165,24 @@ def read_windows(config: Mapping[str, JSON], *, first_windowed_layer: int = 0) -
     """
     reader = ConfigReader(config)
     layers, window = reader.size("num_hidden_layers"), reader.integer("sliding_window", 0)
-    kinds = reader.texts("layer_types")
     if window <= 0:
         return (None,) * layers
+    sliding = sliding_layers(config, [layer >= first_windowed_layer for layer in range(layers)])
+    return tuple(window if slides else None for slides in sliding)
+
+
+def sliding_layers(config: Mapping[str, JSON], otherwise: Sequence[bool]) -> tuple[bool, ...]:
+    """Which layers' attention is the sliding one: by `layer_types` where the config has them.
+
+    Raises:
+        CheckpointError: `layer_types` does not name one known kind for each layer.
+    """
+    kinds = ConfigReader(config).texts("layer_types")
     if kinds is None:
-        return tuple(window if layer >= first_windowed_layer else None for layer in range(layers))
-    if len(kinds) != layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
-        raise CheckpointError(f"layer_types must name {layers} known kinds of attention", file=FILE)
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+        return tuple(otherwise)
+    if len(kinds) != len(otherwise) or not set(kinds) <= {"sliding_attention", "full_attention"}:
+        raise CheckpointError(f"layer_types must name {len(otherwise)} known kinds of attention", file=FILE)
+    return tuple(kind == "sliding_attention" for kind in kinds)
 
 
 def attention_specs(
@@ -165,7 +215,7 @@ def mlp(dims: Dims, layer: str, *, bias: bool = False) -> MLP:
     """Declare the gated MLP of the layer of that name."""
     hidden, width = dims.hidden_size, dims.intermediate_size
     gate_up = Joined(tuple(Linear(f"{layer}.mlp.{part}_proj", hidden, width, bias) for part in ("gate", "up")))
-    return MLP(gate_up, Linear(f"{layer}.mlp.down_proj", width, hidden, bias))
+    return MLP(gate_up, Linear(f"{layer}.mlp.down_proj", width, hidden, bias), dims.activation)
 
 
 def layer(dims: Dims, index: int, *, bias: bool = False, mlp_bias: bool = False) -> Layer:
@@ -182,25 +232,33 @@ def layer_norm_pair(dims: Dims, layer: str) -> tuple[Norm, Norm]:
     return Norm(before, dims.hidden_size, dims.eps), Norm(after, dims.hidden_size, dims.eps)
 
 
-def decoder(dims: Dims, layers: Sequence[Any]) -> Decoder:
+def decoder(dims: Dims, layers: Sequence[LayerWeights]) -> Decoder[LayerWeights, Norm]:
     """Declare embedding, final norm and head around the layers."""
+    return decoder_with(dims, layers, Norm("model.norm", dims.hidden_size, dims.eps))
+
+
+def decoder_with(dims: Dims, layers: Sequence[LayerWeights], norm: FinalNorm) -> Decoder[LayerWeights, FinalNorm]:
+    """Declare embedding and head around the layers and a final norm of another kind."""
     embed = Embedding("model.embed_tokens", dims.vocab_size, dims.hidden_size)
     head = embed if dims.tied else Linear("lm_head", dims.hidden_size, dims.vocab_size)
-    return Decoder(embed, tuple(layers), Norm("model.norm", dims.hidden_size, dims.eps), head)
+    return Decoder(embed, tuple(layers), norm, head)
 
 
 def gqa(ops: Ops[Tensor], x: Tensor, w: SelfAttention, layer: int, spec: Attention) -> Tensor:
     """Grouped-query attention. Shapes: x (T, D); returns (T, D)."""
-    q, k, v = ops.split(ops.linear(x, w.qkv), w.qkv.sizes)
+    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    q, k, v = ops.split(ops.linear(x, w.qkv), (queries, keys, keys))
     if w.q_norm is not None and w.k_norm is not None:
         q, k = ops.rms_norm(q, w.q_norm), ops.rms_norm(k, w.k_norm)
+    if w.query_scale is not None:
+        q = ops.position_scale(q, w.query_scale)
     return ops.linear(ops.attention(q, k, v, layer, spec), w.out)
 
 
 def swiglu(ops: Ops[Tensor], x: Tensor, w: MLP) -> Tensor:
-    """The gated MLP with SiLU. Shapes: x (T, D); returns (T, D)."""
-    gate, up = ops.split(ops.linear(x, w.gate_up), w.gate_up.sizes)
-    return ops.linear(ops.glu(gate, up, "silu"), w.down)
+    """The gated MLP: with SiLU, unless its weights say otherwise. Shapes: x (T, D); returns (T, D)."""
+    gate, up = ops.split(ops.linear(x, w.gate_up), (w.down.inputs, w.down.inputs))
+    return ops.linear(ops.glu(gate, up, w.activation), w.down)
 
 
 def moe(ops: Ops[Tensor], x: Tensor, w: MoE) -> Tensor:
@@ -220,7 +278,7 @@ def feed_forward(ops: Ops[Tensor], x: Tensor, w: MLP | MoE) -> Tensor:
     return moe(ops, x, w) if isinstance(w, MoE) else swiglu(ops, x, w)
 
 
-def pre_norm(ops: Ops[Tensor], w: Decoder, specs: Sequence[Attention]) -> Tensor:
+def pre_norm(ops: Ops[Tensor], w: Decoder[Layer, Norm], specs: Sequence[Attention]) -> Tensor:
     """The whole decoder. Shapes: returns (T, D), the final norm done."""
     x = ops.residual(ops.embed(w.embed), 0)
     for index, (layer, spec) in enumerate(zip(w.layers, specs, strict=True)):
@@ -230,15 +288,30 @@ def pre_norm(ops: Ops[Tensor], w: Decoder, specs: Sequence[Attention]) -> Tensor
     return ops.rms_norm(x, w.norm)
 
 
-def model(dims: Dims, weights: Decoder, specs: Sequence[Attention], stacks: tuple[Stack, ...] = ()) -> Model:
+def model(
+    dims: Dims, weights: Decoder[Layer, Norm], specs: Sequence[Attention], stacks: tuple[Stack, ...] = ()
+) -> Model:
     """The model of a pre-norm decoder with these weights and attentions."""
-    state = tuple(KV(spec.kv_heads, spec.head_dim, spec.head_dim, spec.window) for spec in specs)
-    context = max([dims.context_length, *(spec.rope.extended_context for spec in specs if spec.rope is not None)])
 
     def forward(ops: Ops[Tensor]) -> Tensor:
         return pre_norm(ops, weights, specs)
 
-    def logits(ops: Ops[Tensor], hidden: Tensor) -> Tensor:
-        return ops.linear(hidden, weights.head)
+    return replace(model_with(dims, weights, specs, forward), stacks=stacks)
 
-    return Model(dims, context, weights, state, forward, logits, stacks)
+
+def model_with(
+    dims: Dims,
+    weights: Decoder[Any, Any],
+    specs: Sequence[Attention],
+    forward: Callable[[Ops[Any]], Any],
+    finish: Callable[[Ops[Any], Any], Any] = lambda _, scores: scores,
+) -> Model:
+    """The model of a decoder that computes otherwise; `finish` makes logits of what the head says."""
+    state = tuple(KV(spec.kv_heads, spec.head_dim, spec.head_dim, spec.window) for spec in specs)
+    context = max([dims.context_length, *(spec.rope.extended_context for spec in specs if spec.rope is not None)])
+
+    def logits(ops: Ops[Tensor], hidden: Tensor) -> Tensor:
+        finished: Tensor = finish(ops, ops.linear(hidden, weights.head))
+        return finished
+
+    return Model(dims, context, weights, state, forward, logits)

@@ -73,6 +73,17 @@ def windowed_config(metadata: GGUFMetadata) -> Config:
     return decoder_config(metadata) | {"sliding_window": window, "use_sliding_window": True, "max_window_layers": 0}
 
 
+def layer_types(metadata: GGUFMetadata, interval: int) -> JSON:
+    """A config.json's `layer_types`, where all but the last of every so many slide unless the file says otherwise."""
+    layers = metadata.count("block_count")
+    slides = metadata.flags("attention.sliding_window_pattern", layers)
+    if slides is None:
+        interval = metadata.integer("attention.sliding_window_pattern") or interval
+        slides = [(layer + 1) % interval != 0 for layer in range(layers)]
+    has_window = bool(metadata.integer("attention.sliding_window"))
+    return ["sliding_attention" if has_window and each else "full_attention" for each in slides]
+
+
 def rope_scaling(metadata: GGUFMetadata) -> JSON:
     """A config.json's `rope_scaling`. Llama 3's stands in a tensor, the divisors of the frequencies."""
     factors = metadata.vector("rope_freqs.weight")
@@ -124,6 +135,12 @@ class GGUFLayout:
     """The rest of config.json. Raises CheckpointError."""
     applies: Callable[[GGUFMetadata], bool] = _always
     """Whether a file of one of `architectures` is of this kind; the converter writes several models under one name."""
+    norm_shift: float = 0.0
+    """What the converter adds to the weights of norms."""
+    other_parts: tuple[str, ...] = ()
+    """Beginnings of names of tensors that are no part of the text model: Ollama's converter writes a whole model."""
+    half: str = "float16"
+    """The type of 16 bits to compute in; some activations leave float16's range."""
 
 
 def layout(
@@ -134,10 +151,17 @@ def layout(
     bare: tuple[str, ...] = (),
     config: Callable[[GGUFMetadata], Config] = windowed_config,
     applies: Callable[[GGUFMetadata], bool] = _always,
+    norm_shift: float = 0.0,
+    other_parts: tuple[str, ...] = (),
+    half: str = "float16",
     names: Mapping[str, str] | None = None,
     **layer: str,
 ) -> GGUFLayout:
-    """The layout of a decoder; `names` and `layer` name the layer's tensors that it has besides, or otherwise."""
+    """The layout of a decoder; `names` and `layer` name the layer's tensors that it has besides, or otherwise.
+
+    An empty name is of a tensor that it lacks.
+    """
+    own = {gguf: hf for gguf, hf in (_LAYER | dict(names or {}) | layer).items() if hf}
     return GGUFLayout(
-        architectures, hf, model_type, _TOP, _LAYER | dict(names or {}) | layer, interleaved, bare, config, applies
+        architectures, hf, model_type, _TOP, own, interleaved, bare, config, applies, norm_shift, other_parts, half
     )

@@ -127,6 +127,8 @@ class GGUFFile:
     def _value(self, tensor: GGUFTensor) -> Tensor:
         if len(tensor.shape) == 1:
             vector = _vector(tensor)
+            if self._layout is not None and self._layout.norm_shift and tensor.name.endswith("norm.weight"):
+                vector = vector.astype(np.float32) - np.float32(self._layout.norm_shift)
             order = self._order(tensor, len(vector))
             return vector if order is None else vector[order]
         rows = read_rows(tensor)

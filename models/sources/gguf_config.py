@@ -23,6 +23,8 @@ def hf_name(name: str, layout: GGUFLayout | None) -> str | None:
         return None
     if layout is None:
         return name
+    if name.startswith(layout.other_parts):
+        return None
     match = _IN_LAYER.fullmatch(name)
     if match and match[2] in layout.layer:
         full = f"model.layers.{match[1]}.{layout.layer[match[2]]}"
@@ -63,7 +65,10 @@ def hf_config(header: GGUFHeader, metadata: GGUFMetadata, layout: GGUFLayout | N
         "gguf_architecture": metadata.arch,
         "architectures": [metadata.arch if layout is None else layout.hf],
         "model_type": metadata.arch if layout is None else layout.model_type,
-        "torch_dtype": _dtype({each.kind.name for each in header.tensors.values() if len(each.shape) > 1}),
+        "torch_dtype": _dtype(
+            {each.kind.name for each in header.tensors.values() if len(each.shape) > 1},
+            "float16" if layout is None else layout.half,
+        ),
     }
     for key, token in (("bos_token_id", "bos"), ("eos_token_id", "eos")):
         value = header.metadata.get(f"tokenizer.ggml.{token}_token_id")
@@ -72,8 +77,8 @@ def hf_config(header: GGUFHeader, metadata: GGUFMetadata, layout: GGUFLayout | N
     return config if layout is None else config | layout.config(metadata)
 
 
-def _dtype(kinds: set[str]) -> str:
-    """The type of the matrices; the scales of block formats are float16."""
+def _dtype(kinds: set[str], half: str) -> str:
+    """The type of the matrices; block formats, whose scales are float16, leave it to the architecture."""
     if kinds == {"F32"}:
         return "float32"
-    return "bfloat16" if "BF16" in kinds else "float16"
+    return "bfloat16" if "BF16" in kinds else half

@@ -9,6 +9,7 @@ from models.sources.base import Checkpoint, TensorInfo
 from models.weights.stacks import separate_infos
 
 _SHOWN_NAMES = 5
+_TEXT = "language_model."
 _CONSTANTS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".num_batches_tracked")
 
 
@@ -25,7 +26,7 @@ def tensors_of(model: Model, checkpoint: Checkpoint, unused: tuple[str, ...] = (
 def matched(
     weights: Iterable[Weight], infos: Iterable[TensorInfo], reference: str, unused: tuple[str, ...] = ()
 ) -> dict[str, TensorInfo]:
-    """The tensor of every declared name. Names may have or lack a leading `model.`. Thread: any.
+    """The tensor of every declared name. Names may have or lack a leading `model.` or `language_model.`. Thread: any.
 
     Args:
         weights: what the model declares.
@@ -39,10 +40,11 @@ def matched(
     wanted = dict(tensor for weight in weights for tensor in weight.tensors())
     found: dict[str, TensorInfo] = {}
     for info in infos:
-        names = (info.name, f"model.{info.name}", info.name.removeprefix("model."))
+        own = _text_name(info.name)
+        names = (own, f"model.{own}", own.removeprefix("model."))
         name = next((each for each in names if each in wanted), None)
         if name is None:
-            if not _may_be_left_over(info.name, wanted, unused):
+            if not _may_be_left_over(own, wanted, unused):
                 raise CheckpointError("the architecture has no such tensor", file=info.file, tensor=info.name)
             continue
         if name in found:
@@ -58,6 +60,11 @@ def matched(
         more = f" (and {len(missing) - 1} more: {', '.join(missing[1:_SHOWN_NAMES])}, ...)" if len(missing) > 1 else ""
         raise CheckpointError(f"is missing{more}", file=reference, tensor=missing[0])
     return found
+
+
+def _text_name(name: str) -> str:
+    """A tensor's name in the text model alone: multimodal checkpoints say `language_model.` first, behind `model.`."""
+    return name.removeprefix("model.").removeprefix(_TEXT) if _TEXT in name else name
 
 
 def _may_be_left_over(name: str, wanted: dict[str, tuple[int, ...]], unused: tuple[str, ...]) -> bool:

@@ -29,7 +29,13 @@ def encode(tokenizer: Vocabulary, text: str, *, add_bos: bool) -> list[int]:
 
 
 def prepare_text(
-    request: Request, tokenizer: Vocabulary, constraints: Constraints, *, context_length: int, draft: int
+    request: Request,
+    tokenizer: Vocabulary,
+    constraints: Constraints,
+    *,
+    vocab_size: int,
+    context_length: int,
+    draft: int,
 ) -> PreparedText:
     """Check and tokenise.
 
@@ -37,6 +43,7 @@ def prepare_text(
         request: As it came.
         tokenizer: Of the model.
         constraints: What holds answers to a format.
+        vocab_size: Tokens that the model has an embedding for; some vocabularies have more.
         context_length: Tokens a row may hold; the request may ask for fewer.
         draft: Tokens a row may draft at once; the request may ask for fewer.
 
@@ -53,6 +60,9 @@ def prepare_text(
     tokens = _encode_prompt(tokenizer, request.prompt, limit, truncate=request.truncate)
     if not tokens:
         raise BadRequest("the prompt is empty")
+    if (unknown := max(tokens)) >= vocab_size:
+        piece = tokenizer.piece(unknown).decode(errors="replace")
+        raise BadRequest(f"the prompt has the token {piece!r}, for which the model has no embedding")
     keep = len(tokens) if request.num_keep < 0 else request.num_keep
     if len(tokens) >= limit:
         tokens = _truncate(tokens, limit, keep=keep, allowed=request.truncate)

@@ -128,7 +128,12 @@ class TextEngine:
             InsufficientMemory: there is none for it, and will not be when all others have ended.
         """
         prepared = prepare_text(
-            request, self._tokenizer, self._constraints, context_length=self._context_length, draft=self._draft
+            request,
+            self._tokenizer,
+            self._constraints,
+            vocab_size=self._executor.vocab_size,
+            context_length=self._context_length,
+            draft=self._draft,
         )
         if (admission := self._admission) is not None:
             admission.check(prepared, self._usage)

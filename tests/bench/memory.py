@@ -65,7 +65,7 @@ def measure(path: Path, layers: int | None, threads: int, *, float32: bool) -> N
         checkpoint = FirstLayers(checkpoint, layers)
     held = options(float32=float32, rows=1 + ROWS, row_tokens=ROW_TOKENS, threads=threads)
     model = build_model(checkpoint.config)
-    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference)
+    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, model.other_parts)
     predicted = footprint(model, found, held)
     before = held_now()
     rows = BareRows(checkpoint, held)

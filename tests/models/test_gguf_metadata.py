@@ -27,6 +27,12 @@ def test_one_value_stands_for_every_layer_and_a_list_for_each():
     assert metadata().each("heads", 3) is None
 
 
+def test_flags_are_read_from_a_list_alone():
+    assert metadata(slides=[True, False, True]).flags("slides", 2) == [True, False]
+    assert metadata(slides=6).flags("slides", 2) is None
+    assert metadata().flags("slides", 2) is None
+
+
 @pytest.mark.parametrize(
     ("read", "value"),
     [
@@ -39,6 +45,8 @@ def test_one_value_stands_for_every_layer_and_a_list_for_each():
         (lambda read: read.each("x", 3), [1, 2]),
         (lambda read: read.each("x", 2), [1, "2"]),
         (lambda read: read.integer("x"), [1, 2]),
+        (lambda read: read.flags("x", 3), [True, False]),
+        (lambda read: read.flags("x", 2), [1, 2]),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_with_its_name(read, value: GGUFValue):

@@ -60,6 +60,9 @@ class Twin:
     restored: Callable[[Arrays, Mapping[str, Any]], Arrays] = as_they_are
     """The other way round."""
 
+    norm_shift: float = 0.0
+    """What is added to the weights of norms."""
+
     def name(self, name: str) -> str:
         """GGUF's name of a tensor."""
         module, _, kind = name.rpartition(".")
@@ -100,14 +103,22 @@ def rope_divisors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np
 
 
 def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int) -> None:
-    writer.add_rope_freq_base(float(config["rope_theta"]))
-    writer.add_rope_dimension_count(head_dim)
-    scaling = config.get("rope_scaling")
+    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    writer.add_rope_freq_base(float(config["rope_theta"] if "rope_theta" in config else scaling["rope_theta"]))
+    writer.add_rope_dimension_count(int(head_dim * config.get("partial_rotary_factor", 1.0)))
     match scaling and (scaling.get("rope_type") or scaling["type"]):
         case None:
             pass
         case "llama3":
             writer.add_tensor("rope_freqs.weight", rope_divisors(scaling, config["rope_theta"], head_dim))
+        case "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(scaling["factor"])
+        case "longrope":
+            writer.add_rope_scaling_attn_factors(scaling["attention_factor"])
+            for reach in ("long", "short"):
+                factors = np.array(scaling[f"{reach}_factor"], np.float32)
+                writer.add_tensor(f"rope_factors_{reach}.weight", factors)
         case "yarn":
             writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
             writer.add_rope_scaling_factor(scaling["factor"])
@@ -123,7 +134,10 @@ def write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if "rms_norm_eps" in config:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    else:
+        writer.add_layer_norm_eps(config["layer_norm_eps"])
     if "head_dim" in config:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
@@ -161,7 +175,8 @@ def write(
     stored: Arrays = {}
     for name, weight in twin.stored(weights, config).items():
         heads = twin.heads(name, config)
-        value = halves_to_pairs(weight, heads) if heads else weight
+        shift = twin.norm_shift if name.endswith("norm.weight") else 0.0
+        value = halves_to_pairs(weight, heads) if heads else weight + np.float32(shift)
         if kind != "F32" and value.ndim == 2:
             blocks = gguf.GGMLQuantizationType[kind]
             packed = quants.quantize(value, blocks)
@@ -169,7 +184,7 @@ def write(
             value = quants.dequantize(packed, blocks)
         else:
             writer.add_tensor(twin.name(name), np.ascontiguousarray(value))
-        stored[name] = pairs_to_halves(value, heads) if heads else value
+        stored[name] = pairs_to_halves(value, heads) if heads else value - np.float32(shift)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -21,7 +21,14 @@ import tiny_tokenizer
 import torch
 from cases import CASES, Case
 from safetensors.numpy import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    logging,
+)
 
 HERE = Path(__file__).parent
 CONTINUATION = 16
@@ -47,13 +54,16 @@ def random_tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     return rng.normal(0.0, gain / shape[-1] ** 0.5, shape).astype(np.float32)
 
 
+def auto_model(config_json: Mapping[str, object]) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
+    return AutoModelForImageTextToText if "vision_config" in config_json else AutoModelForCausalLM
+
+
 def build(config_json: Mapping[str, object]) -> PreTrainedModel:
     """The reference model of a config.json, read from a file's form as a user's would be."""
-    # The reference library writes into what it is given.
-    copied = deepcopy(dict(config_json))
-    fields = {key: value for key, value in copied.items() if key not in ("model_type", "torch_dtype", "dtype")}
-    config = AutoConfig.for_model(str(config_json["model_type"]), **fields)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    fields = {key: value for key, value in config_json.items() if key not in ("model_type", "torch_dtype", "dtype")}
+    # Some configurations write into what they are given.
+    config = AutoConfig.for_model(str(config_json["model_type"]), **deepcopy(fields))
+    model = auto_model(config_json).from_config(config, attn_implementation="eager", dtype=torch.float32)
     return model.eval()
 
 
@@ -64,11 +74,13 @@ def load(model: PreTrainedModel, weights: Mapping[str, np.ndarray]) -> None:
     model.tie_weights()
 
 
-def random_weights(model: PreTrainedModel, config: Mapping[str, object], seed: int) -> Arrays:
+def random_weights(model: PreTrainedModel, case: Case, seed: int) -> Arrays:
     names = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    if config["tie_word_embeddings"]:
+    config = case.config
+    if config.get("tie_word_embeddings", "text_config" in config):
         del names["lm_head.weight"]
-    return {name: random_tensor(name, shape, seed) for name, shape in names.items()}
+    weights = {name: random_tensor(name, shape, seed) for name, shape in names.items()}
+    return {name: w - np.float32(case.norms_add if "norm" in name else 0.0) for name, w in weights.items()}
 
 
 @torch.inference_mode()
@@ -153,12 +165,15 @@ def read_back(folder: Path, weights: Arrays) -> PreTrainedModel:
     with TemporaryDirectory() as temporary:
         shutil.copy(folder / "config.json", temporary)
         save_file(weights, Path(temporary, "model.safetensors"), {"format": "pt"})
-        return AutoModelForCausalLM.from_pretrained(temporary, attn_implementation="eager", dtype=torch.float32).eval()
+        config = json.loads((folder / "config.json").read_text())
+        model = auto_model(config).from_pretrained(temporary, attn_implementation="eager", dtype=torch.float32)
+        return model.eval()
 
 
 def check_folder(folder: Path, prompt: Sequence[int], logits: np.ndarray) -> None:
     """The folder is a checkpoint like any other: the reference library's own loader gets the same model out of it."""
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    config = json.loads((folder / "config.json").read_text())
+    model = auto_model(config).from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
     difference = float(np.abs(logits_of(model, prompt) - logits).max())
     if difference > 1e-5:
         raise SystemExit(f"{folder.name}: read back, its logits differ by {difference:.2g}")
@@ -172,7 +187,7 @@ def make(case: Case) -> None:
     prompts = [tokenizer.encode(text).ids for text in tiny_tokenizer.PROMPTS]
     model = build(case.config)
     for seed in range(1, 100):
-        weights = random_weights(model, case.config, seed)
+        weights = random_weights(model, case, seed)
         load(model, weights)
         reference, margin = reference_of(model, prompts)
         if margin >= LEAST_MARGIN and len(set(reference["continuation.0"].tolist())) >= LEAST_DISTINCT:
@@ -188,7 +203,8 @@ def make(case: Case) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(case.config, indent=1))
     tiny_tokenizer.write(tokenizer, folder)
-    write_weights(folder, weights | stray_tensors(case, weights), case.shards)
+    stored = weights | stray_tensors(case, weights)
+    write_weights(folder, {case.name_in_file(name): value for name, value in stored.items()}, case.shards)
     save_file(reference, folder / "reference.safetensors")
     check_folder(folder, prompts[0], reference["logits.0"])
     if case.gguf:
@@ -197,7 +213,8 @@ def make(case: Case) -> None:
         assert case.gguf is not None
         path = HERE / f"{case.name}-{kind}.gguf"
         rounded = gguf_twin.write(path, case.gguf, case.config, weights, tokenizer, kind)
-        logits = logits_of(read_back(folder, rounded), prompts[0])
+        named = {case.name_in_file(name): value for name, value in rounded.items()}
+        logits = logits_of(read_back(folder, named), prompts[0])
         save_file({"logits.0": logits}, path.with_suffix(".safetensors"))
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{case.name}: seed {seed}, margin {margin:.3f}, {size / 1000:.0f} kB")

@@ -191,6 +191,7 @@ def test_greedy_rows_together_continue_as_the_reference_does(fixture: Fixture):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_model_says_what_its_configuration_says(name: str):
     config = json.loads((HERE / name / "config.json").read_text())
+    config = config.get("text_config", config)
     model = build_model(open_checkpoint(str(HERE / name), HERE / "no-store").config)
     assert model.config.vocab_size == config["vocab_size"]
     assert model.config.num_layers == config["num_hidden_layers"] == len(model.state)
@@ -211,3 +212,16 @@ def test_a_gguf_file_gives_the_logits_of_its_folder(twin: str, kind: str):
         executor.release(0)
         assert_close(logits, prompt.logits)
     executor.close()
+
+
+@pytest.mark.parametrize("twin", [twin for twin in GGUF_TWINS if "-" in twin])
+def test_on_a_cpu_the_bits_of_a_row_with_quantised_weights_do_not_depend_on_its_company(twin: str):
+    executor = load(HERE / f"{twin}.gguf", "onnx", weights="keep")
+    own, other, short = (prompt.tokens for prompt in read_prompts(twin.partition("-")[0]))
+    prefilled = 30
+    ends = range(prefilled, len(own))
+    alone = run_in_pieces(executor, 0, own, *ends)
+    beside = [run(executor, (3, 0, own[:prefilled]), (1, 0, other), (2, 0, short))[0]]
+    beside += [run(executor, (1, 0, other[: 1 + place % 7]), (3, place, own[place : place + 1]))[1] for place in ends]
+    executor.close()
+    np.testing.assert_array_equal(np.concatenate(beside), alone)

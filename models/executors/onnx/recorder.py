@@ -5,6 +5,7 @@ and v that go into attention untouched are one product, gate and up that part at
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class Sum(Value):
 
 
 class Projection(Value):
-    """The product of one input with several matrices side by side."""
+    """The product of one input with several matrices side by side, or with one that is to be split."""
 
     def __init__(self, parts: Sequence[Value], record: Callable[[], str]) -> None:
         super().__init__(sum(part.width for part in parts), record)
@@ -134,12 +135,18 @@ class Recorder:
         if heads > 1:
             parts = self._latent.parts(x.name, sizes, heads)
             return tuple(_named(heads * size, name) for size, name in zip(sizes, parts, strict=True))
-        if isinstance(x, Projection):
-            assert tuple(sizes) == tuple(part.width for part in x.parts)
+        if isinstance(x, Projection) and tuple(sizes) == tuple(part.width for part in x.parts):
             return x.parts
-        lengths = self._graph.constant(np.array(sizes, np.int64))
-        names = self._graph.add("Split", [x.name, lengths], outputs=len(sizes), axis=1)
-        return tuple(_named(size, name) for size, name in zip(sizes, names, strict=True))
+        names: list[str] = []
+
+        def piece(number: int) -> str:
+            if not names:
+                lengths = self._graph.constant(np.array(sizes, np.int64))
+                names.extend(self._graph.add("Split", [x.name, lengths], outputs=len(sizes), axis=1))
+            return names[number]
+
+        pieces = [Value(size, partial(piece, number)) for number, size in enumerate(sizes)]
+        return Projection(pieces, lambda: x.name).parts
 
     def rms_norm(self, x: Value, norm: Norm) -> Value:
         """See `Ops.rms_norm`."""

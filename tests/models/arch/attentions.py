@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.arch import Model
-from models.ops import Activation, Attention, Embedding, Matrix, Norm
+from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm, PositionScale
 
 
 class Noting:
@@ -13,6 +13,9 @@ class Noting:
     def __init__(self) -> None:
         self.attentions: dict[int, Attention] = {}
         self.normed: list[str] = []
+        self.activations: list[str] = []
+        self.factors: list[float] = []
+        self.position_scales: list[PositionScale] = []
         self.residuals: list[int] = []
 
     def embed(self, table: Embedding) -> str:
@@ -28,12 +31,25 @@ class Noting:
         self.normed.append(norm.name)
         return "normed"
 
+    def layer_norm(self, x: str, norm: LayerNorm) -> str:
+        self.normed.append(norm.name)
+        return "normed"
+
+    def position_scale(self, x: str, scale: PositionScale) -> str:
+        self.position_scales.append(scale)
+        return "scaled"
+
     def attention(self, q: str, k: str, v: str, layer: int, spec: Attention) -> str:
         self.attentions[layer] = spec
         return "looked"
 
     def glu(self, gate: str, up: str, activation: Activation) -> str:
+        self.activations.append(activation)
         return activation
+
+    def scale(self, x: str, factor: float) -> str:
+        self.factors.append(factor)
+        return "scaled"
 
     def add(self, x: str, y: str) -> str:
         return "sum"

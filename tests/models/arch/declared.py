@@ -1,8 +1,10 @@
 """What a model declares, laid out for comparison."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from models.arch import Model, build_model
+from models.arch import Model, build_model, gguf_layout
+from models.gguf_metadata import GGUFMetadata
 from models.ops import weights_in
 
 SIZES: dict[str, Any] = {
@@ -46,3 +48,14 @@ def biases(model: Model) -> set[str]:
 
 def windows(model: Model) -> tuple[int | None, ...]:
     return tuple(state.window for state in model.state)
+
+
+def gguf_config(arch: str, vectors: Mapping[str, list[float]] | None = None, **said: Any) -> dict[str, Any]:
+    """The config.json of a GGUF file of a small model with this metadata."""
+    values = {"embedding_length": 64, "block_count": 6, "attention.head_count": 4, "feed_forward_length": 96}
+    values |= {"context_length": 128} | said
+    named = {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in values.items()}
+    metadata = GGUFMetadata(named, {"token_embd.weight": (11, 64)}, (vectors or {}).get, "m")
+    layout = gguf_layout(metadata)
+    assert layout is not None
+    return layout.config(metadata)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import models.arch
-from models.arch import Architecture, build_model, discover, gguf_layout
+from models.arch import Architecture, build_model, discover, gguf_layout, text_config
 from models.errors import CheckpointError, UnsupportedArchitecture
 from models.gguf_metadata import GGUFMetadata
 from tests.models.arch.declared import SIZES, build, tensors
@@ -75,6 +75,34 @@ def test_two_modules_may_not_claim_one_name(monkeypatch: pytest.MonkeyPatch):
         discover()
 
 
+MULTIMODAL: dict[str, Any] = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "tie_word_embeddings": False,
+    "hidden_size": 999,
+    "text_config": {"hidden_size": 16, "num_hidden_layers": 2, "architectures": ["Gemma3TextModel"]},
+    "vision_config": {"hidden_size": 8},
+}
+
+
+def test_of_a_multimodal_model_the_text_part_is_built():
+    model = build_model(MULTIMODAL)
+    assert (model.config.hidden_size, model.config.num_layers) == (16, 2)
+    assert "lm_head.weight" in tensors(model)
+    assert "vision_tower." in model.other_parts
+    assert build_model(text_config(MULTIMODAL)).other_parts == ()
+
+
+def test_the_text_part_goes_before_the_whole():
+    assert "lm_head.weight" not in tensors(
+        build_model(MULTIMODAL | {"text_config": MULTIMODAL["text_config"] | {"tie_word_embeddings": True}})
+    )
+
+
+def test_a_text_config_of_a_wrong_kind_is_a_damaged_checkpoint():
+    with pytest.raises(CheckpointError, match="text_config must be an object"):
+        build_model(MULTIMODAL | {"text_config": "gemma"})
+
+
 def test_ggufs_names_are_those_of_declared_tensors():
     for architecture in discover():
         for names in architecture.gguf:
@@ -88,6 +116,10 @@ def test_ggufs_names_are_those_of_declared_tensors():
             assert {*names.interleaved, *names.bare} <= set(names.layer)
 
 
+# llama.cpp's converter interleaves the rows of queries and keys of Llamas alone.
+INTERLEAVED = {"llama", "mistral", "mistral3", "smollm3", "granite"}
+
+
 @pytest.mark.parametrize(
     ("said", "hf"),
     [
@@ -96,14 +128,21 @@ def test_ggufs_names_are_those_of_declared_tensors():
         ("qwen2", "Qwen2ForCausalLM"),
         ("qwen3", "Qwen3ForCausalLM"),
         ("smollm3", "SmolLM3ForCausalLM"),
+        ("gemma2", "Gemma2ForCausalLM"),
+        ("gemma3", "Gemma3ForCausalLM"),
+        ("phi3", "Phi3ForCausalLM"),
+        ("olmo2", "Olmo2ForCausalLM"),
+        ("command-r", "CohereForCausalLM"),
+        ("cohere2", "Cohere2ForCausalLM"),
+        ("granite", "GraniteForCausalLM"),
+        ("mistral3", "Ministral3ForCausalLM"),
     ],
 )
 def test_a_gguf_architecture_finds_its_layout(said: str, hf: str):
     found = gguf_layout(GGUFMetadata({"general.architecture": said}, {}, lambda _: None, "m"))
     assert found is not None
     assert (found.hf, said in found.architectures) == (hf, True)
-    # llama.cpp's converter interleaves the rows of queries and keys of Llamas alone.
-    assert found.interleaved == (() if said.startswith("qwen") else ("attn_q", "attn_k"))
+    assert found.interleaved == (("attn_q", "attn_k") if said in INTERLEAVED else ())
 
 
 def test_a_gguf_architecture_that_nobody_claims_has_no_layout():

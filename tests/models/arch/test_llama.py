@@ -134,6 +134,14 @@ def test_yarn_reaches_further_than_the_context_that_is_said():
     assert llama(max_position_embeddings=8192, rope_scaling=yarn).context_length == 8192
 
 
+@pytest.mark.parametrize(
+    ("named", "used"),
+    [(None, "silu"), ("swish", "silu"), ("gelu", "gelu"), ("gelu_pytorch_tanh", "gelu_tanh"), ("relu", "relu")],
+)
+def test_the_activation_is_the_configurations(named: str | None, used: str):
+    assert noted(llama(hidden_act=named)).activations == [used] * 3
+
+
 def test_norms_come_before_attention_and_mlp_and_at_the_end():
     ops = noted(llama(num_hidden_layers=1))
     layer = "model.layers.0"
@@ -151,7 +159,7 @@ def test_norms_come_before_attention_and_mlp_and_at_the_end():
         ({"num_attention_heads": -4}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "4 attention heads cannot share 3"),
         ({"head_dim": 5}, "head_dim must be even"),
-        ({"hidden_act": "gelu"}, "'gelu' is not supported"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish' is not supported"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
         ({"attention_bias": 1}, "attention_bias"),
         ({"partial_rotary_factor": 0.3}, "partial_rotary_factor leaves 1"),

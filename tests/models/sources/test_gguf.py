@@ -153,6 +153,14 @@ def test_the_rows_of_qwen_stay_as_they_are(write_gguf, arch: str):
     assert np.array_equal(dense(found["model.layers.0.self_attn.q_proj.weight"]), q)
 
 
+def test_the_norms_of_a_gemma_are_stored_with_1_added(write_gguf):
+    weight = RANDOM.normal(size=64).astype(np.float32)
+    tensors = {"output_norm.weight": weight + 1, "blk.0.attn_q_norm.weight": weight + 1, "blk.0.attn_q.bias": weight}
+    found = values(write_gguf(tensors, arch="gemma3"))
+    for name in ("model.norm.weight", "model.layers.0.self_attn.q_norm.weight", "model.layers.0.self_attn.q_proj.bias"):
+        np.testing.assert_allclose(dense(found[name]), weight, atol=1e-6)
+
+
 def test_rows_that_do_not_divide_into_heads_are_refused(write_gguf):
     path = write_gguf({"blk.0.attn_q.weight": np.ones((60, 64), np.float32)})
     with pytest.raises(CheckpointError, match=r"tensor blk\.0\.attn_q\.weight: 60 rows"):

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
+from gguf.quants import quantize
 
 from models.arch import GGUFLayout, discover
 from models.errors import CheckpointError
@@ -38,6 +39,11 @@ def config_of(path: Path) -> dict[str, object]:
 )
 def test_names_are_hugging_faces(name: str, expected: str | None):
     assert hf_name(name, layout_of("qwen3")) == expected
+
+
+@pytest.mark.parametrize("name", ["v.patch_embedding.weight", "v.blk.3.attn_q.weight", "mm.mm_soft_emb_norm.weight"])
+def test_the_vision_tensors_of_ollamas_own_files_are_no_weights_of_the_text_model(name: str):
+    assert hf_name(name, layout_of("gemma3")) is None
 
 
 def test_an_unknown_architectures_names_stay_for_the_loader_to_refuse():
@@ -80,6 +86,12 @@ def test_the_type_is_that_of_the_matrices(write_gguf, dtype: type, expected: str
     norm = np.ones(64, np.float32)
     config = config_of(write_gguf({"token_embd.weight": embedding, "output_norm.weight": norm}))
     assert config["torch_dtype"] == expected
+
+
+@pytest.mark.parametrize(("arch", "expected"), [("llama", "float16"), ("gemma3", "bfloat16")])
+def test_where_the_matrices_are_of_blocks_it_is_one_that_the_activations_fit(write_gguf, arch: str, expected: str):
+    rows = quantize(np.zeros((10, 64), np.float32), Kind.Q8_0)
+    assert config_of(write_gguf({"token_embd.weight": (rows, Kind.Q8_0)}, arch=arch))["torch_dtype"] == expected
 
 
 def test_what_the_tensors_say_counts(write_gguf):

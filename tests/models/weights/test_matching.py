@@ -50,6 +50,22 @@ def test_a_checkpoint_may_have_a_leading_model_that_is_not_declared():
     assert matching(shapes, weights=bare) == expected
 
 
+@pytest.mark.parametrize(
+    ("layer", "head"),
+    [
+        ("language_model.model.", "language_model."),
+        ("model.language_model.", ""),
+        ("language_model.", "language_model."),
+    ],
+)
+def test_a_multimodal_checkpoint_says_first_that_it_is_the_language_model(layer: str, head: str):
+    stored = {name: layer + name.removeprefix("model.") for name in WANTED} | {
+        "lm_head.weight": f"{head}lm_head.weight"
+    }
+    shapes = WANTED | {"lm_head.weight": (11, 4)}
+    assert matching({stored[name]: shapes[name] for name in stored}, weights=(*WEIGHTS, HEAD)) == stored
+
+
 def test_a_tensor_under_both_names_is_refused():
     with pytest.raises(CheckpointError, match=r"w\.safetensors: tensor norm\.weight: is there twice"):
         matching({**WANTED, "norm.weight": (4,)})

@@ -31,6 +31,17 @@ class Case:
     quantized: tuple[str, ...] = ()
     published: Callable[[Arrays, Mapping[str, Any]], Arrays] = as_they_are
     """The weights as published checkpoints name and shape them, from those of the reference library's modules."""
+    norms_add: float = 0.0
+    """What the model adds to a norm's weight as stored."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """How published checkpoints begin names otherwise than the reference library: what it says, and what they say."""
+
+    def name_in_file(self, name: str) -> str:
+        """A tensor's name in the checkpoint."""
+        for ours, theirs in self.renamed:
+            if name.startswith(ours):
+                return theirs + name.removeprefix(ours)
+        return name
 
 
 def base(architecture: str, model_type: str, **more: object) -> dict[str, object]:

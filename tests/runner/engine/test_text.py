@@ -95,6 +95,25 @@ def test_a_prompt_begins_with_bos_if_the_model_wants_it():
     assert make_engine(FakeExecutor("yes")).prepare(TextRequest("ab")).tokens == [97, 98]
 
 
+class LongerVocabulary(ByteTokenizer):
+    """Has a token more than the model."""
+
+    def encode(self, text: str, *, add_bos: bool) -> list[int]:
+        before, found, behind = text.partition("<image>")
+        ids = super().encode(before, add_bos=add_bos)
+        return [*ids, FakeExecutor().vocab_size, *super().encode(behind, add_bos=False)] if found else ids
+
+    def piece(self, token: int) -> bytes:
+        return b"<image>" if token == FakeExecutor().vocab_size else super().piece(token)
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_refused_and_the_next_request_works():
+    engine = TextEngine(FakeExecutor("yes"), LongerVocabulary(), context_length=64, parallel=1, prefill_chunk=16)
+    with pytest.raises(BadRequest, match="the prompt has the token '<image>', for which the model has no embedding"):
+        engine.prepare(TextRequest("what is this? <image>!"))
+    assert run(engine, TextRequest(scripted(0)))[0].text == "yes"
+
+
 # --- seeds and company
 
 MIXED = [

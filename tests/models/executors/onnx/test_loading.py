@@ -5,7 +5,12 @@ from models.arch import build_model
 from models.errors import CheckpointError, ExecutionError, QuantizationError
 from models.executors.base import Row, Step
 from models.executors.onnx import OnnxExecutor, OnnxOptions, footprint, load, loading
-from models.ops import weights_in
+from models.executors.onnx.attention import AttentionNodes
+from models.executors.onnx.forms import DENSE
+from models.executors.onnx.graph import Graph
+from models.executors.onnx.products import EXACT, ProductNodes
+from models.executors.onnx.recorder import Recorder
+from models.ops import KV, Attention, Embedding, Linear, weights_in
 from models.quantization import dequantize
 from models.weights.matching import matched
 from tests.models.executors.checkpoints import CONFIG, KINDS, RandomCheckpoint
@@ -138,3 +143,15 @@ def test_the_footprint_is_what_is_held(kind: str):
     assert len(set(predicted.layers)) == 1
     executor = OnnxExecutor(loaded, 320)
     assert sum(predicted.state(64)) == executor.state_nbytes(64) == executor.state_nbytes(50)
+
+
+def test_queries_keys_and_values_split_from_one_product_go_into_attention_as_they_are():
+    graph = Graph()
+    attention = AttentionNodes(graph, [KV(1, 16, 16)], "f16")
+    fused, out = Linear("fused", 32, 48), Linear("out", 16, 32)
+    forms = dict.fromkeys(("fused.weight", "out.weight"), DENSE)
+    recorder = Recorder(graph, ProductNodes(graph, forms, level=EXACT, finely=True), attention)
+    q, k, v = recorder.split(recorder.linear(recorder.embed(Embedding("embed", 9, 32)), fused), (16, 16, 16))
+    said = recorder.linear(recorder.attention(q, k, v, 0, Attention(1, 1, 16, 0.25)), out).name
+    assert said
+    assert not {"Split", "Concat"} & {node.op for node in graph.nodes}
