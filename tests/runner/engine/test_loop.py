@@ -330,14 +330,21 @@ def test_the_executors_thread_steps_on_until_it_is_idle_or_there_is_news(news_af
 
 
 async def test_who_comes_while_others_run_joins_at_the_next_step(serve: Serve, depth: int):
-    gate = Gate(3)
-    loop = await serve(FakeExecutor(ENDLESS, before_step=gate, depth=depth), parallel=2)
+    gate, later = Gate(3), Gate(20)
+
+    def before_step(number: int, step: Step) -> None:
+        gate(number, step)
+        later(number, step)
+
+    loop = await serve(FakeExecutor(ENDLESS, before_step=before_step, depth=depth), parallel=2)
     first = await started(loop, TextRequest(scripted(0)))
     await gate.reached()
     second = await started(loop, TextRequest(scripted(0), num_predict=2))
     gate.open()
+    await later.reached()
     assert (await second).done.eval_tokens == 2
     assert not first.done()
+    later.open()
     await cancel(first)
 
 
