@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from models.executors.base import Step
 from runner.engine import loop as loop_module
 from runner.engine.executor_thread import ExecutorThread
 from runner.engine.loop import EngineLoop, LoadAbandoned
