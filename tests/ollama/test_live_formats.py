@@ -1,7 +1,6 @@
 """Structured output through the newest Ollama server: by its command line, its HTTP and its Python client."""
 
 import json
-import subprocess
 from enum import StrEnum
 
 import jsonschema
@@ -11,8 +10,9 @@ from pydantic import BaseModel, Field
 ollama = pytest.importorskip("ollama", reason="needs Ollama's Python client; `make test-ollama` installs it")
 httpx = pytest.importorskip("httpx", reason="comes with Ollama's Python client")
 
-from tests.ollama.programs import BIN, VERSIONS, skip_without  # noqa: E402
+from tests.ollama.programs import VERSIONS, skip_without  # noqa: E402
 from tests.ollama.server import Server  # noqa: E402
+from tests.ollama.test_live import run_ollama  # noqa: E402
 
 pytestmark = [pytest.mark.ollama, pytest.mark.timeout(180)]
 OPTIONS = {"temperature": 0, "num_predict": 300}
@@ -102,14 +102,6 @@ def test_a_schema_that_cannot_be_enforced_is_refused_in_the_runners_words(client
 
 
 def test_the_command_line_takes_a_format(server):
-    done = subprocess.run(
-        [BIN / f"ollama-{server.version}", "run", "fish", "--format", "json", "the fox"],
-        env={**server.environ, "OLLAMA_HOST": server.address},
-        cwd=server.environ["HOME"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_ollama(server, "run", "fish", "--format", "json", "the fox")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("{"), "five tokens of an object"
