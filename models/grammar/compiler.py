@@ -17,7 +17,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from models.errors import GrammarError
 from models.grammar.formats import GBNF, Grammar, JSONSchema
 from models.grammar.matcher import Matcher, reason_of
-from models.grammar.schema import MAX_BYTES, Schema, closed, parsed
+from models.grammar.schema import MAX_BYTES, Schema, narrowed, parsed
 from models.grammar.vocabulary import Pieces, engine_vocabulary
 
 KEPT, KEPT_CHARACTERS = 64, 1 << 21
@@ -119,7 +119,7 @@ class GrammarCompiler:
         raise GrammarError(reason)
 
     def _attempts(self, schema: Schema) -> Iterator[_Attempt]:
-        narrow = closed(schema)
+        narrow = narrowed(schema)
         for lenient in (False,) if self._strict else (False, True):
             if narrow is not schema:
                 yield _Attempt(narrow, lenient)

@@ -3,9 +3,9 @@
 What validates nothing is taken out where the engine stumbles over it (annotations beside a `$ref`, formats that the
 specification does not know), and `x-guidance`, by which a schema could give the engine orders of its own.
 
-JSON Schema allows keys that a schema does not declare, Ollama does not generate them. `closed` follows Ollama: a part
-of the answers that the schema allows. It leaves schemas alone in which an object is described by several subschemas
-at once, for there a key that one does not declare may be another's.
+JSON Schema allows keys that a schema does not declare, and what is no object where it declares some but names no type;
+Ollama generates neither. `narrowed` follows Ollama: a part of the answers that the schema allows. It leaves schemas
+alone in which a value is described by several subschemas at once, for what one does not declare may be another's.
 
 Source: JSON Schema draft 2020-12, core and validation.
 """
@@ -52,6 +52,8 @@ _SHARING: Final = _words(
     "$dynamicRef $recursiveRef allOf dependencies dependentSchemas if not oneOf unevaluatedProperties"
 )
 """Keywords by which several subschemas describe one value, or by which a schema asks what does not satisfy another."""
+_TELLING: Final = {"object": _words("properties"), "array": _words("items prefixItems")}
+"""Keywords that tell a type that is not named."""
 _OF_OBJECTS: Final = _words(
     "additionalProperties maxProperties minProperties patternProperties properties propertyNames required"
 )
@@ -83,11 +85,11 @@ def parsed(text: str) -> Schema:
     return _Plain.of(schema, text)(schema)
 
 
-def closed(schema: Schema) -> Schema:
-    """The same with objects that have no other keys than those they declare, where that is a part of what it allows."""
+def narrowed(schema: Schema) -> Schema:
+    """A part of what a schema allows: what declares keys is an object and has no others, what has items an array."""
     if any(map(_is_shared, _nodes(schema))):
         return schema
-    return _closed(schema)
+    return _narrowed(schema)
 
 
 def depth(value: JSON) -> int:
@@ -156,13 +158,18 @@ class _Plain:
         return found if isinstance(found, dict) else {}
 
 
-def _closed(schema: Schema) -> Schema:
-    schema = {name: _applied(name, value, _closed) for name, value in schema.items()}
+def _narrowed(schema: Schema) -> Schema:
+    schema = {name: _applied(name, value, _narrowed) for name, value in schema.items()}
+    if schema.keys() & {"enum", "const"}:
+        return schema
     declared, required = schema.get("properties"), schema.get("required", [])
+    kinds = [kind for kind, words in _TELLING.items() if schema.keys() & words]
+    if len(kinds) == 1 and not schema.keys() & {"type", "$ref", "anyOf"}:
+        schema["type"] = kinds[0]
     if (
         isinstance(declared, dict)
         and declared
-        and not schema.keys() & {"additionalProperties", "patternProperties", "enum", "const"}
+        and not schema.keys() & {"additionalProperties", "patternProperties"}
         and isinstance(required, list)
         and all(name in declared for name in required)
         and not _exceeds(schema.get("minProperties"), len(declared))

@@ -4,7 +4,7 @@ import jsonschema
 import pytest
 
 from models.errors import GrammarError
-from models.grammar.schema import MAX_BYTES, MAX_DEPTH, closed, depth, parsed
+from models.grammar.schema import MAX_BYTES, MAX_DEPTH, depth, narrowed, parsed
 from tests.models.grammar.vocabularies import admits, compiled
 
 
@@ -122,11 +122,21 @@ def test_a_type_beside_subschemas_stays_where_they_do_not_say_it():
 
 def test_objects_are_closed_where_they_declare_their_keys():
     schema = {"properties": {"a": {"properties": {"b": {}}}, "c": {"type": "object"}}, "required": ["a"]}
-    assert closed(schema) == {
-        "properties": {"a": {"properties": {"b": {}}, "additionalProperties": False}, "c": {"type": "object"}},
+    closed = {"type": "object", "additionalProperties": False}
+    assert narrowed(schema) == {
+        "properties": {"a": {"properties": {"b": {}}, **closed}, "c": {"type": "object"}},
         "required": ["a"],
-        "additionalProperties": False,
+        **closed,
     }
+
+
+def test_what_declares_keys_is_an_object_and_what_has_items_an_array():
+    assert narrowed({"properties": {}, "additionalProperties": {}})["type"] == "object"
+    assert narrowed({"items": {}}) == {"items": {}, "type": "array"}
+    assert narrowed({"anyOf": [{"prefixItems": [{}]}]}) == {"anyOf": [{"prefixItems": [{}], "type": "array"}]}
+    for untold in ({}, {"minimum": 1}, {"items": {}, "properties": {}}, {"items": {}, "const": 1}, {"required": ["a"]}):
+        assert "type" not in narrowed(untold)
+    assert narrowed({"items": {}, "type": ["array", "null"]})["type"] == ["array", "null"]
 
 
 DECLARED = {"properties": {"a": {}}}
@@ -152,11 +162,11 @@ DECLARED = {"properties": {"a": {}}}
     ids=lambda schema: next(reversed(schema)),
 )
 def test_an_object_stays_open_where_closing_it_could_rule_out_what_it_asks_for(schema):
-    assert closed(schema) == schema
+    assert "false" not in json.dumps(narrowed(schema))
 
 
 def test_what_a_closed_schema_allows_the_schema_itself_allows():
     schema = {"properties": {"a": {"properties": {"b": {"type": "integer"}}}}, "anyOf": [{"type": "object"}, {}]}
     for instance in ({}, {"a": {}}, {"a": {"b": 1}}, {"c": 1}, {"a": {"c": 1}}, 3):
-        if jsonschema.Draft202012Validator(closed(schema)).is_valid(instance):
+        if jsonschema.Draft202012Validator(narrowed(schema)).is_valid(instance):
             assert jsonschema.Draft202012Validator(schema).is_valid(instance)
