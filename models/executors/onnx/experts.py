@@ -13,6 +13,8 @@ from models.executors.onnx.products import ProductNodes
 from models.ops import Expert, Experts, Gate, Joined, Linear, Routing
 
 FLOAT = np.dtype(np.float32)
+TOGETHER = 16
+"""Experts whose conditions are made at once: few values cross where a graph is cut between them."""
 
 
 class ExpertNodes:
@@ -51,14 +53,25 @@ class ExpertNodes:
         (mine,) = graph.add("Transpose", [spread], perm=[1, 0])
         (most,) = graph.add("ReduceMax", [mine, self._whole(1)], keepdims=0)
         (used,) = graph.add("Greater", [most, self._number(0.0)])
-        conditions = graph.add("Split", [used], outputs=count, num_outputs=count, axis=0)
-        graph.kinds |= dict.fromkeys(conditions, np.dtype(np.bool_))
+        graph.kinds[used] = np.dtype(np.bool_)
         (total,) = graph.add("ConstantOfShape", [graph.add("Shape", [x])[0]])
-        for index, (condition, expert) in enumerate(zip(conditions, experts.each, strict=True)):
+        conditions: list[str] = []
+        for index, expert in enumerate(experts.each):
+            if index == len(conditions):
+                conditions += self._conditions(used, index, min(index + TOGETHER, count))
+            condition = conditions[index]
             number = graph.constant(np.array(index, np.int64))
             then = self._branch((x, total), (mine, number), expert, activation)
             total = graph.choose(condition, then, self._same(total))
         return total
+
+    def _conditions(self, used: str, begin: int, end: int) -> list[str]:
+        """Whether each of some experts runs. Shapes: used bool (experts,); one value each."""
+        graph = self._graph
+        (own,) = graph.add("Slice", [used, self._whole(begin), self._whole(end)])
+        conditions = graph.add("Split", [own], outputs=end - begin, num_outputs=end - begin, axis=0)
+        graph.kinds |= dict.fromkeys(conditions, np.dtype(np.bool_))
+        return conditions
 
     def _branch(self, values: tuple[str, str], own_row: tuple[str, str], expert: Expert, activation: Gate) -> Branch:
         """One expert's share added to the total. Shapes: x and total (T, D); weights (experts, T) and which row."""
