@@ -49,6 +49,12 @@ TUNING_FLAGS = (
     Flag("cache-dir-bytes", "N", "bytes that the files there may take, the longest unused going first (default 4 GiB)"),
     Flag("draft", "N", "guess up to N tokens ahead where a text repeats itself; its words stay the same (default 0)"),
     Flag(
+        "pooling",
+        "NAME",
+        "cls, mean, last, max, mean_sqrt_len or weightedmean: serve embeddings, made so of a model's hidden states "
+        "(default: as an embedding model says itself)",
+    ),
+    Flag(
         "lora",
         "FILE[=SCALE]",
         "merge a LoRA file into an image pipeline at load (default scale 1); give it again, or commas, for several",

@@ -11,7 +11,7 @@ from models.errors import UnsupportedArchitecture
 
 __all__ = ["Architecture", "GGUFNames", "Model", "build_model", "discover", "gguf_names"]
 
-_SHARED = ("base", "blocks")
+_SHARED = ("base", "blocks", "encoder_blocks")
 
 
 @cache

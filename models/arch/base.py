@@ -54,6 +54,10 @@ class GGUFNames:
     """The same within a layer."""
     interleaved: tuple[str, ...] = ()
     """Tensors of a layer whose heads have their rows interleaved (a rope that pairs neighbours; ours pairs halves)."""
+    layers: str = "model.layers"
+    """What the names within layers begin with, before the layer's number."""
+    is_encoder: bool = False
+    """The metadata has what encoders have, in place of what decoders do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,17 @@ class Model:
     state: tuple[LayerState, ...]
     forward: Callable[[Ops[Any]], Any]
     """The hidden states (T, D) after the final norm."""
-    logits: Callable[[Ops[Any], Any], Any]
-    """From hidden states (N, D) to (N, V)."""
+    logits: Callable[[Ops[Any], Any], Any] | None
+    """From hidden states (N, D) to (N, V). None: an encoder, which has no words and no state."""
+    prefix: str = "model."
+    """What a checkpoint's names may have, or lack, in front of those declared."""
+    unused: tuple[str, ...] = ()
+    """Beginnings of names, without that prefix, of what a checkpoint may hold besides and nobody asks for."""
+
+    @property
+    def is_encoder(self) -> bool:
+        """Every token sees the whole text."""
+        return self.logits is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 Imports no array library but numpy, and that for constants. Executors (`models.executors`) implement `Ops`.
 """
 
-from models.ops.base import Activation, Attention, Ops
+from models.ops.base import Activation, Attention, Ops, RelativeBias
 from models.ops.rope import RopeConfig
 from models.ops.state import KV, LayerState
-from models.ops.weights import Embedding, Joined, Linear, Matrix, Norm, Weight, weights_in
+from models.ops.weights import Embedding, Joined, LayerNorm, Linear, Matrix, Norm, Weight, weights_in
 
 __all__ = [
     "KV",
@@ -14,11 +14,13 @@ __all__ = [
     "Attention",
     "Embedding",
     "Joined",
+    "LayerNorm",
     "LayerState",
     "Linear",
     "Matrix",
     "Norm",
     "Ops",
+    "RelativeBias",
     "RopeConfig",
     "Weight",
     "weights_in",

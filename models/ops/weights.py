@@ -71,7 +71,26 @@ class Norm:
         yield f"{self.name}.weight", (self.width,)
 
 
-Weight: TypeAlias = Linear | Joined | Embedding | Norm
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """The weight (width,) of a LayerNorm under `NAME.weight`, and with `bias` another under `NAME.bias`.
+
+    Source: layer normalization (arXiv 1607.06450).
+    """
+
+    name: str
+    width: int
+    eps: float
+    bias: bool = True
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The names and shapes of its tensors."""
+        yield f"{self.name}.weight", (self.width,)
+        if self.bias:
+            yield f"{self.name}.bias", (self.width,)
+
+
+Weight: TypeAlias = Linear | Joined | Embedding | Norm | LayerNorm
 Matrix: TypeAlias = Linear | Joined | Embedding
 """What a product can be made with."""
 
@@ -82,7 +101,7 @@ def weights_in(declared: object) -> Iterator[Weight]:
 
 
 def _walk(declared: object) -> Iterator[Weight]:
-    if isinstance(declared, Linear | Joined | Embedding | Norm):
+    if isinstance(declared, Linear | Joined | Embedding | Norm | LayerNorm):
         yield declared
     elif isinstance(declared, tuple):
         for item in declared:

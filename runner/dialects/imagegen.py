@@ -31,6 +31,7 @@ from runner.dialects.base import (
     split_lines,
     text_request,
 )
+from runner.dialects.embedding import answer_embedding
 from runner.dialects.pictures import PictureAnswer, image_request
 from runner.dialects.streaming import TextAnswer, stream
 from runner.engine.loop import EngineLoop
@@ -44,7 +45,6 @@ from runner.engine.types import (
     TextDone,
     TextRequest,
 )
-from runner.errors import NotImplementedHere
 
 MAX_LINE: Final = 16 * 1024 * 1024
 """The parent's line buffer."""
@@ -93,8 +93,8 @@ class ImagegenDialect:
         tokens = await self._loop.tokenize(body.content, add_bos=False)
         return json_response(TokenizeResponse(tokens=tuple(tokens)))
 
-    async def _embedding(self, _request: web.Request) -> web.Response:
-        raise NotImplementedHere("this model does not support embeddings")
+    async def _embedding(self, request: web.Request) -> web.Response:
+        return await answer_embedding(request, self._loop)
 
 
 def parse_image(body: CompletionRequest) -> ImageRequest:

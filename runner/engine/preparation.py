@@ -9,7 +9,7 @@ import secrets
 from models.errors import TokenizerError
 from runner.engine.sequence import PreparedText, Vocabulary
 from runner.engine.stop import build_stops
-from runner.engine.types import Request, SamplingParams, TextRequest
+from runner.engine.types import EmbeddingRequest, Request, SamplingParams, TextRequest
 from runner.errors import BadRequest, NotImplementedHere, PromptTooLong
 
 logger = logging.getLogger("runner.engine")
@@ -38,9 +38,11 @@ def prepare_text(request: Request, tokenizer: Vocabulary, *, context_length: int
 
     Raises:
         BadRequest: the request cannot be served.
-        NotImplementedHere: it is for pictures.
+        NotImplementedHere: it is for pictures or embeddings.
         PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
     """
+    if isinstance(request, EmbeddingRequest):
+        raise NotImplementedHere("this model does not support embeddings")
     if not isinstance(request, TextRequest):
         raise NotImplementedHere("the loaded model generates text, not images")
     params = request.sampling

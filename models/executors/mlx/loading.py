@@ -65,7 +65,24 @@ def load(
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     dtype = dtype or compute_dtype(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
     specs = layer_specs(model.state, cache_type, dtype, longest_step)
-    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, unused)
+    weights = load_weights(checkpoint, model, policy, dtype, progress=progress, unused=unused)
+    # One kernel instead of three. The CPU backend would call a C++ compiler at run time, which may not be there.
+    activate = mx.compile(swiglu, shapeless=True) if on_gpu else swiglu
+    return MLXExecutor(model, weights, specs, int(on_gpu) if depth is None else depth, activate)
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    model: Model,
+    policy: Policy,
+    dtype: mx.Dtype,
+    *,
+    progress: Callable[[float], None] = lambda _: None,
+    unused: tuple[str, ...] = (),
+) -> Weights:
+    """A model's weights, one by one; the arguments and errors are those of `load`. Thread: the executor's."""
+    unused = (*unused, *model.unused)
+    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, unused, model.prefix)
     tensors = {tensor.name: tensor for tensor in checkpoint.tensors()}
     weights, declared = Weights(), list(weights_in(model.weights))
     total, done = sum(prod(info.shape) for info in found.values()) or 1, 0
@@ -77,9 +94,7 @@ def load(
             mx.clear_cache()
         progress(min(done / total, 1.0))
     mx.clear_cache()
-    # One kernel instead of three. The CPU backend would call a C++ compiler at run time, which may not be there.
-    activate = mx.compile(swiglu, shapeless=True) if on_gpu else swiglu
-    return MLXExecutor(model, weights, specs, int(on_gpu) if depth is None else depth, activate)
+    return weights
 
 
 def footprint(

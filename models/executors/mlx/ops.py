@@ -8,7 +8,7 @@ from models.executors.mlx.kinds import GROUP
 from models.executors.mlx.parts import Part
 from models.executors.mlx.slabs import LayerSpec
 from models.executors.mlx.weights import Weights
-from models.ops import Activation, Attention, Embedding, Matrix, Norm, RopeConfig
+from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm, RopeConfig
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -49,8 +49,7 @@ class Compute:
 
     def glu(self, gate: mx.array, up: mx.array, activation: Activation) -> mx.array:
         """See `Ops.glu`."""
-        assert activation == "silu"
-        return self._activate(gate, up)
+        return self._activate(gate, up) if activation == "silu" else self.activate(gate, activation) * up
 
     def add(self, x: mx.array, y: mx.array) -> mx.array:
         """See `Ops.add`."""
@@ -60,6 +59,28 @@ class Compute:
         """See `Ops.residual`."""
         self.residuals[layers] = x
         return x
+
+    def embed_positions(self, table: Embedding, first: int = 0) -> mx.array:
+        """See `Ops.embed_positions`."""
+        raise NotImplementedError(f"{table.name} from {first} on: whole texts alone have learned positions")
+
+    def embed_kind(self, table: Embedding) -> mx.array:
+        """See `Ops.embed_kind`: one row, which what it is added to repeats. Shapes: returns (1, width)."""
+        return self._weights.table(table).rows(mx.zeros(1, mx.int32))
+
+    def layer_norm(self, x: mx.array, norm: LayerNorm) -> mx.array:
+        """See `Ops.layer_norm`."""
+        return mx.fast.layer_norm(x, *self._weights.layer_norm(norm), norm.eps)
+
+    def activate(self, x: mx.array, activation: Activation) -> mx.array:
+        """See `Ops.activate`."""
+        match activation:
+            case "silu":
+                return x * mx.sigmoid(x)
+            case "gelu":
+                return x * (1 + mx.erf(x * 0.5**0.5)) * 0.5
+            case "gelu_tanh":
+                return 0.5 * x * (1 + mx.tanh((2 / mx.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 class Wavelengths:

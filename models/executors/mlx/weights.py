@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import mlx.core as mx
 import numpy as np
 
-from models.ops import Embedding, Joined, Linear, Norm, Weight
+from models.ops import Embedding, Joined, LayerNorm, Linear, Norm, Weight
 from models.quantization import Array, Blocks, Packed, Tensor, dequantize
 from models.sources.gguf_blocks import as_packed
 from models.to_mlx import PackedArrays, packed_to_mlx, to_mlx
@@ -109,16 +109,17 @@ class Weights:
 
     def __init__(self) -> None:
         self._matrices: dict[str, Held] = {}
-        self._norms: dict[str, mx.array] = {}
+        self._vectors: dict[str, mx.array] = {}
         self.nbytes = 0
 
     def add(self, weight: Weight, tensors: Mapping[str, Tensor], policy: Policy, dtype: mx.Dtype) -> None:
         """Hold a declared weight, from its tensors by name. Evaluates it."""
-        if isinstance(weight, Norm):
-            norm = to_mlx(_dense(tensors[f"{weight.name}.weight"])).astype(dtype)
-            mx.eval(norm)
-            self.nbytes += norm.nbytes
-            self._norms[weight.name] = norm
+        if isinstance(weight, Norm | LayerNorm):
+            for name, _ in weight.tensors():
+                vector = to_mlx(_dense(tensors[name])).astype(dtype)
+                mx.eval(vector)
+                self.nbytes += vector.nbytes
+                self._vectors[name] = vector
             return
         matrix = self._made(weight, tensors, policy, dtype)
         mx.eval(matrix.arrays())
@@ -137,7 +138,11 @@ class Weights:
 
     def norm(self, weight: Norm) -> mx.array:
         """A norm's weight (width,)."""
-        return self._norms[weight.name]
+        return self._vectors[f"{weight.name}.weight"]
+
+    def layer_norm(self, weight: LayerNorm) -> tuple[mx.array, mx.array | None]:
+        """A norm's weight (width,), and its bias (width,) if it has one."""
+        return self._vectors[f"{weight.name}.weight"], self._vectors.get(f"{weight.name}.bias")
 
     def _made(
         self, weight: Linear | Joined | Embedding, tensors: Mapping[str, Tensor], policy: Policy, dtype: mx.Dtype

@@ -47,6 +47,8 @@ class OnnxOptions:
     """One token is computed as several are, to the last bit, so that drafts change nothing; costs some attention."""
     taps: tuple[int, ...] = ()
     """Record a text encoder instead: its outputs are what the first so many layers make, padding is hidden."""
+    hidden: bool = False
+    """Record for embeddings: the output is the hidden states of the wanted places, or of all for an encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,13 @@ def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) 
         for layers in options.taps:
             value = recorder.residuals[layers]
             outputs[value.name] = value.width
+    elif options.hidden:
+        if not model.is_encoder:
+            graph.inputs["wanted"] = STEP_INPUTS["wanted"]
+            hidden = recorder.pick(hidden, "wanted")
+        outputs[hidden.name] = hidden.width
     else:
+        assert model.logits is not None, "an encoder says no words"
         graph.inputs["wanted"] = STEP_INPUTS["wanted"]
         logits = model.logits(recorder, recorder.pick(hidden, "wanted"))
         outputs[logits.name] = logits.width
@@ -112,7 +120,8 @@ def load(
         ExecutionError: ONNX Runtime refuses the graph.
         MemoryError: there is none for it.
     """
-    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, unused)
+    unused = (*unused, *model.unused)
+    found = matched(weights_in(model.weights), checkpoint.infos(), checkpoint.reference, unused, model.prefix)
     recording = record(model, found, options)
     slabs = Slabs(slabs_of(model, options.cache_type), options.slots, options.capacity)
     tensors = {tensor.name: tensor for tensor in checkpoint.tensors()}
@@ -127,14 +136,25 @@ def load(
         done += sizes[index]
         progress(min(done / total, 1.0))
         trim()
-    tables = {
-        f"embed.{index}": EmbeddingTable(source.value(f"{table.name}.weight"))
-        for index, table in enumerate(recording.recorder.tables)
-    }
-    ropes = [Rotations(rope, options.capacity) for rope in recording.attention.ropes]
+    recorder = recording.recorder
+    lookups = {f"embed.{index}": lookup for index, lookup in enumerate(recorder.lookups)}
+    tables = {name: EmbeddingTable(source.value(f"{lookup.table.name}.weight")) for name, lookup in lookups.items()}
+    biases = {relative.table.name for _, relative in recorder.bidirectional.scores.values() if relative is not None}
+    bias_tables = {name: as_float32(source.value(f"{name}.weight")) for name in biases}
+    ropes = [Rotations(rope, options.capacity) for rope in recording.attention.ropes or recorder.bidirectional.ropes]
     nbytes = sum(size for _, size in _sizes(recording)) + sum(table.nbytes for table in tables.values())
     return Loaded(
-        sessions, tables, ropes, slabs, recording.outputs, nbytes, _wants_even_rows(recording, options), options.drafts
+        sessions,
+        tables,
+        ropes,
+        slabs,
+        recording.outputs,
+        nbytes,
+        even_rows=_wants_even_rows(recording, options),
+        looks_twice=options.drafts,
+        lookups=lookups,
+        scores=recorder.bidirectional.scores,
+        bias_tables=bias_tables,
     )
 
 
@@ -155,7 +175,7 @@ def footprint(model: Model, found: Mapping[str, TensorInfo], options: OnnxOption
     """
     recording = record(model, found, options)
     layers, output = by_layer(_sizes(recording), model.config.num_layers)
-    embedding = sum(found[f"{table.name}.weight"].nbytes for table in recording.recorder.tables)
+    embedding = sum(found[f"{lookup.table.name}.weight"].nbytes for lookup in recording.recorder.lookups)
     whole = sum(recording.graph.weights.values())
     largest = max(recording.graph.weights.values(), default=0)
     transient = max(PART_BYTES, whole // PARTS) + 2 * largest

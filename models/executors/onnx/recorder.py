@@ -5,13 +5,15 @@ and v that go into attention untouched are one product, gate and up that part at
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from models.executors.onnx.attention import AttentionNodes
+from models.executors.onnx.bidirectional import BidirectionalNodes
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.products import ProductNodes
-from models.ops import Activation, Attention, Embedding, Joined, Linear, Matrix, Norm
+from models.ops import Activation, Attention, Embedding, Joined, LayerNorm, Linear, Matrix, Norm
 
 FLOAT = np.dtype(np.float32)
 
@@ -65,6 +67,17 @@ class Slice(Value):
         self.whole = whole
 
 
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """An input of the graph that is looked up on the host: in which table, by the token or by something else."""
+
+    table: Embedding
+    first: int | None = None
+    """The row of the first position; None: the row is the token's."""
+    by_position: bool = True
+    """Else all tokens have the first row."""
+
+
 class Recorder:
     """Implements `Ops[Value]`. The graph's inputs are what `models.executors.onnx.steps` fills. Thread: any."""
 
@@ -72,16 +85,22 @@ class Recorder:
         self._graph = graph
         self._products = products
         self._attention = attention
-        self.norms: dict[str, Norm] = {}
-        self.tables: list[Embedding] = []
+        self.bidirectional = BidirectionalNodes(graph)
+        self.norms: dict[str, Norm | LayerNorm] = {}
+        self.lookups: list[Lookup] = []
         self.residuals: dict[int, Value] = {}
 
     def embed(self, table: Embedding) -> Value:
         """See `Ops.embed`: looked up on the host."""
-        name = f"embed.{len(self.tables)}"
-        self.tables.append(table)
-        self._graph.inputs[name] = TensorType(FLOAT, ("T", table.width))
-        return Value(table.width, lambda: name)
+        return self._looked_up(Lookup(table))
+
+    def embed_positions(self, table: Embedding, first: int = 0) -> Value:
+        """See `Ops.embed_positions`: looked up on the host."""
+        return self._looked_up(Lookup(table, first))
+
+    def embed_kind(self, table: Embedding) -> Value:
+        """See `Ops.embed_kind`: looked up on the host."""
+        return self._looked_up(Lookup(table, 0, by_position=False))
 
     def linear(self, x: Value, matrix: Matrix) -> Value:
         """See `Ops.linear`."""
@@ -119,8 +138,30 @@ class Recorder:
             return _named(x.width, normed)
         return Value(x.width, lambda: self._normed(x, norm, weight))
 
+    def layer_norm(self, x: Value, norm: LayerNorm) -> Value:
+        """See `Ops.layer_norm`."""
+        names = [name for name, _ in norm.tensors()]
+        for name in names:
+            self.norms[name] = norm
+            self._graph.weights[name] = 4 * norm.width
+        weight, bias = names[0], names[1] if norm.bias else ""
+        if isinstance(x, Sum) and not x.is_recorded:
+            normed, total = self._graph.name("norm"), self._graph.name("sum")
+            inputs, outputs = (x.x.name, x.y.name, weight, bias), (normed, "", "", total)
+            self._graph.append_node("SkipLayerNormalization", inputs, outputs, CONTRIB, {"epsilon": norm.eps})
+            x.take(total)
+            return _named(x.width, normed)
+
+        def record() -> str:
+            return self._graph.add("LayerNormalization", [x.name, weight, bias], axis=-1, epsilon=norm.eps)[0]
+
+        return Value(x.width, record)
+
     def attention(self, q: Value, k: Value, v: Value, layer: int, spec: Attention) -> Value:
         """See `Ops.attention`."""
+        if spec.bidirectional:
+            width = spec.heads * spec.head_dim
+            return Value(width, lambda: self.bidirectional.record([part.name for part in (q, k, v)], spec))
 
         def record() -> str:
             parts = (q, k, v)
@@ -133,13 +174,22 @@ class Recorder:
 
     def glu(self, gate: Value, up: Value, activation: Activation) -> Value:
         """See `Ops.glu`."""
-        assert activation == "silu"
+        active = self.activate(gate, activation)
+        return Value(gate.width, lambda: self._graph.add("Mul", [active.name, up.name])[0])
+
+    def activate(self, x: Value, activation: Activation) -> Value:
+        """See `Ops.activate`."""
 
         def record() -> str:
-            (active,) = self._graph.add("QuickGelu", [gate.name], domain=CONTRIB, alpha=1.0)
-            return self._graph.add("Mul", [active, up.name])[0]
+            match activation:
+                case "silu":
+                    return self._graph.add("QuickGelu", [x.name], domain=CONTRIB, alpha=1.0)[0]
+                case "gelu":
+                    return self._graph.add("Gelu", [x.name], domain=CONTRIB)[0]
+                case "gelu_tanh":
+                    return self._graph.add("FastGelu", [x.name], domain=CONTRIB)[0]
 
-        return Value(gate.width, record)
+        return Value(x.width, record)
 
     def add(self, x: Value, y: Value) -> Value:
         """See `Ops.add`."""
@@ -153,6 +203,12 @@ class Recorder:
     def pick(self, x: Value, places: str) -> Value:
         """Some of the tokens, by the indices that an input has."""
         return Value(x.width, lambda: self._graph.add("Gather", [x.name, places], axis=0)[0])
+
+    def _looked_up(self, lookup: Lookup) -> Value:
+        name = f"embed.{len(self.lookups)}"
+        self.lookups.append(lookup)
+        self._graph.inputs[name] = TensorType(FLOAT, ("T", lookup.table.width))
+        return Value(lookup.table.width, lambda: name)
 
     def _single(self, x: Value, matrix: Linear | Embedding, *, precise: bool = False) -> Value:
         outputs = matrix.rows if isinstance(matrix, Embedding) else matrix.outputs
