@@ -96,3 +96,5 @@ class Architecture:
     gguf: tuple[GGUFNames, ...]
     build: Callable[[Mapping[str, JSON]], Model]
     """Reads config.json. Raises CheckpointError for missing, impossible or unsupported values."""
+    is_encoder: bool = False
+    """Its models are encoders: see `Model.is_encoder`."""

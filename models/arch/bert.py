@@ -54,4 +54,5 @@ ARCHITECTURE = Architecture(
         ),
     ),
     build=build,
+    is_encoder=True,
 )

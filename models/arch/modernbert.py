@@ -125,4 +125,4 @@ def _forward(ops: Ops[Tensor], w: Weights, specs: tuple[Attention, ...], dims: b
     return ops.layer_norm(x, w.final_norm)
 
 
-ARCHITECTURE = Architecture(hf=("ModernBertModel", "ModernBertForMaskedLM"), gguf=(), build=build)
+ARCHITECTURE = Architecture(hf=("ModernBertModel", "ModernBertForMaskedLM"), gguf=(), build=build, is_encoder=True)

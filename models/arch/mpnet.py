@@ -54,4 +54,4 @@ def build(config: Mapping[str, JSON]) -> Model:
     return Model(dims, context, weights, (), forward, None, "mpnet.", (*blocks.HEADS, blocks.POSITION_IDS))
 
 
-ARCHITECTURE = Architecture(hf=("MPNetModel", "MPNetForMaskedLM"), gguf=(), build=build)
+ARCHITECTURE = Architecture(hf=("MPNetModel", "MPNetForMaskedLM"), gguf=(), build=build, is_encoder=True)

@@ -109,4 +109,5 @@ ARCHITECTURE = Architecture(
         ),
     ),
     build=build,
+    is_encoder=True,
 )

@@ -24,5 +24,8 @@ def build(config: Mapping[str, JSON]) -> Model:
 
 
 ARCHITECTURE = Architecture(
-    hf=("RobertaModel", "RobertaForMaskedLM", "XLMRobertaModel", "XLMRobertaForMaskedLM"), gguf=(), build=build
+    hf=("RobertaModel", "RobertaForMaskedLM", "XLMRobertaModel", "XLMRobertaForMaskedLM"),
+    gguf=(),
+    build=build,
+    is_encoder=True,
 )

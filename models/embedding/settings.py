@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
-from models.arch import Model, build_model
+from models.arch import Model, build_model, discover
 from models.checkpoint import JSON, Checkpoint
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError, UnsupportedArchitecture
@@ -115,10 +115,8 @@ def read_settings(checkpoint: Checkpoint, asked: Pooling | None = None) -> Embed
 
 
 def _is_encoder(checkpoint: Checkpoint) -> bool:
-    try:
-        return build_model(checkpoint.config).is_encoder
-    except UnsupportedArchitecture:
-        return False
+    names = ConfigReader(checkpoint.config).texts("architectures") or []
+    return any(each.is_encoder and set(names) & set(each.hf) for each in discover())
 
 
 def _as_int(value: JSON) -> int:

@@ -24,7 +24,7 @@ def hf_name(name: str, names: GGUFNames | None) -> str | None:
         return name
     match = _IN_LAYER.fullmatch(name)
     if match and match[2] in names.layer:
-        return f"model.layers.{match[1]}.{names.layer[match[2]]}.{match[3]}"
+        return f"{names.layers}.{match[1]}.{names.layer[match[2]]}.{match[3]}"
     stem, _, kind = name.rpartition(".")
     return f"{names.top[stem]}.{kind}" if stem in names.top else name
 
@@ -96,11 +96,42 @@ def hf_config(header: GGUFHeader, rope_factors: list[float] | None, file: str) -
         config |= {"sliding_window": window, "use_sliding_window": True, "max_window_layers": 0}
     if experts:
         config |= {"num_local_experts": experts, "num_experts_per_tok": metadata.count("expert_used_count")}
+    config |= _of_embeddings(metadata)
+    if names is not None and names.is_encoder:
+        config |= _of_encoder(metadata, header, config)
     for key, token in (("bos_token_id", "bos"), ("eos_token_id", "eos")):
         value = header.metadata.get(f"tokenizer.ggml.{token}_token_id")
         if isinstance(value, int):
             config[key] = value
     return config
+
+
+def _of_embeddings(metadata: "_Metadata") -> dict[str, JSON]:
+    """What the file says of how a text becomes one vector."""
+    config: dict[str, JSON] = {}
+    if (pooling := metadata.integer("pooling_type")) is not None:
+        config["gguf_pooling_type"] = pooling
+    if (normalize := metadata.flag("normalize_embeddings")) is not None:
+        config["gguf_normalize_embeddings"] = normalize
+    return config
+
+
+def _of_encoder(metadata: "_Metadata", header: GGUFHeader, config: Mapping[str, JSON]) -> dict[str, JSON]:
+    """BERT's words, and GPT-2's, which Nomic BERT's configuration speaks."""
+    kinds = header.tensors.get("token_types.weight")
+    eps = metadata.real("attention.layer_norm_epsilon") or 1e-12
+    return {
+        "hidden_act": "gelu",
+        "layer_norm_eps": eps,
+        "type_vocab_size": 0 if kinds is None else kinds.shape[0] if len(kinds.shape) > 1 else 1,
+        "n_embd": config["hidden_size"],
+        "n_inner": config["intermediate_size"],
+        "n_head": config["num_attention_heads"],
+        "n_layer": config["num_hidden_layers"],
+        "n_positions": config["max_position_embeddings"],
+        "layer_norm_epsilon": eps,
+        "rotary_emb_base": metadata.real("rope.freq_base") or 1000.0,
+    }
 
 
 def _dtype(kinds: set[str]) -> str:
@@ -191,6 +222,12 @@ class _Metadata:
         if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value) or value < 0:
             raise self._wrong(name, value)
         return float(value)
+
+    def flag(self, name: str) -> bool | None:
+        value = self._get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self._wrong(name, value)
+        return value
 
     def text(self, name: str) -> str | None:
         value = self._get(name)

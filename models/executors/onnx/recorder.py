@@ -144,16 +144,15 @@ class Recorder:
         for name in names:
             self.norms[name] = norm
             self._graph.weights[name] = 4 * norm.width
-        weight, bias = names[0], names[1] if norm.bias else ""
         if isinstance(x, Sum) and not x.is_recorded:
             normed, total = self._graph.name("norm"), self._graph.name("sum")
-            inputs, outputs = (x.x.name, x.y.name, weight, bias), (normed, "", "", total)
+            inputs, outputs = (x.x.name, x.y.name, *names), (normed, "", "", total)
             self._graph.append_node("SkipLayerNormalization", inputs, outputs, CONTRIB, {"epsilon": norm.eps})
             x.take(total)
             return _named(x.width, normed)
 
         def record() -> str:
-            return self._graph.add("LayerNormalization", [x.name, weight, bias], axis=-1, epsilon=norm.eps)[0]
+            return self._graph.add("LayerNormalization", [x.name, *names], axis=-1, epsilon=norm.eps)[0]
 
         return Value(x.width, record)
 
