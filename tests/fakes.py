@@ -300,8 +300,8 @@ class ByteTokenizer:
 class FakeEmbeddingModel:
     """An embedding model of a text's length, its first and its last token; one with POISON in it is not finite.
 
-    `before_pass(number, texts)` is called at the beginning of each pass, in the thread that runs it: it may raise, wait,
-    or take notes. Numbers count from 0. Raises if texts of different padded lengths share a pass.
+    `before_pass(number, texts)` is called at the beginning of each pass, in the thread that runs it: it may raise,
+    wait, or take notes. Numbers count from 0. Raises if texts of different padded lengths share a pass.
     """
 
     width = 4

@@ -25,7 +25,7 @@ from runner.engine.memory_limits import available_bytes
 from runner.engine.types import Engine
 from runner.errors import LoadError
 
-PASS_TOKENS = {"onnx": 512, "mlx": 4096}
+PASS_TOKENS = {"onnx": 256, "mlx": 4096}
 """On a CPU more makes nothing faster, and others wait longer."""
 LEAST_CONTEXT = 128
 

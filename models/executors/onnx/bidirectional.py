@@ -26,8 +26,11 @@ class BidirectionalNodes:
     scores: dict[str, tuple[int | None, RelativeBias | None]] = field(default_factory=dict)
     """Inputs (1, 1 or H, S, S) that are added to the scores: a window, and a bias."""
 
-    def record(self, parts: list[str], spec: Attention) -> str:
-        """The attention of a layer. Shapes: queries, keys and values (B * S, H * d); the result's name, the same."""
+    def record(self, parts: list[str], spec: Attention, bias: str = "") -> str:
+        """The attention of a layer, a bias (3 * H * d,) added to its inputs if one is named.
+
+        Shapes: queries, keys and values (B * S, H * d); the result's name, the same.
+        """
         assert spec.heads == spec.kv_heads, "an encoder's heads share no keys"
         graph = self.graph
         graph.inputs[ROWS] = TensorType(INT64, (3,))
@@ -36,7 +39,7 @@ class BidirectionalNodes:
         if spec.rope is not None:
             rows[:2] = [self._rotated(part, spec, spec.rope) for part in rows[:2]]
         added = self._added(spec)
-        inputs = [*rows, "", VISIBLE, *([added] if added else [])]
+        inputs = [*rows, bias, VISIBLE, *([added] if added else [])]
         (looked,) = graph.add(
             "MultiHeadAttention", inputs, domain=CONTRIB, num_heads=spec.heads, scale=float(spec.scale)
         )

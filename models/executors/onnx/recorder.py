@@ -51,6 +51,15 @@ class Sum(Value):
         self._name = name
 
 
+class Biased(Value):
+    """A product and its bias, which what comes next may add itself."""
+
+    def __init__(self, graph: Graph, width: int, bias: str, record: Callable[[], str]) -> None:
+        super().__init__(width, lambda: graph.add("Add", [self.plain.name, bias])[0])
+        self.plain = Value(width, record)
+        self.bias = bias
+
+
 class Projection(Value):
     """The product of one input with several matrices side by side."""
 
@@ -65,6 +74,7 @@ class Slice(Value):
     def __init__(self, whole: Projection, own: Value) -> None:
         super().__init__(own.width, lambda: own.name)
         self.whole = whole
+        self.own = own
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +154,6 @@ class Recorder:
         for name in names:
             self.norms[name] = norm
             self._graph.weights[name] = 4 * norm.width
-        if isinstance(x, Sum) and not x.is_recorded:
-            normed, total = self._graph.name("norm"), self._graph.name("sum")
-            inputs, outputs = (x.x.name, x.y.name, *names), (normed, "", "", total)
-            self._graph.append_node("SkipLayerNormalization", inputs, outputs, CONTRIB, {"epsilon": norm.eps})
-            x.take(total)
-            return _named(x.width, normed)
 
         def record() -> str:
             return self._graph.add("LayerNormalization", [x.name, *names], axis=-1, epsilon=norm.eps)[0]
@@ -160,7 +164,7 @@ class Recorder:
         """See `Ops.attention`."""
         if spec.bidirectional:
             width = spec.heads * spec.head_dim
-            return Value(width, lambda: self.bidirectional.record([part.name for part in (q, k, v)], spec))
+            return Value(width, lambda: self._looked(q, k, v, spec))
 
         def record() -> str:
             parts = (q, k, v)
@@ -203,6 +207,15 @@ class Recorder:
         """Some of the tokens, by the indices that an input has."""
         return Value(x.width, lambda: self._graph.add("Gather", [x.name, places], axis=0)[0])
 
+    def _looked(self, q: Value, k: Value, v: Value, spec: Attention) -> str:
+        """Bidirectional attention, which adds the biases of its inputs itself where nothing comes between."""
+        own = [part.own if isinstance(part, Slice) else part for part in (q, k, v)]
+        biased = [part for part in own if isinstance(part, Biased)]
+        if len(biased) < len(own) or spec.rope is not None:
+            return self.bidirectional.record([part.name for part in (q, k, v)], spec)
+        (bias,) = self._graph.add("Concat", [part.bias for part in biased], axis=0)
+        return self.bidirectional.record([part.plain.name for part in biased], spec, bias)
+
     def _looked_up(self, lookup: Lookup) -> Value:
         name = f"embed.{len(self.lookups)}"
         self.lookups.append(lookup)
@@ -211,6 +224,12 @@ class Recorder:
 
     def _single(self, x: Value, matrix: Linear | Embedding, *, precise: bool = False) -> Value:
         outputs = matrix.rows if isinstance(matrix, Embedding) else matrix.outputs
+        if self._products.leaves_bias(matrix):
+
+            def plain() -> str:
+                return self._products.record(x.name, (matrix,), precise=precise, without_bias=True)
+
+            return Biased(self._graph, outputs, f"{matrix.name}.bias", plain)
         return Value(outputs, lambda: self._products.record(x.name, (matrix,), precise=precise))
 
     def _normed(self, x: Value, norm: Norm, weight: str) -> str:
