@@ -15,8 +15,8 @@ SPIN_US = 20
 and too little to take a core from another process (measured: quiet 5.0 ms a step for one row, 6.6 without spinning;
 beside a busy process 6.9, and 9.0 with the library's own second of spinning)."""
 SLOWER = ("MatMulAddFusion", "SkipLayerNormFusion")
-"""What ONNX Runtime would make one of, and its kernels are slower at (1.32, 256 rows of 384: a LayerNormalization behind
-an Add 0.025 ms, fused 0.20; a product of 384 columns behind which a bias is added 0.19 ms, as Gemm 0.26)."""
+"""What ONNX Runtime would make one of, and its kernels are slower at (1.32, 256 rows of 384: LayerNormalization behind
+an Add 0.025 ms, fused 0.20; a product of 384 columns and an Add behind it 0.15 ms, fused to a Gemm 0.26)."""
 _QUIET = 4
 """ONNX Runtime logs what is fatal: errors are raised."""
 
