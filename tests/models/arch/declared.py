@@ -11,6 +11,11 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 24,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
+    # The same in GPT-2's words.
+    "n_embd": 16,
+    "n_inner": 24,
+    "n_layer": 3,
+    "n_head": 4,
 }
 
 
