@@ -13,8 +13,8 @@ from runner.engine.types import EmbeddingDone, EmbeddingRequest, Failed, Output
 from runner.errors import BadRequest, GenerationError, RunnerError
 
 CONTENT_TYPE: Final = "application/json"
-MAX_TEXTS: Final = 10_000
-"""Of one request; each takes some memory of its own, whatever its length."""
+MAX_TEXTS: Final = 2048
+"""Of one request: all their vectors are held until the last is there."""
 
 
 async def answer_embedding(request: web.Request, loop: EngineLoop) -> web.Response:

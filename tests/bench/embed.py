@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from runner.config import DialectName, cache_folder
 from runner.parent import free_port, spawn
 from tests.bench.commands import REPOSITORY
 from tests.bench.embed_preparation import LONGEST, EmbedPrepared, prepare_embed, write_texts
-from tests.bench.figures import Goal, chosen, run_module, say, show
+from tests.bench.figures import Goal, chosen, ratios, run_module, say, show
 from tests.bench.serving_preparation import LLAMA_SERVER
 
 BATCHES, LENGTHS = (1, 8, 64), (16, 128, 512)
@@ -49,10 +49,9 @@ class Run:
     vector: list[float]
     peak_bytes: int
 
-    def rate(self, batch: int, length: int) -> float | None:
+    def rate(self, batch: int, length: int) -> float:
         """Texts a second."""
-        taken = self.times.get(f"{batch}x{length}")
-        return batch / median(taken) if taken else None
+        return batch / median(self.times[f"{batch}x{length}"])
 
 
 def shapes() -> dict[str, list[int]]:
@@ -172,27 +171,28 @@ def run_one(name: str, prepared: EmbedPrepared, file: Path, asked: argparse.Name
     return asyncio.run(run_ours(prepared, texts, asked, *flags))
 
 
-def goals(runs: Mapping[str, Sequence[Run]]) -> list[Goal]:
-    """Ratios within each round."""
-    ours = runs.get(OURS, ())
+Rounds = Mapping[str, Mapping[int, Run]]
+"""Each contestant's runs by round; a round in which it failed is missing."""
+
+
+def goals(runs: Rounds) -> list[Goal]:
+    """Ratios within each round; over the best, of the rounds in which all the others ran."""
+    ours, torch = runs.get(OURS, {}), runs.get(TORCH, {})
+    others = [runs[name] for name in (TORCH, ONNX, LLAMA) if runs.get(name)]
     found: list[Goal] = []
-    others = [name for name in (TORCH, ONNX, LLAMA) if runs.get(name)]
     for length in LENGTHS:
         for batch in BATCHES:
-            best = [
-                run.rate(batch, length) / max(runs[name][turn].rate(batch, length) for name in others)
-                for turn, run in enumerate(ours)
-                if all(len(runs[name]) > turn for name in others) and others
-            ]
-            found.append(Goal(f"over the best other, {batch} x {length} tokens", best, 1.0))
-            torch = [
-                run.rate(batch, length) / rival.rate(batch, length)
-                for run, rival in zip(ours, runs.get(TORCH, ()), strict=False)
-            ]
-            found.append(Goal(f"over torch, {batch} x {length} tokens", torch, 1.5))
-    found.append(Goal("mixed lengths over sorted ones, seconds", [mixed_over_sorted(run) for run in ours], 1.2, "<="))
-    memory = [run.peak_bytes / rival.peak_bytes for run, rival in zip(ours, runs.get(TORCH, ()), strict=False)]
-    found.append(Goal("memory over torch's", memory, 1 / 3, "<="))
+            rates = {turn: run.rate(batch, length) for turn, run in ours.items()}
+            rivals = [{turn: run.rate(batch, length) for turn, run in each.items()} for each in others]
+            shared = [turn for turn in rates if rivals and all(turn in each for each in rivals)]
+            best = {turn: max(each[turn] for each in rivals) for turn in shared}
+            found.append(Goal(f"over the best other, {batch} x {length} tokens", ratios(rates, best), 1.0))
+            slow = {turn: run.rate(batch, length) for turn, run in torch.items()}
+            found.append(Goal(f"over torch, {batch} x {length} tokens", ratios(rates, slow), 1.5))
+    mixed = [mixed_over_sorted(run) for run in ours.values()]
+    found.append(Goal("mixed lengths over sorted ones, seconds", mixed, 1.2, "<="))
+    own, peaks = ({turn: float(run.peak_bytes) for turn, run in each.items()} for each in (ours, torch))
+    found.append(Goal("memory over torch's", ratios(own, peaks), 1 / 3, "<="))
     return found
 
 
@@ -201,27 +201,24 @@ def mixed_over_sorted(run: Run) -> float:
     return median(run.times["mixed"]) / sum(median(run.times[f"sorted-{n}"]) for n in range(8))
 
 
-def cells(runs: Mapping[str, Sequence[Run]]) -> list[list[str]]:
+def cells(runs: Rounds) -> list[list[str]]:
     rows = []
     for name, made in runs.items():
-        rates = [
-            f"{median(run.rate(b, n) or 0 for run in made):.1f}" if made else "missing"
-            for n in LENGTHS
-            for b in BATCHES
-        ]
-        mixed = f"{median(MIXED / median(run.times['mixed']) for run in made):.0f}" if made else "missing"
-        peak = f"{max(run.peak_bytes for run in made) / 2**20:.0f}" if made else "missing"
-        rows.append([LABELS[name], *rates, mixed, peak])
+        found = list(made.values())
+        figures = [[run.rate(batch, length) for run in found] for length in LENGTHS for batch in BATCHES]
+        figures.append([MIXED / median(run.times["mixed"]) for run in found])
+        figures.append([run.peak_bytes / 2**20 for run in found])
+        rows.append([LABELS[name], *(f"{median(each):.1f}" if each else "missing" for each in figures)])
     return rows
 
 
-def agreement(runs: Mapping[str, Sequence[Run]]) -> dict[str, float]:
+def agreement(runs: Rounds) -> dict[str, float]:
     """The cosine of each contestant's first vector and ours: those that do not agree do not compute alike."""
-    if not runs.get(OURS):
+    firsts = {name: np.array(next(iter(made.values())).vector) for name, made in runs.items() if made}
+    own = firsts.pop(OURS, None)
+    if own is None:
         return {}
-    own = np.array(runs[OURS][0].vector)
-    others = {name: np.array(made[0].vector) for name, made in runs.items() if made and name != OURS}
-    return {name: float(own @ each / np.linalg.norm(own) / np.linalg.norm(each)) for name, each in others.items()}
+    return {name: float(own @ each / np.linalg.norm(own) / np.linalg.norm(each)) for name, each in firsts.items()}
 
 
 def main() -> None:
@@ -233,20 +230,20 @@ def main() -> None:
     asked = parser.parse_args()
     names = chosen(parser, asked.only, list(LABELS))
     prepared = prepare_embed(cache_folder(os.environ), say, rivals=bool({TORCH, ONNX} & set(names)))
-    runs: dict[str, list[Run]] = {name: [] for name in names}
+    runs: dict[str, dict[int, Run]] = {name: {} for name in names}
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "texts.json"
         write_texts(prepared.folder, file, shapes())
         for turn in range(1, asked.rounds + 1):
             for name in names:
                 try:
-                    runs[name].append(run_one(name, prepared, file, asked))
+                    runs[name][turn] = run_one(name, prepared, file, asked)
                 except LookupError as error:
                     say(f"round {turn}  {name} failed: {error}")
                     continue
                 say(f"round {turn}  {name}")
     head = ["texts/s", *(f"{batch} x {length}" for length in LENGTHS for batch in BATCHES), "64 mixed", "peak RSS, MiB"]
-    raw = {name: [dict(run.times) for run in made] for name, made in runs.items()}
+    raw = {name: {turn: run.times for turn, run in made.items()} for name, made in runs.items()}
     show("Embeddings", head, cells(runs), goals(runs), threads=asked.threads, cosines=agreement(runs), times=raw)
 
 
