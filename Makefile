@@ -56,7 +56,7 @@ bench-serve: $(VENV)/.installed-dev  ## The same for many requests at once: make
 bench-image: $(VENV)/.installed-dev  ## The same for pictures, beside diffusers and mflux: make bench-image BENCH="--quick"
 	$(BIN)/python -m tests.bench.image $(BENCH)
 
-SINGLE_BENCHES := bench-depth bench-busy bench-quality bench-large bench-sampling bench-memory bench-format bench-experts
+SINGLE_BENCHES := bench-depth bench-embed bench-busy bench-quality bench-large bench-sampling bench-memory bench-format bench-experts
 .PHONY: $(SINGLE_BENCHES)
 $(SINGLE_BENCHES): bench-%: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.bench.$* $(BENCH)
@@ -70,7 +70,7 @@ $(FIXTURES_VENV)/.installed: pyproject.toml
 	@touch $@
 
 fixtures: $(FIXTURES_VENV)/.installed  ## Make the tiny checkpoints and their reference outputs anew
-	@set -e; for script in tests/parity/make_*.py tests/parity_image/make_*.py tests/parity_image/merge_lora.py; do echo "$$script"; $(FIXTURES_VENV)/bin/python "$$script"; done
+	@set -e; for script in tests/parity/make_*.py tests/parity_embedding/make_*.py tests/parity_image/make_*.py tests/parity_image/merge_lora.py; do echo "$$script"; $(FIXTURES_VENV)/bin/python "$$script"; done
 
 # The last Ollama with image models, the newest (in go.mod, the others in VERSION.mod) and the last with the classic dialect.
 OLLAMA_IMAGES := v0.32.5

@@ -6,7 +6,7 @@ module knows BOS and end-of-turn rules. Knows nothing of prompts, messages or re
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,6 +33,7 @@ class Tokenizer:
         eos_token: str | None,
         chat_template: str | None,
         pad_id: int | None = None,
+        suffix: tuple[int, ...] = (),
     ) -> None:
         """Wrap `backend`; `load_tokenizer` finds the rest.
 
@@ -44,9 +45,11 @@ class Tokenizer:
             eos_token: The text of the token that ends a text, for chat templates.
             chat_template: A Jinja template, or None.
             pad_id: The token that fills texts up to one length, or None.
+            suffix: What a whole text, not a prompt, ends with where its settings say so: EOS.
         """
         self._backend = backend
         self._prefix = prefix
+        self._suffix = suffix
         added = backend.get_added_tokens_decoder()
         self._added = {index: token.content for index, token in added.items()}
         self._special = frozenset(index for index, token in added.items() if token.special)
@@ -86,6 +89,22 @@ class Tokenizer:
             raise TokenizerError("the text holds half of a surrogate pair, which is no character") from error
         if add_bos and tuple(ids[: len(self._prefix)]) != self._prefix:
             return [*self._prefix, *ids]
+        return ids
+
+    def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole texts, with what the model wants around them. Raises TokenizerError as `encode` does."""
+        try:
+            found = [each.ids for each in self._backend.encode_batch_fast(list(texts), add_special_tokens=True)]
+        except TypeError as error:
+            raise TokenizerError("the text holds half of a surrogate pair, which is no character") from error
+        return [self._dressed(ids) for ids in found]
+
+    def _dressed(self, ids: list[int]) -> list[int]:
+        """The same with a beginning and an end that the settings ask for and the vocabulary does not put there."""
+        if tuple(ids[: len(self._prefix)]) != self._prefix:
+            ids = [*self._prefix, *ids]
+        if self._suffix and tuple(ids[-len(self._suffix) :]) != self._suffix:
+            ids = [*ids, *self._suffix]
         return ids
 
     def fewest_tokens(self, text: str) -> int:
@@ -246,6 +265,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         eos_token=settings.token("eos_token"),
         chat_template=_chat_template(checkpoint, settings),
         pad_id=None if pad is None else backend.token_to_id(pad),
+        suffix=_suffix(backend, settings),
     )
 
 
@@ -330,6 +350,13 @@ def _prefix(backend: tokenizers.Tokenizer, settings: _Settings, bos_id: int | No
         if dressed[start : start + len(plain)] == plain:
             return tuple(dressed[:start])
     return ()
+
+
+def _suffix(backend: tokenizers.Tokenizer, settings: _Settings) -> tuple[int, ...]:
+    """EOS where `add_eos_token` says so: what a vocabulary's own post-processor appends is not told here."""
+    eos = settings.token("eos_token") if settings.tokenizer.get("add_eos_token") is True else None
+    index = None if eos is None else backend.token_to_id(eos)
+    return () if index is None else (index,)
 
 
 def _stop_ids(backend: tokenizers.Tokenizer, settings: _Settings) -> frozenset[int]:

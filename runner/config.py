@@ -36,6 +36,8 @@ Activations: TypeAlias = Literal["auto", "int8", "float32"]
 ExecutorName: TypeAlias = Literal["auto", "onnx", "mlx"]
 """What runs a text model; auto is mlx on a GPU and onnx elsewhere."""
 CacheType: TypeAlias = Literal["f16", "q8_0", "q4_0"]
+PoolingChoice: TypeAlias = Literal["cls", "mean", "last", "max", "mean_sqrt_len", "weightedmean"]
+"""As `models.embedding.Pooling`, which this module does not import."""
 TextEncoderPolicy: TypeAlias = Literal["keep", "free", "auto"]
 """Whether an image pipeline holds its text encoder between prompts."""
 MAX_DRAFT = 64
@@ -45,6 +47,7 @@ WEIGHT_POLICIES: tuple[str, ...] = get_args(WeightChoice)
 ACTIVATIONS: tuple[str, ...] = get_args(Activations)
 EXECUTORS: tuple[str, ...] = get_args(ExecutorName)
 CACHE_TYPES: tuple[CacheType, ...] = get_args(CacheType)
+POOLINGS: tuple[str, ...] = get_args(PoolingChoice)
 TEXT_ENCODER_POLICIES: tuple[str, ...] = get_args(TextEncoderPolicy)
 VAE_TILE = 64
 
@@ -101,6 +104,8 @@ class RunnerConfig:
     """Tokens a row may draft at once from its own text; 0 is off."""
     strict_format: bool = False
     """Refuse a schema that cannot be enforced whole, instead of enforcing what can be."""
+    pooling: PoolingChoice | None = None
+    """Serve embeddings, made so of the hidden states; None: as the checkpoint says, and a model of words says words."""
     loras: tuple[LoraFile, ...] = ()
     text_encoder: TextEncoderPolicy = "auto"
     vae_tile: int = VAE_TILE
@@ -274,6 +279,7 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         cache_dir_bytes=CACHE_DIR_BYTES if cache_dir_bytes is None else cache_dir_bytes,
         draft=settings.integer("draft", least=0, most=MAX_DRAFT) or 0,
         strict_format=settings.boolean("strict-format", default=False),
+        pooling=cast("PoolingChoice | None", settings.choice("pooling", POOLINGS)),
         loras=tuple(_lora(text, environ) for text in settings.texts("lora")),
         text_encoder=cast("TextEncoderPolicy", settings.choice("text-encoder", TEXT_ENCODER_POLICIES) or "auto"),
         vae_tile=VAE_TILE if vae_tile is None else vae_tile,

@@ -2,7 +2,8 @@
 
 RunnerError
 ├── BadRequest            400  the request is wrong; the message says how
-│   └── PromptTooLong     400  longer than the context, and truncation is not allowed
+│   ├── PromptTooLong     400  longer than the context, and truncation is not allowed
+│   └── TextTooLong       400  the same of a text to embed, in the words at which a parent cuts it
 ├── NotImplementedHere    501  a route or field that this model cannot serve
 ├── NotReady              503  no model yet, or shutting down
 ├── Busy                  503  the queue is full
@@ -10,6 +11,7 @@ RunnerError
 │   ├── AlreadyLoaded     500
 │   └── InsufficientMemory 500 predicted or met; the message contains "insufficient memory" (parents look for it)
 ├── GenerationError       500  a step failed for this row
+├── NoInput               500  a text to embed that has no tokens
 └── StartupError          exit code 1: port taken, bad flags, ...
 """
 
@@ -33,6 +35,23 @@ class PromptTooLong(BadRequest):
 
     def __init__(self, tokens: int, limit: int) -> None:
         super().__init__(f"input length ({tokens} tokens) exceeds the model's maximum context length ({limit} tokens)")
+
+
+class TextTooLong(BadRequest):
+    """A text to embed does not fit the context: a parent that is told so, in these words, cuts it and asks again.
+
+    Source: ollama v0.24.0 runner/ollamarunner/runner.go and server/routes.go.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the input length exceeds the context length")
+
+
+class NoInput(RunnerError):
+    """A text to embed has no tokens. Source: ollama v0.24.0 runner/ollamarunner/runner.go."""
+
+    def __init__(self) -> None:
+        super().__init__("failed to create new sequence: no input provided")
 
 
 class NotImplementedHere(RunnerError):

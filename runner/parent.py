@@ -226,6 +226,19 @@ class Child:
             async for line in lines:
                 yield _piece(line)
 
+    async def embed(self, text: str) -> tuple[list[float], int]:
+        """The vector of a text, and how many tokens it has.
+
+        Raises:
+            ChildError: the child refused.
+        """
+        async with self.session.post(self.url + "/embedding", json={"content": text}) as response:
+            answer = await response.text()
+            if response.status != 200:
+                raise ChildError(answer.strip())
+        made = json.loads(answer)
+        return made["embedding"], made["prompt_eval_count"]
+
     async def exchange(self, path: str, body: JSON) -> AsyncGenerator[Mapping[str, JSON], None]:
         """Post a request and stream its answer's lines, the last of which says that it is.
 

@@ -16,6 +16,8 @@ from runner.config import DialectName, TryConfig
 from runner.parent import JSON, Child, ChildError, Piece, spawn
 from runner.progress_bar import ProgressBar
 
+SHOWN_VALUES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Figures:
@@ -65,20 +67,23 @@ def run(config: TryConfig) -> int:
         ModelError: the model's files cannot be read for its chat template.
     """
     model = config.model or str(fetch_with_progress(config.cache))
-    figures = asyncio.run(_ask(config, model))
-    sys.stderr.write(figures.line() + "\n")
+    sys.stderr.write(asyncio.run(_ask(config, model)) + "\n")
     return 0
 
 
-async def _ask(config: TryConfig, model: str) -> Figures:
+async def _ask(config: TryConfig, model: str) -> str:
+    """Ask and print; the line of figures."""
     flags = (f"--store={config.runner.store}", *config.runner_flags)
     bar = ProgressBar(f"loading {Path(model).name}")
     async with spawn(model, dialect=DialectName.CLASSIC, flags=flags) as child:
         await child.wait_answering()
         await _load(child, config)
         load_s, prompt = await asyncio.gather(_loaded(child, bar), asyncio.to_thread(_prompt, config, model))
-        first_token_s, last = await _stream(child, prompt, _options(config))
-        figures = Figures(load_s, first_token_s, last, child.peak_memory_bytes())
+        if prompt is None:
+            figures = await _embed(child, config.prompt, load_s)
+        else:
+            first_token_s, last = await _stream(child, prompt, _options(config))
+            figures = Figures(load_s, first_token_s, last, child.peak_memory_bytes()).line()
         code = await child.stop()
     if code != 0:
         raise ChildError(f"the runner answered, but then ended with exit code {code}: {child.last_words()}")
@@ -115,15 +120,34 @@ def _options(config: TryConfig) -> dict[str, JSON]:
     return options
 
 
-def _prompt(config: TryConfig, model: str) -> str:
-    """What the model is given: the conversation in the model's own template, or the bare prompt if it has none."""
-    if config.raw:
-        return config.prompt
+async def _embed(child: Child, text: str, load_s: float) -> str:
+    """Print how long the text's vector is and how it begins; the line of figures."""
+    begin = time.perf_counter()
+    vector, tokens = await child.embed(text)
+    taken_s = time.perf_counter() - begin
+    sys.stdout.write(f"{len(vector)} dimensions: {', '.join(f'{value:.4f}' for value in vector[:SHOWN_VALUES])}, …\n")
+    sys.stdout.flush()
+    line = f"load {load_s:.2f} s | text {tokens} tokens | embedding {taken_s * 1e3:.1f} ms"
+    peak = child.peak_memory_bytes()
+    return line if peak is None else f"{line} | peak memory {peak / 2**20:.0f} MiB"
+
+
+def _prompt(config: TryConfig, model: str) -> str | None:
+    """What the model is given: the conversation in the model's own template, or the bare prompt if it has none.
+
+    None: it makes embeddings.
+    """
     from models.chat_template import render_chat  # noqa: PLC0415 - MLX comes with it; the child has its head start
     from models.checkpoint import open_checkpoint  # noqa: PLC0415
+    from models.embedding import read_settings  # noqa: PLC0415
     from models.tokenizer import load_tokenizer  # noqa: PLC0415
 
-    tokenizer = load_tokenizer(open_checkpoint(model, config.runner.store))
+    checkpoint = open_checkpoint(model, config.runner.store)
+    if read_settings(checkpoint, config.runner.pooling) is not None:
+        return None
+    if config.raw:
+        return config.prompt
+    tokenizer = load_tokenizer(checkpoint)
     if tokenizer.chat_template is None:
         sys.stderr.write("the model has no chat template: the prompt is sent as it is\n")
         return config.prompt

@@ -54,6 +54,12 @@ TUNING_FLAGS = (
         "refuse a JSON schema with keywords that cannot be enforced, instead of leaving these out (default false)",
     ),
     Flag(
+        "pooling",
+        "NAME",
+        "cls, mean, last, max, mean_sqrt_len or weightedmean: serve embeddings, made so of a model's hidden states "
+        "(default: as an embedding model says itself)",
+    ),
+    Flag(
         "lora",
         "FILE[=SCALE]",
         "merge a LoRA file into an image pipeline at load (default scale 1); give it again, or commas, for several",

@@ -24,6 +24,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 from runner import default_model as default_model_module  # noqa: E402 - the device comes first
 from runner.config import DialectName, cache_folder  # noqa: E402
 from runner.parent import Child, spawn  # noqa: E402
+from tests.bench.commands import PreparationError  # noqa: E402
+from tests.bench.embed_preparation import fetch_minilm  # noqa: E402
 from tests.image_pipelines import fill_store, write_wide_pipeline  # noqa: E402
 
 PARITY = Path(__file__).parent / "parity"
@@ -40,6 +42,29 @@ def parity() -> Path:
 def tiny_llama(parity: Path) -> Path:
     """A Llama of a few thousand weights, as a Hugging Face folder."""
     return parity / "llama_gqa"
+
+
+@pytest.fixture(scope="session")
+def parity_embedding() -> Path:
+    """The folder of tiny embedding models."""
+    return PARITY.parent / "parity_embedding"
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(parity_embedding: Path) -> Path:
+    """A BERT of a few thousand weights that makes embeddings, as a Hugging Face folder."""
+    return parity_embedding / "bert"
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2 as a folder, fetched once for this machine. Only CI insists on it."""
+    try:
+        return fetch_minilm(cache_folder(os.environ), lambda _: None)
+    except PreparationError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

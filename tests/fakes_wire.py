@@ -14,7 +14,15 @@ from runner.app import SERVER_OPTIONS, make_app
 from runner.config import DialectName, RunnerConfig
 from runner.dialects.base import Timeouts
 from runner.engine.load import DeviceMemory, LoadOptions, MemoryPlan
-from runner.engine.types import EngineState, EngineStatus, FinishReason, TextChunk, TextDone, TextRequest
+from runner.engine.types import (
+    EmbeddingRequest,
+    EngineState,
+    EngineStatus,
+    FinishReason,
+    TextChunk,
+    TextDone,
+    TextRequest,
+)
 from runner.errors import AlreadyLoaded, NotReady
 
 DONE = TextDone(
@@ -52,7 +60,7 @@ class ScriptedLoop:
         self.refusal: Exception | None = None
         self.cancelled = asyncio.Event()
         self.left: asyncio.Queue[str] = asyncio.Queue()
-        """The prompts of the requests that are over, in order."""
+        """The prompts, or first texts, of the requests that are over, in order."""
         self.may_load = asyncio.Event()
         self.load_failure: Exception | None = None
 
@@ -83,7 +91,7 @@ class ScriptedLoop:
             self.cancelled.set()
             raise
         finally:
-            self.left.put_nowait(request.prompt)
+            self.left.put_nowait(request.texts[0] if isinstance(request, EmbeddingRequest) else request.prompt)
 
     async def tokenize(self, text, *, add_bos):
         self.tokenized.append((text, add_bos))

@@ -71,12 +71,19 @@ class Model:
     state: tuple[LayerState, ...]
     forward: Callable[[Ops[Any]], Any]
     """The hidden states (T, D) after the final norm."""
-    logits: Callable[[Ops[Any], Any], Any]
-    """From hidden states (N, D) to (N, V)."""
+    logits: Callable[[Ops[Any], Any], Any] | None
+    """From hidden states (N, D) to (N, V). None: an encoder, which has no words and no state."""
     stacks: tuple[Stack, ...] = ()
     """How checkpoints may store experts, besides one by one."""
+    prefix: str = "model."
+    """What a checkpoint's names may have, or lack, in front of those declared."""
     other_parts: tuple[str, ...] = ()
-    """Beginnings of names of tensors, without a leading `model.`, that a checkpoint may have for other parts."""
+    """Beginnings of names, without that prefix, of what a checkpoint may hold besides and nobody asks for."""
+
+    @property
+    def is_encoder(self) -> bool:
+        """Every token sees the whole text."""
+        return self.logits is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +101,5 @@ class Architecture:
     """Beginnings of names of tensors that multimodal checkpoints of it have besides, without a leading `model.`."""
     without_gguf: str = ""
     """Why there is no such layout."""
+    is_encoder: bool = False
+    """Its models are encoders: see `Model.is_encoder`."""

@@ -84,6 +84,25 @@ def layer_types(metadata: GGUFMetadata, interval: int) -> JSON:
     return ["sliding_attention" if has_window and each else "full_attention" for each in slides]
 
 
+def encoder_config(metadata: GGUFMetadata) -> Config:
+    """What a config.json says of an encoder, in BERT's words and in GPT-2's, which Nomic BERT's speaks."""
+    config = decoder_config(metadata)
+    kinds = metadata.shapes.get("token_types.weight")
+    eps = metadata.real("attention.layer_norm_epsilon") or 1e-12
+    return config | {
+        "hidden_act": "gelu",
+        "layer_norm_eps": eps,
+        "type_vocab_size": 0 if kinds is None else kinds[0] if len(kinds) > 1 else 1,
+        "n_embd": config["hidden_size"],
+        "n_inner": config["intermediate_size"],
+        "n_head": config["num_attention_heads"],
+        "n_layer": config["num_hidden_layers"],
+        "n_positions": config["max_position_embeddings"],
+        "layer_norm_epsilon": eps,
+        "rotary_emb_base": metadata.real("rope.freq_base") or 1000.0,
+    }
+
+
 def rope_scaling(metadata: GGUFMetadata) -> JSON:
     """A config.json's `rope_scaling`. Llama 3's stands in a tensor, the divisors of the frequencies."""
     factors = metadata.vector("rope_freqs.weight")
@@ -139,6 +158,8 @@ class GGUFLayout:
     """What the converter adds to the weights of norms."""
     other_parts: tuple[str, ...] = ()
     """Beginnings of names of tensors that are no part of the text model: Ollama's converter writes a whole model."""
+    layers: str = "model.layers"
+    """What the names within layers begin with, before the layer's number."""
     half: str = "float16"
     """The type of 16 bits to compute in; some activations leave float16's range."""
 
@@ -163,5 +184,16 @@ def layout(
     """
     own = {gguf: hf for gguf, hf in (_LAYER | dict(names or {}) | layer).items() if hf}
     return GGUFLayout(
-        architectures, hf, model_type, _TOP, own, interleaved, bare, config, applies, norm_shift, other_parts, half
+        architectures,
+        hf,
+        model_type,
+        _TOP,
+        own,
+        interleaved=interleaved,
+        bare=bare,
+        config=config,
+        applies=applies,
+        norm_shift=norm_shift,
+        other_parts=other_parts,
+        half=half,
     )

@@ -173,3 +173,33 @@ class Encoder(Protocol):
     def close(self) -> None:
         """Free everything; the encoder is of no use afterwards."""
         ...
+
+
+class Embedder(Protocol):
+    """A model of which whole texts' hidden states are asked. Thread: the executor's, but for what says otherwise."""
+
+    def padded(self, length: int) -> int:
+        """What a text of so many tokens is padded to: texts that share a pass are padded alike. Thread: any."""
+        ...
+
+    def hidden(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """The hidden states behind the final norm of texts of one padded length, which do not see each other.
+
+        Shapes: returns float32 (L, D) for each text.
+
+        Raises:
+            ExecutionError: the device could not.
+        """
+        ...
+
+    def memory_bytes(self) -> int:
+        """What weights and state hold of the device's memory now. Thread: any."""
+        ...
+
+    def give_back(self) -> None:
+        """Return to the system what is kept of freed memory. Thread: any."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; the embedder is of no use afterwards."""
+        ...

@@ -3,7 +3,16 @@
 Imports no array library but numpy, and that for constants. Executors (`models.executors`) implement `Ops`.
 """
 
-from models.ops.base import Activation, Attention, ClampedSwish, Gate, LatentAttention, Ops, PositionScale
+from models.ops.base import (
+    Activation,
+    Attention,
+    ClampedSwish,
+    Gate,
+    LatentAttention,
+    Ops,
+    PositionScale,
+    RelativeBias,
+)
 from models.ops.rope import RopeConfig
 from models.ops.routing import Routing
 from models.ops.state import KV, LayerState
@@ -41,6 +50,7 @@ __all__ = [
     "Norm",
     "Ops",
     "PositionScale",
+    "RelativeBias",
     "RopeConfig",
     "Routing",
     "Vector",

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from models.ops.rope import RopeConfig
 from models.ops.routing import Routing
 from models.ops.weights import Embedding, Experts, LatentUp, LayerNorm, Matrix, Norm, Vector
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "sigmoid"]
-"""`gelu` is the exact one, `gelu_tanh` its usual approximation. Source: arXiv 1606.08415."""
+"""`gelu` is the exact one, by the error function; `gelu_tanh` its approximation. Source: GELU (arXiv 1606.08415)."""
 
 Tensor = TypeVar("Tensor")
 
@@ -33,6 +36,33 @@ Gate: TypeAlias = Activation | ClampedSwish
 
 
 @dataclass(frozen=True, slots=True)
+class RelativeBias:
+    """What is added to each head's scores by how far a key is behind or before its query. Source: arXiv 1910.10683.
+
+    Half of the table's rows are for keys before the query or at it, half for those behind: the near ones have a row
+    each, the others share them by the logarithm of their distance, and those from `max_distance` on have the last.
+    """
+
+    table: Embedding
+    """Rows are buckets, columns heads."""
+    max_distance: int
+
+    def buckets(self, length: int) -> npt.NDArray[np.int64]:
+        """The table's row of each pair of a query and a key. Shapes: returns (length, length). Thread: any."""
+        distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+        half = self.table.rows // 2
+        near = half // 2
+        far = np.abs(distance)
+        with np.errstate(divide="ignore"):
+            steps = np.log(far.astype(np.float32) / np.float32(near)) / np.float32(np.log(self.max_distance / near))
+        shared = near + (np.maximum(steps, 0) * np.float32(half - near)).astype(np.int64)
+        buckets: npt.NDArray[np.int64] = np.where(far < near, far, np.minimum(shared, half - 1)) + np.where(
+            distance > 0, half, 0
+        )
+        return buckets
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """What one layer's softmax attention is like. Source: grouped-query attention (arXiv 2305.13245)."""
 
@@ -49,6 +79,10 @@ class Attention:
     """Scores s become softcap * tanh(s / softcap). Source: Gemma 2 (arXiv 2408.00118)."""
     sinks: Vector | None = None
     """A score for each head that takes part in the softmax and brings no value. Source: arXiv 2309.17453."""
+    bidirectional: bool = False
+    """A query sees the tokens behind it as well; of a window, `window - 1` of them. There is no state then."""
+    relative: RelativeBias | None = None
+    """Only where it is bidirectional."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,4 +201,12 @@ class Ops(Protocol[Tensor]):
 
     def residual(self, x: Tensor, layers: int) -> Tensor:
         """Say that `x` (T, D) is what the first so many layers make, so that a client can ask for it; returns it."""
+        ...
+
+    def embed_positions(self, table: Embedding, first: int = 0) -> Tensor:
+        """The row of each token's position, the first one's being row `first`. Shapes: returns (T, width)."""
+        ...
+
+    def embed_kind(self, table: Embedding) -> Tensor:
+        """The first row for every token: the kind of a text alone (BERT's segment A). Shapes: returns (T, width)."""
         ...

@@ -6,6 +6,7 @@ A model may be split over several files, `NAME-00001-of-00003.gguf` and so on; a
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from models.sources.gguf_config import hf_config, hf_name, unpermuted_rows
 from models.sources.gguf_header import GGUFHeader, GGUFTensor, read_header
 from models.sources.gguf_tokenizer import tokenizer_files
 
+_KINDS = "token_types.weight"
 _SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 
@@ -112,6 +114,9 @@ class GGUFFile:
             raise CheckpointError(f"a GGUF file has no component {component!r}", file=self._label)
         for tensor in self._header.tensors.values():
             name = hf_name(tensor.name, self._layout)
+            if tensor.name == _KINDS and len(tensor.shape) == 1:
+                # Some converters drop the axis of a table of one row.
+                tensor = replace(tensor, shape=(1, *tensor.shape))  # noqa: PLW2901
             if name is not None:
                 check_kind(tensor)
                 yield name, tensor

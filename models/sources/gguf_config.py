@@ -27,7 +27,7 @@ def hf_name(name: str, layout: GGUFLayout | None) -> str | None:
         return None
     match = _IN_LAYER.fullmatch(name)
     if match and match[2] in layout.layer:
-        full = f"model.layers.{match[1]}.{layout.layer[match[2]]}"
+        full = f"{layout.layers}.{match[1]}.{layout.layer[match[2]]}"
         return full if match[2] in layout.bare else f"{full}.{match[3]}"
     stem, _, kind = name.rpartition(".")
     return f"{layout.top[stem]}.{kind}" if stem in layout.top else name
@@ -70,6 +70,10 @@ def hf_config(header: GGUFHeader, metadata: GGUFMetadata, layout: GGUFLayout | N
             "float16" if layout is None else layout.half,
         ),
     }
+    if (pooling := metadata.integer("pooling_type")) is not None:
+        config["gguf_pooling_type"] = pooling
+    if (normalize := metadata.flag("normalize_embeddings")) is not None:
+        config["gguf_normalize_embeddings"] = normalize
     for key, token in (("bos_token_id", "bos"), ("eos_token_id", "eos")):
         value = header.metadata.get(f"tokenizer.ggml.{token}_token_id")
         if isinstance(value, int):

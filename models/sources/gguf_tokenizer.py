@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from models.errors import TokenizerError
+from models.sources.gguf_encoder_vocabulary import Ends, unigram, wordpiece, wordpiece_tokens
 from models.sources.pretokenizers import FALLBACK, PRETOKENIZERS, Pretokenizer
 from models.special_tokens import END_OF_TURN
 
@@ -31,6 +32,9 @@ class _Type(IntEnum):
     USER_DEFINED = 4
     UNUSED = 5
     BYTE = 6
+
+
+_SPECIAL = (_Type.UNKNOWN, _Type.CONTROL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +129,17 @@ def tokenizer_files(metadata: Mapping[str, object]) -> dict[str, bytes]:
             body = _sentencepiece(
                 source, tokens, types, source.token_id("tokenizer.ggml.unknown_token_id", len(tokens), 0)
             )
+        case "bert":
+            defaults = _Defaults(adds_bos=False)
+            tokens = _unambiguous(wordpiece_tokens(tokens, [kind in _SPECIAL for kind in types]))
+            body = wordpiece(tokens, _wordpiece_ends(source, tokens))
+        case "t5":
+            defaults = _Defaults(adds_bos=False)
+            body = _unigram(source, tokens)
         case _:
-            raise TokenizerError(f"the GGUF file's vocabulary is of kind {kind!r}; this runner reads gpt2 and llama")
+            raise TokenizerError(
+                f"the GGUF file's vocabulary is of kind {kind!r}; this runner reads gpt2, llama, bert and t5"
+            )
     document = {
         "version": "1.0",
         "truncation": None,
@@ -270,6 +283,41 @@ def _sentencepiece(source: _Metadata, tokens: list[str], types: list[int], unk: 
             vocabulary, merges, unk_token=None if unk is None else tokens[unk], byte_fallback=_Type.BYTE in types
         ),
     }
+
+
+def _wordpiece_ends(source: _Metadata, tokens: list[str]) -> Ends:
+    """BERT's own texts, unless the file names other tokens; Ollama's converter names but some."""
+
+    def named(text: str, *keys: str) -> str | None:
+        found = (source.token_id(f"tokenizer.ggml.{key}_token_id", len(tokens)) for key in keys)
+        index = next((each for each in found if each is not None), None)
+        return text if text in tokens else None if index is None else tokens[index]
+
+    # "seperator" is how the format spells it.
+    return Ends(
+        named("[CLS]", "cls", "bos"), named("[SEP]", "seperator", "separator", "eos"), named("[UNK]", "unknown")
+    )
+
+
+def _unigram(source: _Metadata, tokens: list[str]) -> dict[str, object]:
+    scores = source.numbers("tokenizer.ggml.scores")
+    if len(scores) != len(tokens):
+        raise TokenizerError(f"{len(tokens)} tokens, but {len(scores)} scores (tokenizer.ggml.scores)")
+
+    def named(key: str, *, default: bool = True) -> str | None:
+        index = source.token_id(f"tokenizer.ggml.{key}_token_id", len(tokens))
+        wanted = source.flag(f"tokenizer.ggml.add_{key}_token", default=default)
+        return tokens[index] if index is not None and wanted else None
+
+    unknown = source.token_id("tokenizer.ggml.unknown_token_id", len(tokens))
+    is_encoder = source.text("general.architecture") == "bert"
+    return unigram(
+        tokens,
+        scores,
+        Ends(named("bos", default=is_encoder), named("eos"), None if unknown is None else tokens[unknown]),
+        charsmap=bytes(value & 0xFF for value in source.integers("tokenizer.ggml.precompiled_charsmap")),
+        space_prefix=source.flag("tokenizer.ggml.add_space_prefix", default=True),
+    )
 
 
 def _merges_of_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:

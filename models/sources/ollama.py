@@ -63,7 +63,9 @@ def open_ollama_model(reference: str, store: Path, *, verify_digests: bool = Fal
         raise CheckpointError("the model has an adapter (LoRA), which is not supported", file=str(path))
     ggufs = [layer for layer in layers if layer.media_type == _GGUF]
     if any(layer.media_type == _TENSOR for layer in layers):
-        return OllamaManifest(str(name), path, layers, blobs, _draft_prefix(config, layers, blobs))
+        described = _described(config, blobs)
+        draft = _draft_prefix(described, layers)
+        return OllamaManifest(str(name), path, layers, blobs, draft, embeds=_embeds(described))
     if len(ggufs) > 1:
         raise CheckpointError("the model is split over several GGUF files, which is not supported", file=str(path))
     if not ggufs:
@@ -103,16 +105,27 @@ def _layer(entry: object) -> Layer | None:
     return None
 
 
-def _draft_prefix(config: Layer | None, layers: Sequence[Layer], blobs: "Blobs") -> str:
+def _described(config: Layer | None, blobs: "Blobs") -> object:
+    """Ollama's own description of the model; nothing where there is none, for nothing here needs it."""
+    try:
+        return json.loads(blobs.path(config).read_bytes()) if config else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _embeds(described: object) -> bool:
+    """Whether the model has the capability `embedding`. Source: ollama v0.33.0-rc2 types/model/capability.go."""
+    match described:
+        case {"capabilities": list(capabilities)}:
+            return "embedding" in capabilities
+    return False
+
+
+def _draft_prefix(described: object, layers: Sequence[Layer]) -> str:
     """What the tensors of a draft model begin with, if there is one: they are no part of the model itself.
 
     Source: ollama v0.33.0-rc2 types/model/config.go, x/mlxrunner/model/root.go.
     """
-    try:
-        described = json.loads(blobs.path(config).read_bytes()) if config else {}
-    except (OSError, ValueError):
-        # The description is Ollama's own and nothing else here needs it.
-        described = {}
     match described:
         case {"draft": {"tensor_prefix": str(prefix)}} if prefix:
             return prefix
@@ -167,16 +180,19 @@ class Blobs:
 class OllamaManifest:
     """A model whose weights are tensor blobs (see `Checkpoint`)."""
 
-    def __init__(self, reference: str, path: Path, layers: Sequence[Layer], blobs: Blobs, draft: str) -> None:
+    def __init__(
+        self, reference: str, path: Path, layers: Sequence[Layer], blobs: Blobs, draft: str, *, embeds: bool = False
+    ) -> None:
         self.reference = reference
         self._path = path
         self._layers = layers
         self._blobs = blobs
         self._draft = draft
+        self._embeds = embeds
 
     @cached_property
     def config(self) -> Mapping[str, JSON]:
-        """See `Checkpoint.config`.
+        """See `Checkpoint.config`. A model that Ollama knows to make embeddings has `ollama_embedding`.
 
         Raises:
             CheckpointError: the manifest lists neither file, or it is no JSON object.
@@ -184,7 +200,8 @@ class OllamaManifest:
         for name in ("config.json", "model_index.json"):
             text = self.read(name)
             if text is not None:
-                return parse_config(text, f"{self.reference}/{name}")
+                told: dict[str, JSON] = {"ollama_embedding": True} if self._embeds else {}
+                return parse_config(text, f"{self.reference}/{name}") | told
         raise CheckpointError("the manifest lists neither config.json nor model_index.json", file=str(self._path))
 
     @property

@@ -20,19 +20,27 @@ def tensors_of(model: Model, checkpoint: Checkpoint, unused: tuple[str, ...] = (
         CheckpointError: a tensor is missing, left over, there twice, misshaped, or no such stack.
     """
     infos = separate_infos(checkpoint.infos(), model.stacks)
-    return matched(weights_in(model.weights), infos, checkpoint.reference, (*unused, *model.other_parts))
+    unused = (*unused, *model.other_parts)
+    return matched(weights_in(model.weights), infos, checkpoint.reference, unused, model.prefix)
 
 
 def matched(
-    weights: Iterable[Weight], infos: Iterable[TensorInfo], reference: str, unused: tuple[str, ...] = ()
+    weights: Iterable[Weight],
+    infos: Iterable[TensorInfo],
+    reference: str,
+    unused: tuple[str, ...] = (),
+    prefix: str = "model.",
 ) -> dict[str, TensorInfo]:
-    """The tensor of every declared name. Names may have or lack a leading `model.` or `language_model.`. Thread: any.
+    """The tensor of every declared name. Thread: any.
+
+    Names may have or lack a leading prefix, and a `language_model.`.
 
     Args:
         weights: what the model declares.
         infos: the checkpoint's tensors.
         reference: what messages call the checkpoint.
-        unused: beginnings of names, without a leading `model.`, that may lack a declaration.
+        unused: beginnings of names, without the prefix, that may lack a declaration.
+        prefix: what names may have or lack in front.
 
     Raises:
         CheckpointError: a tensor is missing, left over, there twice or of another shape.
@@ -41,10 +49,10 @@ def matched(
     found: dict[str, TensorInfo] = {}
     for info in infos:
         own = _text_name(info.name)
-        names = (own, f"model.{own}", own.removeprefix("model."))
+        names = (own, f"{prefix}{own}", own.removeprefix(prefix))
         name = next((each for each in names if each in wanted), None)
         if name is None:
-            if not _may_be_left_over(own, wanted, unused):
+            if not _may_be_left_over(own.removeprefix(prefix), wanted, unused):
                 raise CheckpointError("the architecture has no such tensor", file=info.file, tensor=info.name)
             continue
         if name in found:
@@ -69,6 +77,6 @@ def _text_name(name: str) -> str:
 
 def _may_be_left_over(name: str, wanted: dict[str, tuple[int, ...]], unused: tuple[str, ...]) -> bool:
     """A constant that is computed, the copy of a tied matrix, or something that nobody asks for."""
-    if name.endswith(_CONSTANTS) or name.removeprefix("model.").startswith(unused):
+    if name.endswith(_CONSTANTS) or name.startswith(unused):
         return True
     return name == "lm_head.weight" and not any(each.startswith("lm_head.") for each in wanted)

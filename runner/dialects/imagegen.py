@@ -31,6 +31,7 @@ from runner.dialects.base import (
     split_lines,
     text_request,
 )
+from runner.dialects.embedding import answer_embedding
 from runner.dialects.formats import output_format
 from runner.dialects.pictures import PictureAnswer, image_request
 from runner.dialects.streaming import TextAnswer, stream
@@ -45,7 +46,7 @@ from runner.engine.types import (
     TextDone,
     TextRequest,
 )
-from runner.errors import BadRequest, NotImplementedHere
+from runner.errors import BadRequest
 
 MAX_LINE: Final = 16 * 1024 * 1024
 """The parent's line buffer."""
@@ -94,8 +95,8 @@ class ImagegenDialect:
         tokens = await self._loop.tokenize(body.content, add_bos=False)
         return json_response(TokenizeResponse(tokens=tuple(tokens)))
 
-    async def _embedding(self, _request: web.Request) -> web.Response:
-        raise NotImplementedHere("this model does not support embeddings")
+    async def _embedding(self, request: web.Request) -> web.Response:
+        return await answer_embedding(request, self._loop)
 
 
 def parse_image(body: CompletionRequest) -> ImageRequest:

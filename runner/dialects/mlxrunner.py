@@ -32,6 +32,7 @@ from runner.dialects.base import (
     text_request,
     wire_logprobs,
 )
+from runner.dialects.embedding import answer_embedding
 from runner.dialects.formats import output_format
 from runner.dialects.streaming import TextAnswer, stream
 from runner.engine.loop import EngineLoop
@@ -90,8 +91,8 @@ class MLXDialect:
         tokens = await self._loop.tokenize(text, add_bos=True)
         return web.Response(body=write_line(list(tokens)), content_type="application/json")
 
-    async def _embedding(self, _request: web.Request) -> web.Response:
-        raise NotImplementedHere("this model does not support embeddings")
+    async def _embedding(self, request: web.Request) -> web.Response:
+        return await answer_embedding(request, self._loop)
 
 
 def parse(body: bytes) -> TextRequest:

@@ -30,6 +30,7 @@ from runner.dialects.base import (
     text_request,
     wire_logprobs,
 )
+from runner.dialects.embedding import answer_embedding
 from runner.dialects.formats import output_format
 from runner.dialects.ollamarunner_pictures import MAX_LINE, OllamaRunnerPictureEncoder, parse_image
 from runner.dialects.pictures import PictureAnswer
@@ -37,7 +38,7 @@ from runner.dialects.streaming import TextAnswer, stream
 from runner.engine.load import DeviceMemory, LoadOptions, MemoryPlan, ModelLoader
 from runner.engine.loop import BuildEngine, EngineLoop
 from runner.engine.types import EngineState, TextChunk, TextDone, TextRequest, TokenLogprob
-from runner.errors import AlreadyLoaded, BadRequest, InsufficientMemory, LoadError, NotImplementedHere, NotReady
+from runner.errors import AlreadyLoaded, BadRequest, InsufficientMemory, LoadError, NotReady
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +117,9 @@ class OllamaRunnerDialect:
             return await stream(request, self._loop, parse_image(body), pictures, CONTENT_TYPE)
         return await stream(request, self._loop, parse(body), TextAnswer(OllamaRunnerEncoder()), CONTENT_TYPE)
 
-    async def _embedding(self, _request: web.Request) -> web.Response:
-        raise NotImplementedHere("this model does not support embeddings")
+    async def _embedding(self, request: web.Request) -> web.Response:
+        await self._loaded()
+        return await answer_embedding(request, self._loop)
 
     async def _load(self, request: web.Request) -> web.Response:
         body = await read_model(request, wire.LoadRequest)

@@ -13,6 +13,7 @@ from typing import Final, Protocol, TypeVar, assert_never
 from protocol.options import Options, PictureFields
 from runner.engine.pictures import EncodedPicture, Note, encode_picture, encode_preview
 from runner.engine.types import (
+    EmbeddingDone,
     Failed,
     ImageDone,
     ImageMade,
@@ -158,7 +159,7 @@ class PictureAnswer:
                 return self._encoder.progress(output, await asyncio.to_thread(encode_preview, pixels))
             case ImageMade() | ImageDone():
                 return (await asyncio.to_thread(self._picture, output.picture, last=output.is_last),)
-            case TextChunk() | TextDone() | Failed():
+            case TextChunk() | TextDone() | EmbeddingDone() | Failed():
                 raise AssertionError(f"an ImageRequest has no {type(output).__name__}")
             case _:
                 assert_never(output)

@@ -5,13 +5,13 @@ Runtime.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from models.arch import Model
 from models.checkpoint import Checkpoint, TensorInfo
 from models.device import Device, DeviceKind, usable_cores
-from models.executors.base import Executor
+from models.executors.base import Embedder, Executor
 from models.executors.footprint import Footprint
 from runner.config import CacheType, ExecutorName, RunnerConfig, WeightChoice
 from runner.errors import LoadError
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Progress: TypeAlias = Callable[[float], None]
 ChosenName: TypeAlias = Literal["onnx", "mlx"]
 
+MOST_TEXTS = 64
+"""Texts of one pass of a decoder, each of which has a slot."""
+PADDED_TOKENS = 256
+"""Places behind a text's last token that bounds of lengths are rounded up to."""
 PADDING_TOKENS = 2
 """Places of a slot behind a row's last: a single token is run twice, at its place and behind it."""
 
@@ -47,12 +51,21 @@ class Choice(Protocol):
         """What tells its numbers from those of another choice, for files that outlast the process."""
         ...
 
-    def footprint(self, model: Model, found: Mapping[str, TensorInfo]) -> Footprint:
-        """What the model will take. Raises QuantizationError."""
+    def footprint(self, model: Model, found: Mapping[str, TensorInfo], *, hidden: bool = False) -> Footprint:
+        """What the model will take, or only what its hidden states need. Raises QuantizationError."""
         ...
 
     def load(self, checkpoint: Checkpoint, model: Model, shape: Shape, progress: Progress) -> Executor:
         """Load it. Thread: the executor's. Raises ModelError."""
+        ...
+
+    def load_embedder(
+        self, checkpoint: Checkpoint, model: Model, context: int, pass_tokens: int, progress: Progress
+    ) -> Embedder:
+        """Load what its hidden states need, for texts of up to `context` tokens and passes of up to `pass_tokens`.
+
+        Thread: the executor's. Raises ModelError.
+        """
         ...
 
 
@@ -71,11 +84,11 @@ class OnnxChoice:
         """See `Choice.form`."""
         return f"onnx {self.weights} {self.activations} {self.cache_type}"
 
-    def footprint(self, model: Model, found: Mapping[str, TensorInfo]) -> Footprint:
+    def footprint(self, model: Model, found: Mapping[str, TensorInfo], *, hidden: bool = False) -> Footprint:
         """See `Choice.footprint`."""
         from models.executors.onnx import footprint  # noqa: PLC0415 - see above
 
-        return footprint(model, found, self._options(Shape(1, 1, 1)))
+        return footprint(model, found, replace(self._options(Shape(1, 1, 1)), hidden=hidden))
 
     def load(self, checkpoint: Checkpoint, model: Model, shape: Shape, progress: Progress) -> Executor:
         """See `Choice.load`."""
@@ -83,6 +96,16 @@ class OnnxChoice:
 
         loaded = load(checkpoint, model, self._options(shape), progress=progress)
         return OnnxExecutor(loaded, model.config.vocab_size)
+
+    def load_embedder(
+        self, checkpoint: Checkpoint, model: Model, context: int, pass_tokens: int, progress: Progress
+    ) -> Embedder:
+        """See `Choice.load_embedder`."""
+        from models.executors.onnx import load_embedder  # noqa: PLC0415 - see above
+
+        rows = 1 if model.is_encoder else min(MOST_TEXTS, pass_tokens)
+        options = self._options(Shape(rows, context, PADDED_TOKENS))
+        return load_embedder(checkpoint, model, options, progress=progress)
 
     def _options(self, shape: Shape) -> "OnnxOptions":
         from models.executors.onnx import OnnxOptions  # noqa: PLC0415 - see above
@@ -114,7 +137,7 @@ class MLXChoice:
         """See `Choice.form`."""
         return f"mlx {self.device} {self.weights} {self.cache_type}"
 
-    def footprint(self, model: Model, found: Mapping[str, TensorInfo]) -> Footprint:
+    def footprint(self, model: Model, found: Mapping[str, TensorInfo], *, hidden: bool = False) -> Footprint:  # noqa: ARG002 - a head is a matter of the declarations
         """See `Choice.footprint`."""
         from models.executors.mlx import footprint  # noqa: PLC0415 - see above
 
@@ -133,6 +156,19 @@ class MLXChoice:
             reach=shape.context,
             progress=progress,
         )
+
+    def load_embedder(
+        self,
+        checkpoint: Checkpoint,
+        model: Model,
+        context: int,  # noqa: ARG002 - arrays are made as they are needed
+        pass_tokens: int,  # noqa: ARG002
+        progress: Progress,
+    ) -> Embedder:
+        """See `Choice.load_embedder`."""
+        from models.executors.mlx import load_embedder  # noqa: PLC0415 - see above
+
+        return load_embedder(checkpoint, model, policy=self._policy, progress=progress)
 
     @property
     def _policy(self) -> Literal["keep", "float32"]:

@@ -14,7 +14,7 @@ from typing import Final, get_args
 
 from models.image.base import Abilities, ImagePipeline, PictureError, PictureRequest, Pixels
 from runner.engine.pictures import decode_picture
-from runner.engine.types import ImageFormat, ImageRequest, Request
+from runner.engine.types import EmbeddingRequest, ImageFormat, ImageRequest, Request
 from runner.errors import BadRequest, NotImplementedHere
 
 logger = logging.getLogger("runner.engine")
@@ -46,8 +46,10 @@ def prepare_image(request: Request, pipeline: ImagePipeline) -> PreparedImage:
 
     Raises:
         BadRequest: a field cannot be honoured; the message names it.
-        NotImplementedHere: the request is for text.
+        NotImplementedHere: the request is for text or embeddings.
     """
+    if isinstance(request, EmbeddingRequest):
+        raise NotImplementedHere("this model does not support embeddings")
     if not isinstance(request, ImageRequest):
         raise NotImplementedHere("the loaded model generates images, not text")
     abilities = pipeline.abilities

@@ -7,9 +7,11 @@ Owns the choice between the engines, by what the checkpoint is, and the refusal 
 import logging
 
 from models.checkpoint import Checkpoint, open_checkpoint
+from models.embedding import read_settings
 from models.image import blas, is_pipeline
 from runner.config import RunnerConfig
 from runner.engine.blueprint import Blueprint, DeviceMemory, LoadOptions, MemoryPlan
+from runner.engine.load_embedding import plan_embedding
 from runner.engine.load_text import plan_text
 from runner.engine.loop import BuildEngine
 from runner.errors import InsufficientMemory
@@ -55,6 +57,9 @@ class ModelLoader:
         checkpoint = open_checkpoint(reference, self._config.store, verify_digests=self._config.verify_digests)
         if is_pipeline(checkpoint.config):
             return self._pipeline(checkpoint)
+        settings = read_settings(checkpoint, self._config.pooling)
+        if settings is not None:
+            return plan_embedding(checkpoint, settings, self._config, options)
         return plan_text(checkpoint, self._config, options)
 
     def _pipeline(self, checkpoint: Checkpoint) -> Blueprint:

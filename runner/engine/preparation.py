@@ -10,7 +10,7 @@ from models.errors import TokenizerError
 from runner.engine.constraint import Constraints
 from runner.engine.sequence import PreparedText, Vocabulary
 from runner.engine.stop import build_stops
-from runner.engine.types import Request, SamplingParams, TextRequest
+from runner.engine.types import EmbeddingRequest, Request, SamplingParams, TextRequest
 from runner.errors import BadRequest, NotImplementedHere, PromptTooLong
 
 logger = logging.getLogger("runner.engine")
@@ -49,9 +49,11 @@ def prepare_text(
 
     Raises:
         BadRequest: the request cannot be served.
-        NotImplementedHere: it is for pictures.
+        NotImplementedHere: it is for pictures or embeddings.
         PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
     """
+    if isinstance(request, EmbeddingRequest):
+        raise NotImplementedHere("this model does not support embeddings")
     if not isinstance(request, TextRequest):
         raise NotImplementedHere("the loaded model generates text, not images")
     params = request.sampling

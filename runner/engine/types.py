@@ -96,7 +96,18 @@ class ImageRequest:
     """0 is off."""
 
 
-Request: TypeAlias = TextRequest | ImageRequest
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """The vectors of texts, each by itself."""
+
+    texts: tuple[str, ...]
+    dimensions: int | None = None
+    """Values that are left of each vector, at least 1. None: as the model has it."""
+    num_ctx: int | None = None
+    """At least 1: tokens that a text may have. None: the model's (or the process's) limit, to which more is capped."""
+
+
+Request: TypeAlias = TextRequest | ImageRequest | EmbeddingRequest
 
 
 class FinishReason(Enum):
@@ -212,6 +223,17 @@ class ImageDone:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingDone:
+    """The vectors of a request's texts, in their order."""
+
+    is_last: ClassVar[bool] = True
+    id: RequestId
+    vectors: tuple[tuple[float, ...], ...]
+    tokens: int
+    """Of all texts, special ones included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The end of a request by an error of its step."""
 
@@ -220,7 +242,7 @@ class Failed:
     error: Exception
 
 
-Output: TypeAlias = TextChunk | TextDone | ImageQueued | ImageProgress | ImageMade | ImageDone | Failed
+Output: TypeAlias = TextChunk | TextDone | ImageQueued | ImageProgress | ImageMade | ImageDone | EmbeddingDone | Failed
 """Each says itself whether it is its request's last."""
 
 

@@ -26,6 +26,20 @@ async def steps(spawn_runner, tiny_llama):
     return {step["step"]: (step["status"], step["answer"]) for step in map(json.loads, out.splitlines())}
 
 
+@pytest.fixture
+async def embedding_steps(spawn_runner, tiny_bert):
+    """The same of an embedding model, asked as /api/embed and /api/embeddings ask."""
+    skip_without("classic-v0.24.0")
+    async with spawn_runner(tiny_bert, DialectName.CLASSIC) as child:
+        process = await asyncio.create_subprocess_exec(
+            BIN / "classic-v0.24.0", f"http://127.0.0.1:{child.port}", "embed", stdout=PIPE, stderr=PIPE
+        )
+        out, err = await process.communicate()
+    assert not err
+    assert process.returncode == 0
+    return {step["step"]: (step["status"], step["answer"]) for step in map(json.loads, out.splitlines())}
+
+
 def text_of(answers):
     return "".join(answer["content"] for answer in answers)
 
@@ -75,3 +89,19 @@ async def test_a_classic_parents_formats_are_obeyed(steps):
     assert status == 200
     assert text_of(answers).startswith("{")
     assert steps["bad schema"] == (400, "invalid structured output grammar: Invalid type: foo")
+
+
+async def test_a_classic_parents_embeddings_are_answered_or_refused(embedding_steps):
+    assert embedding_steps["load fit"][1]["Success"]
+    answers = embedding_steps["api embed"][1]
+    assert len(answers) == 64
+    assert {len(answer["embedding"]) for answer in answers} == {24}
+    lengths = [sum(value**2 for value in answer["embedding"]) ** 0.5 for answer in answers]
+    assert lengths == pytest.approx([1] * 64, abs=1e-5)
+    assert len({tuple(answer["embedding"]) for answer in answers}) == 64
+    # Special tokens count.
+    assert min(answer["prompt_eval_count"] for answer in answers) >= 5
+    assert len(embedding_steps["api embeddings"][1]["embedding"]) == 24
+    assert embedding_steps["text too long"] == (400, "the input length exceeds the context length")
+    assert embedding_steps["empty text"][0] == 200
+    assert embedding_steps["completion"] == (501, "the loaded model makes embeddings: ask it for them at /embedding")

@@ -54,6 +54,21 @@ async def test_any_model_answers_and_a_raw_prompt_has_no_template(tiny_llama):
 
 
 @pytest.mark.process
+async def test_an_embedding_model_shows_how_its_vector_begins(tiny_bert):
+    code, out, err = await run_command("try", "--model", tiny_bert, "the fox said")
+    assert code == 0, err
+    assert re.fullmatch(r"24 dimensions: (-?\d\.\d{4}, ){8}…\n", out)
+    assert re.search(r"load \d+\.\d\d s \| text \d+ tokens \| embedding \d+\.\d ms", err.splitlines()[-1])
+
+
+@pytest.mark.process
+async def test_a_model_of_words_makes_embeddings_where_that_is_asked(tiny_llama):
+    code, out, err = await run_command("try", "--model", tiny_llama, "--pooling=mean", "hello")
+    assert code == 0, err
+    assert out.startswith("32 dimensions: ")
+
+
+@pytest.mark.process
 async def test_the_system_message_is_part_of_the_prompt(tiny_llama):
     async def prompt_tokens(*flags):
         _, _, err = await run_command("try", "--model", tiny_llama, "hello", "--num-predict=1", *flags)

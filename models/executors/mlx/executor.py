@@ -99,6 +99,7 @@ class MLXExecutor:
         places = _wanted(step, parts)
         if places != [*range(len(hidden))]:
             hidden = hidden[mx.array(places, dtype=mx.int32)]
+        assert self.model.logits is not None, "an encoder says no words"
         return DeviceLogits(self.model.logits(ops, hidden).astype(mx.float32))
 
     def sample(self, logits: Logits, draws: Sequence[Draw]) -> DeviceSampled:

@@ -68,6 +68,21 @@ def load(
     on_gpu = mx.default_device() == mx.Device(mx.gpu)
     dtype = dtype or compute_dtype(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
     specs = layer_specs(model.state, cache_type, dtype, longest_step)
+    weights = load_weights(checkpoint, model, policy, dtype, progress=progress, unused=unused)
+    depth = int(on_gpu) if depth is None else depth
+    return MLXExecutor(model, weights, specs, depth, Wavelengths(reach), Activations(compiled=on_gpu))
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    model: Model,
+    policy: Policy,
+    dtype: mx.Dtype,
+    *,
+    progress: Callable[[float], None] = lambda _: None,
+    unused: tuple[str, ...] = (),
+) -> Weights:
+    """A model's weights, one by one; the arguments and errors are those of `load`. Thread: the executor's."""
     found = tensors_of(model, checkpoint, unused)
     tensors = {tensor.name: tensor for tensor in separate_tensors(checkpoint.tensors(), model.stacks)}
     weights, declared = Weights(), list(weights_in(model.weights))
@@ -80,8 +95,7 @@ def load(
             mx.clear_cache()
         progress(min(done / total, 1.0))
     mx.clear_cache()
-    depth = int(on_gpu) if depth is None else depth
-    return MLXExecutor(model, weights, specs, depth, Wavelengths(reach), Activations(compiled=on_gpu))
+    return weights
 
 
 def footprint(

@@ -179,7 +179,7 @@ class Compute(ABC):
         self.residuals[layers] = x
         return x
 
-    def _attended(self, q: mx.array, k: mx.array, v: mx.array, spec: Attention, mask: mx.array) -> mx.array:
+    def _attended(self, q: mx.array, k: mx.array, v: mx.array, spec: Attention, mask: mx.array | None) -> mx.array:
         """Shapes: q (B, H, L, d), k and v (B, K, S, d), mask bool, (B, 1, L, S) or alike; returns (B, H, L, d)."""
         sinks = None if spec.sinks is None else self._weights.vector(spec.sinks).astype(q.dtype)
         if spec.softcap is None:
@@ -188,8 +188,18 @@ class Compute(ABC):
         shape = q.shape
         grouped = q.reshape(shape[0], spec.kv_heads, -1, *shape[2:])
         scores = self.softcap((grouped * spec.scale) @ k[:, :, None].swapaxes(-1, -2), spec.softcap)
-        scores = mx.where(mask[:, :, None] if mask.ndim == 4 else mask, scores, mx.array(-mx.inf, scores.dtype))
+        if mask is not None:
+            seen = mask[:, :, None] if mask.ndim == 4 else mask
+            scores = mx.where(seen, scores, mx.array(-mx.inf, scores.dtype))
         return (mx.softmax(scores, axis=-1, precise=True) @ v[:, :, None]).reshape(shape)
+
+    def embed_positions(self, table: Embedding, first: int = 0) -> mx.array:
+        """See `Ops.embed_positions`."""
+        raise NotImplementedError(f"{table.name} from {first} on: whole texts alone have learned positions")
+
+    def embed_kind(self, table: Embedding) -> mx.array:
+        """See `Ops.embed_kind`: one row, which what it is added to repeats. Shapes: returns (1, width)."""
+        return self._weights.table(table).rows(mx.zeros(1, mx.int32))
 
 
 class Wavelengths:
@@ -243,7 +253,7 @@ class StepOps(Compute):
     def position_scale(self, x: mx.array, scale: PositionScale) -> mx.array:
         """See `Ops.position_scale`."""
         positions = mx.concatenate([part.positions.reshape(-1) for part in self._parts])
-        return x * _factors(positions, scale).astype(x.dtype)
+        return x * position_factors(positions, scale).astype(x.dtype)
 
     def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:
         """See `Ops.attention`."""
@@ -318,7 +328,7 @@ class TextOps(Compute):
 
     def position_scale(self, x: mx.array, scale: PositionScale) -> mx.array:
         """See `Ops.position_scale`."""
-        return x * _factors(mx.arange(len(x)), scale).astype(x.dtype)
+        return x * position_factors(mx.arange(len(x)), scale).astype(x.dtype)
 
     def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:  # noqa: ARG002 - there is no state
         """See `Ops.attention`."""
@@ -339,7 +349,7 @@ class TextOps(Compute):
         return out[0].swapaxes(0, 1).reshape(length, -1)
 
 
-def _factors(positions: mx.array, scale: PositionScale) -> mx.array:
+def position_factors(positions: mx.array, scale: PositionScale) -> mx.array:
     """Shapes: positions (T,); returns float32 (T, 1)."""
     periods = mx.floor((positions + scale.shift).astype(mx.float32) / scale.period)
     return (1 + scale.beta * mx.log(1 + periods))[:, None]

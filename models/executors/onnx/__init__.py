@@ -5,8 +5,16 @@ import os
 # Its wheels send usage events to their maker and leave a file behind, from the import on, unless told not to.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+from models.executors.onnx.embedder import load_embedder
 from models.executors.onnx.encoder import OnnxEncoder
 from models.executors.onnx.executor import OnnxExecutor
 from models.executors.onnx.loading import OnnxOptions, footprint, load
 
-__all__ = ["OnnxEncoder", "OnnxExecutor", "OnnxOptions", "footprint", "load"]
+__all__ = [
+    "OnnxEncoder",
+    "OnnxExecutor",
+    "OnnxOptions",
+    "footprint",
+    "load",
+    "load_embedder",
+]

@@ -7,7 +7,7 @@ matter how a row's tokens are cut into steps either. Tested for the kernels of x
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ import numpy.typing as npt
 from models.executors.base import Logits, Segment, Step
 from models.executors.onnx import steps
 from models.executors.onnx.memory import Rotations
+from models.executors.onnx.recorder import Lookup
 from models.executors.onnx.sessions import Sessions
 from models.executors.onnx.slabs import WINDOW_SLACK, state_nbytes
 from models.executors.onnx.state import HostSegment, Slabs
 from models.executors.onnx.tables import EmbeddingTable
+from models.ops import RelativeBias
 from models.process_memory import trim
 from models.sampling import Draw, Drawn
 from models.sampling.host import sample
@@ -69,6 +71,12 @@ class Loaded:
     """A step runs an even number of tokens."""
     looks_twice: bool = False
     """See `OnnxOptions.drafts`."""
+    lookups: Mapping[str, Lookup] = field(default_factory=dict)
+    """What the tables' inputs are looked up by."""
+    scores: Mapping[str, tuple[int | None, RelativeBias | None]] = field(default_factory=dict)
+    """See `BidirectionalNodes.scores`."""
+    bias_tables: Mapping[str, Floats] = field(default_factory=dict)
+    """Of relative positions, by name. Shapes: (buckets, H) each."""
 
 
 class OnnxExecutor:

@@ -52,6 +52,8 @@ class OnnxOptions:
     """One token is computed as several are, to the last bit, so that drafts change nothing; costs some attention."""
     taps: tuple[int, ...] = ()
     """Record a text encoder instead: its outputs are what the first so many layers make, padding is hidden."""
+    hidden: bool = False
+    """Record for embeddings: the output is the hidden states of the wanted places, or of all for an encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,13 @@ def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) 
         for layers in options.taps:
             value = recorder.residuals[layers]
             outputs[value.name] = value.width
+    elif options.hidden:
+        if not model.is_encoder:
+            graph.inputs["wanted"] = STEP_INPUTS["wanted"]
+            hidden = recorder.pick(hidden, "wanted")
+        outputs[hidden.name] = hidden.width
     else:
+        assert model.logits is not None, "an encoder says no words"
         graph.inputs["wanted"] = STEP_INPUTS["wanted"]
         logits = model.logits(recorder, recorder.pick(hidden, "wanted"))
         outputs[logits.name] = logits.width
@@ -135,14 +143,26 @@ def load(
         done += sizes[index]
         progress(min(done / total, 1.0))
         trim()
-    tables = {
-        f"embed.{index}": EmbeddingTable(source.value(f"{table.name}.weight"))
-        for index, table in enumerate(recording.recorder.tables)
-    }
-    ropes = [Rotations(rope, options.capacity, options.reach) for rope in recording.attention.ropes]
+    recorder = recording.recorder
+    lookups = {f"embed.{index}": lookup for index, lookup in enumerate(recorder.lookups)}
+    tables = {name: EmbeddingTable(source.value(f"{lookup.table.name}.weight")) for name, lookup in lookups.items()}
+    biases = {relative.table.name for _, relative in recorder.bidirectional.scores.values() if relative is not None}
+    bias_tables = {name: as_float32(source.value(f"{name}.weight")) for name in biases}
+    turned = recording.attention.ropes or recorder.bidirectional.ropes
+    ropes = [Rotations(rope, options.capacity, options.reach) for rope in turned]
     nbytes = sum(size for _, size in held_sizes(recording)) + sum(table.nbytes for table in tables.values())
     return Loaded(
-        sessions, tables, ropes, slabs, recording.outputs, nbytes, _wants_even_rows(recording, options), options.drafts
+        sessions,
+        tables,
+        ropes,
+        slabs,
+        recording.outputs,
+        nbytes,
+        even_rows=_wants_even_rows(recording, options),
+        looks_twice=options.drafts,
+        lookups=lookups,
+        scores=recorder.bidirectional.scores,
+        bias_tables=bias_tables,
     )
 
 
@@ -163,7 +183,7 @@ def footprint(model: Model, found: Mapping[str, TensorInfo], options: OnnxOption
     """
     recording = record(model, found, options)
     layers, output = by_layer(held_sizes(recording), model.config.num_layers)
-    embedding = sum(found[f"{table.name}.weight"].nbytes for table in recording.recorder.tables)
+    embedding = sum(found[f"{lookup.table.name}.weight"].nbytes for lookup in recording.recorder.lookups)
     whole = sum(recording.graph.weights.values())
     largest = max(recording.graph.weights.values(), default=0)
     transient = max(PART_BYTES, whole // PARTS) + 2 * largest

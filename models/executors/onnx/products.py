@@ -88,8 +88,17 @@ class ProductNodes:
         forms = [self._forms[f"{part.name}.weight"] for part in parts]
         return any(form.wants_even_rows or (self._level == EXACT and not form.is_dense) for form in forms)
 
-    def record(self, x: str, parts: Sequence[Linear | Embedding], *, precise: bool = False) -> str:
-        """The product of `x` (T, K) with the parts side by side, biases added; the name of the result (T, N)."""
+    def leaves_bias(self, part: Linear | Embedding) -> bool:
+        """Whether the bias is added by a node of its own, which something behind it may be able to do as well."""
+        return isinstance(part, Linear) and part.bias and self._forms[f"{part.name}.weight"].is_dense
+
+    def record(
+        self, x: str, parts: Sequence[Linear | Embedding], *, precise: bool = False, without_bias: bool = False
+    ) -> str:
+        """The product of `x` (T, K) with the parts side by side, biases added; the name of the result (T, N).
+
+        Where `without_bias`, of a product that `leaves_bias`, somebody else adds `NAME.bias`.
+        """
         form = joined([self._forms[f"{part.name}.weight"] for part in parts])
         assert form is not None
         if precise and self._finely:
@@ -101,7 +110,7 @@ class ProductNodes:
         bias = f"{product.name}.bias" if product.has_bias else ""
         if form.is_dense:
             (y,) = graph.add("MatMul", [x, f"{product.name}.dense"])
-            return graph.add("Add", [y, bias])[0] if bias else y
+            return graph.add("Add", [y, bias])[0] if bias and not without_bias else y
         (y,) = graph.add(
             "MatMulNBits",
             [x, f"{product.name}.codes", f"{product.name}.scales", *(["", "", bias] if bias else [])],

@@ -5,12 +5,14 @@ and v that go into attention untouched are one product, gate and up that part at
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from models.executors.onnx.attention import AttentionNodes
+from models.executors.onnx.bidirectional import BidirectionalNodes
 from models.executors.onnx.experts import ExpertNodes
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.latent import LatentNodes, latent_nbytes
@@ -78,6 +80,15 @@ class Sum(Value):
         self._name = name
 
 
+class Biased(Value):
+    """A product and its bias, which what comes next may add itself."""
+
+    def __init__(self, graph: Graph, width: int, bias: str, record: Callable[[], str]) -> None:
+        super().__init__(width, lambda: graph.add("Add", [self.plain.name, bias])[0])
+        self.plain = Value(width, record)
+        self.bias = bias
+
+
 class Projection(Value):
     """The product of one input with several matrices side by side, or with one that is to be split."""
 
@@ -92,6 +103,18 @@ class Slice(Value):
     def __init__(self, whole: Projection, own: Value) -> None:
         super().__init__(own.width, lambda: own.name)
         self.whole = whole
+        self.own = own
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """An input of the graph that is looked up on the host: in which table, by the token or by something else."""
+
+    table: Embedding
+    first: int | None = None
+    """The row of the first position; None: the row is the token's."""
+    by_position: bool = True
+    """Else all tokens have the first row."""
 
 
 class Recorder:
@@ -103,18 +126,24 @@ class Recorder:
         self._attention = attention
         self._experts = ExpertNodes(graph, products, self._gated)
         self._latent = LatentNodes(graph, attention)
+        self.bidirectional = BidirectionalNodes(graph)
         self.ups: list[LatentUp] = []
         self.vectors: dict[str, float] = {}
         """What is added to a vector as it is stored, by its tensor's name."""
-        self.tables: list[Embedding] = []
+        self.lookups: list[Lookup] = []
         self.residuals: dict[int, Value] = {}
 
     def embed(self, table: Embedding) -> Value:
         """See `Ops.embed`: looked up on the host."""
-        name = f"embed.{len(self.tables)}"
-        self.tables.append(table)
-        self._graph.inputs[name] = TensorType(FLOAT, ("T", table.width))
-        return Value(table.width, lambda: name)
+        return self._looked_up(Lookup(table))
+
+    def embed_positions(self, table: Embedding, first: int = 0) -> Value:
+        """See `Ops.embed_positions`: looked up on the host."""
+        return self._looked_up(Lookup(table, first))
+
+    def embed_kind(self, table: Embedding) -> Value:
+        """See `Ops.embed_kind`: looked up on the host."""
+        return self._looked_up(Lookup(table, 0, by_position=False))
 
     def linear(self, x: Value, matrix: Matrix) -> Value:
         """See `Ops.linear`."""
@@ -178,6 +207,9 @@ class Recorder:
 
     def attention(self, q: Value, k: Value, v: Value, layer: int, spec: Attention) -> Value:
         """See `Ops.attention`."""
+        if spec.bidirectional:
+            width = spec.heads * spec.head_dim
+            return Value(width, lambda: self._looked(q, k, v, spec))
         sinks = "" if spec.sinks is None else self.vector(spec.sinks)
 
         def record() -> str:
@@ -251,8 +283,29 @@ class Recorder:
         """Some of the tokens, by the indices that an input has."""
         return Value(x.width, lambda: self._graph.add("Gather", [x.name, places], axis=0)[0])
 
+    def _looked(self, q: Value, k: Value, v: Value, spec: Attention) -> str:
+        """Bidirectional attention, which adds the biases of its inputs itself where nothing comes between."""
+        own = [part.own if isinstance(part, Slice) else part for part in (q, k, v)]
+        biased = [part for part in own if isinstance(part, Biased)]
+        if len(biased) < len(own) or spec.rope is not None:
+            return self.bidirectional.record([part.name for part in (q, k, v)], spec)
+        (bias,) = self._graph.add("Concat", [part.bias for part in biased], axis=0)
+        return self.bidirectional.record([part.plain.name for part in biased], spec, bias)
+
+    def _looked_up(self, lookup: Lookup) -> Value:
+        name = f"embed.{len(self.lookups)}"
+        self.lookups.append(lookup)
+        self._graph.inputs[name] = TensorType(FLOAT, ("T", lookup.table.width))
+        return Value(lookup.table.width, lambda: name)
+
     def _single(self, x: Value, matrix: Linear | Embedding, *, precise: bool = False) -> Value:
         outputs = matrix.rows if isinstance(matrix, Embedding) else matrix.outputs
+        if self._products.leaves_bias(matrix):
+
+            def plain() -> str:
+                return self._products.record(x.name, (matrix,), precise=precise, without_bias=True)
+
+            return Biased(self._graph, outputs, f"{matrix.name}.bias", plain)
         return Value(outputs, lambda: self._products.record(x.name, (matrix,), precise=precise))
 
     def vector(self, vector: Vector, offset: float = 0.0) -> str:

@@ -24,7 +24,7 @@ class EmbeddingTable:
         """Shapes: ids (T,); returns (T, width)."""
         value = self._value
         if isinstance(value, np.ndarray):
-            return value[ids].astype(np.float32)
+            return value[ids].astype(np.float32, copy=False)
         if isinstance(value, Packed):
             biases = None if value.biases is None else value.biases[ids]
             return dequantize(replace(value, weight=value.weight[ids], scales=value.scales[ids], biases=biases))

@@ -26,6 +26,11 @@ SIZES: dict[str, Any] = {
     "qk_nope_head_dim": 4,
     "qk_rope_head_dim": 2,
     "v_head_dim": 4,
+    # The same in GPT-2's words.
+    "n_embd": 16,
+    "n_inner": 24,
+    "n_layer": 3,
+    "n_head": 4,
 }
 
 

@@ -285,7 +285,7 @@ def test_a_special_id_outside_the_vocabulary_is_ignored(caplog):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"tokenizer.ggml.model": "bert"}, "bert"),
+        ({"tokenizer.ggml.model": "rwkv"}, "rwkv"),
         ({"tokenizer.ggml.model": None}, "no vocabulary"),
         ({"tokenizer.ggml.tokens": []}, "no vocabulary"),
         ({"tokenizer.ggml.tokens": ["a", 1]}, "tokens is not a list of texts"),

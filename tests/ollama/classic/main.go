@@ -12,9 +12,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ollama/ollama/api"
@@ -25,6 +27,10 @@ var address = os.Args[1]
 
 func main() {
 	awaitStatus("launched", ServerStatusLaunched)
+	if len(os.Args) > 2 && os.Args[2] == "embed" {
+		embed()
+		return
+	}
 	get("info", "/info", &[]ml.DeviceInfo{})
 	completion("completion before load", CompletionRequest{Prompt: "the fox"})
 
@@ -51,6 +57,64 @@ func main() {
 	request.Operation = LoadOperationClose
 	post("load close", "/load", request, &LoadResponse{})
 	awaitStatus("launched again", ServerStatusLaunched)
+}
+
+// embed goes the way of /api/embed: a goroutine a text, so many at once as the parent allows, each vector normalised
+// there; and of /api/embeddings, one text whose vector is passed on as it is.
+func embed() {
+	request := LoadRequest{Parallel: 1, BatchSize: 512, KvSize: 64, NumThreads: 1, FlashAttention: ml.FlashAttentionAuto}
+	for _, operation := range []LoadOperation{LoadOperationFit, LoadOperationAlloc, LoadOperationCommit} {
+		request.Operation = operation
+		post("load "+operation.name(), "/load", request, &LoadResponse{})
+	}
+	awaitStatus("ready", ServerStatusReady)
+
+	const texts, atOnce = 64, 4
+	answers := make([]EmbeddingResponse, texts)
+	var waiting sync.WaitGroup
+	room := make(chan struct{}, atOnce)
+	for i := range texts {
+		waiting.Add(1)
+		go func() {
+			defer waiting.Done()
+			room <- struct{}{}
+			defer func() { <-room }()
+			text := strings.Repeat("the fox ", 1+i%9) + fmt.Sprint(i)
+			answers[i] = embedding(EmbeddingRequest{Content: text})
+			answers[i].Embedding = normalize(answers[i].Embedding)
+		}()
+	}
+	waiting.Wait()
+	report("api embed", http.StatusOK, answers)
+	report("api embeddings", http.StatusOK, embedding(EmbeddingRequest{Content: "the fox"}))
+
+	post("text too long", "/embedding", EmbeddingRequest{Content: strings.Repeat("the fox ", 100)}, &EmbeddingResponse{})
+	post("empty text", "/embedding", EmbeddingRequest{}, &EmbeddingResponse{})
+	completion("completion", CompletionRequest{Prompt: "the fox"})
+	request.Operation = LoadOperationClose
+	post("load close", "/load", request, &LoadResponse{})
+}
+
+func embedding(request EmbeddingRequest) (answer EmbeddingResponse) {
+	data, err := json.Marshal(request)
+	must(err)
+	response, err := http.Post(address+"/embedding", "application/json", bytes.NewReader(data))
+	must(err)
+	defer response.Body.Close()
+	must(json.NewDecoder(response.Body).Decode(&answer))
+	return answer
+}
+
+func normalize(vector []float32) []float32 {
+	var sum float64
+	for _, value := range vector {
+		sum += float64(value) * float64(value)
+	}
+	length := math.Max(math.Sqrt(sum), 1e-12)
+	for i := range vector {
+		vector[i] = float32(float64(vector[i]) / length)
+	}
+	return vector
 }
 
 func (o LoadOperation) name() string {

@@ -110,8 +110,3 @@ async def test_tokenize_adds_no_bos():
 async def test_tokenizing_nothing_is_an_empty_list():
     async with serve(IMAGEGEN) as served:
         assert await served.post("/tokenize", json={}) == (200, b'{"tokens":[]}\n')
-
-
-async def test_embedding_is_not_implemented():
-    async with serve(IMAGEGEN) as served:
-        assert (await served.post("/embedding", json={"content": "a"}))[0] == 501

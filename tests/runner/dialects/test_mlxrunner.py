@@ -173,8 +173,3 @@ async def test_every_hint_is_accepted():
     hints = {"num_batch": 1, "num_thread": 9, "num_gpu": 0, "main_gpu": 3, "use_mmap": False}
     async with serve(MLX) as served:
         assert (await served.post("/v1/completions", json={"Prompt": "p", "Options": hints}))[0] == 200
-
-
-async def test_embedding_is_not_implemented():
-    async with serve(MLX) as served:
-        assert (await served.post("/embedding", json={"content": "a"}))[0] == 501

@@ -358,11 +358,6 @@ async def test_what_a_completion_cannot_honour_is_refused_by_name(field, value):
         assert field in body.decode()
 
 
-async def test_embedding_is_not_implemented():
-    async with serve(CLASSIC) as served:
-        assert (await served.post("/embedding", json={"content": "a"}))[0] == 501
-
-
 async def test_stopping_during_a_load_leaves_no_task_behind():
     async with serve(CLASSIC, launched()) as served:
         await load(served, COMMIT)

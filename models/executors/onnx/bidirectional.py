@@ -1,0 +1,74 @@
+"""Attention of encoders: MultiHeadAttention over whole texts, all padded to one length.
+
+A pass's tokens are flat (B * S, …), row behind row, padding included, so that nothing has to be gathered. What a query
+must not see, padding or what is beyond a window, and the bias by relative position come in as inputs.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.executors.onnx.graph import CONTRIB, Graph, TensorType
+from models.ops import Attention, RelativeBias, RopeConfig
+
+FLOAT, INT32, INT64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
+
+ROWS, VISIBLE = "rows", "visible"
+"""The shape (B, S, -1), and which keys are tokens (B, S)."""
+
+
+@dataclass(slots=True)
+class BidirectionalNodes:
+    """Records attention without state. Thread: any."""
+
+    graph: Graph
+    ropes: list[RopeConfig] = field(default_factory=list)
+    scores: dict[str, tuple[int | None, RelativeBias | None]] = field(default_factory=dict)
+    """Inputs (1, 1 or H, S, S) that are added to the scores: a window, and a bias."""
+
+    def record(self, parts: list[str], spec: Attention, bias: str = "") -> str:
+        """The attention of a layer, a bias (3 * H * d,) added to its inputs if one is named.
+
+        Shapes: queries, keys and values (B * S, H * d); the result's name, the same.
+        """
+        assert spec.heads == spec.kv_heads, "an encoder's heads share no keys"
+        graph = self.graph
+        graph.inputs[ROWS] = TensorType(INT64, (3,))
+        graph.inputs[VISIBLE] = TensorType(INT32, ("B", "S"))
+        rows = [graph.add("Reshape", [part, ROWS])[0] for part in parts]
+        if spec.rope is not None:
+            rows[:2] = [self._rotated(part, spec, spec.rope) for part in rows[:2]]
+        added = self._added(spec)
+        inputs = [*rows, bias, VISIBLE, *([added] if added else [])]
+        (looked,) = graph.add(
+            "MultiHeadAttention", inputs, domain=CONTRIB, num_heads=spec.heads, scale=float(spec.scale)
+        )
+        flat = graph.constant(np.array([-1, spec.heads * spec.head_dim], np.int64))
+        return graph.add("Reshape", [looked, flat])[0]
+
+    def _rotated(self, x: str, spec: Attention, rope: RopeConfig) -> str:
+        """Shapes: (B, S, H * d) both ways."""
+        if rope not in self.ropes:
+            self.ropes.append(rope)
+        index = self.ropes.index(rope)
+        tables = [f"cos.{index}", f"sin.{index}"]
+        for name in tables:
+            self.graph.inputs[name] = TensorType(FLOAT, ("positions", rope.dims // 2))
+        return self.graph.add(
+            "RotaryEmbedding",
+            [x, self.graph.constant(np.zeros(1, np.int64)), *tables],
+            domain=CONTRIB,
+            num_heads=spec.heads,
+            rotary_embedding_dim=0 if rope.dims == spec.head_dim else rope.dims,
+        )[0]
+
+    def _added(self, spec: Attention) -> str:
+        """The name of what is added to the scores; empty where nothing is."""
+        wanted = (spec.window, spec.relative)
+        if wanted == (None, None):
+            return ""
+        name = next((known for known, made in self.scores.items() if made == wanted), f"scores.{len(self.scores)}")
+        self.scores[name] = wanted
+        heads = 1 if spec.relative is None else spec.heads
+        self.graph.inputs[name] = TensorType(FLOAT, (1, heads, "S", "S"))
+        return name

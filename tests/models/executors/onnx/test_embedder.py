@@ -1,0 +1,81 @@
+"""Embedders on ONNX Runtime: a text's bits do not depend on its company, in every form of the weights."""
+
+import numpy as np
+import pytest
+
+from models.arch import build_model
+from models.checkpoint import open_checkpoint
+from models.embedding import embedding_config
+from models.executors.onnx import OnnxOptions, load_embedder
+
+
+def load(folder, **options):
+    checkpoint = open_checkpoint(str(folder), folder)
+    settings = {"weights": "float32", "slots": 8, "capacity": 1024, "threads": 2} | options
+    return load_embedder(checkpoint, build_model(embedding_config(checkpoint.config)), OnnxOptions(**settings))
+
+
+def texts(*lengths: int) -> list[list[int]]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(5, 150, length).tolist() for length in lengths]
+
+
+@pytest.mark.parametrize("model", ["bert", "mpnet", "nomic_bert", "modernbert", "qwen3_embedding", "mistral_model"])
+def test_a_texts_bits_are_the_same_alone_and_in_company(parity_embedding, model):
+    embedder = load(parity_embedding / model)
+    for some in (texts(17, 24, 20, 24, 18), texts(8, 1, 5, 2), texts(32, 32)):
+        together = embedder.hidden(some)
+        assert [len(each) for each in together] == [len(text) for text in some]
+        for text, hidden in zip(some, together, strict=True):
+            np.testing.assert_array_equal(embedder.hidden([text])[0], hidden)
+
+
+def test_so_they_are_with_weights_in_eight_bits(minilm_like):
+    embedder = load(minilm_like, weights="int8")
+    some = texts(24, 17, 20)
+    for text, hidden in zip(some, embedder.hidden(some), strict=True):
+        np.testing.assert_array_equal(embedder.hidden([text])[0], hidden)
+
+
+@pytest.fixture
+def minilm_like(tiny_bert, tmp_path):
+    """The tiny BERT with widths that eight bits have blocks for."""
+    import json
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path / "wide"
+    shutil.copytree(tiny_bert, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4})
+    )
+    sizes, rng = {24: 64, 40: 96}, np.random.default_rng(2)
+    tensors = {
+        name: rng.normal(0, 0.2, [sizes.get(size, size) for size in tensor.shape]).astype(np.float32)
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_eight_bits_are_near_float32_and_take_less_memory(minilm_like):
+    exact, rounded = load(minilm_like), load(minilm_like, weights="int8")
+    (text,) = texts(30)
+    a, b = exact.hidden([text])[0], rounded.hidden([text])[0]
+    assert not np.array_equal(a, b)
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.99
+    assert rounded.memory_bytes() < exact.memory_bytes()
+
+
+def test_texts_up_to_a_bound_are_padded_to_eights_and_longer_ones_not_at_all(tiny_bert):
+    embedder = load(tiny_bert)
+    assert [embedder.padded(n) for n in (1, 8, 9, 250, 256, 257, 400)] == [8, 8, 16, 256, 256, 257, 400]
+
+
+def test_a_closed_embedder_holds_nothing(tiny_bert):
+    embedder = load(tiny_bert)
+    assert embedder.memory_bytes() > 0
+    embedder.close()
+    assert embedder.memory_bytes() == 0
