@@ -76,6 +76,13 @@ def test_every_architecture_has_a_fixture():
     assert declared - covered == set()
 
 
+def test_every_architecture_that_llama_cpp_writes_has_a_gguf_twin():
+    files = [*HERE.glob("*.gguf"), *HERE.with_name("parity_embedding").glob("*.gguf")]
+    twins = {name for file in files for name in open_checkpoint(str(file), HERE).config["architectures"]}
+    lacking = [entry.hf for entry in discover() if entry.gguf and not twins & {layout.hf for layout in entry.gguf}]
+    assert lacking == []
+
+
 def test_every_fixture_has_an_architecture():
     declared = {name for architecture in discover() for name in architecture.hf}
     covered = {json.loads((HERE / name / "config.json").read_text())["architectures"][0] for name in FOLDERS}

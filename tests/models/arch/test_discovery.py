@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,13 @@ def test_every_module_but_the_shared_ones_has_a_record():
         assert record.hf
         # Of encoders llama.cpp writes but some under names of their own.
         assert record.is_encoder or bool(record.gguf) is not bool(record.without_gguf)
+
+
+def test_every_architecture_has_its_row_in_the_readme():
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    modules = {module.name for module in pkgutil.iter_modules(models.arch.__path__)} - set(models.arch._SHARED)
+    rows = [line for line in readme.splitlines() if line.startswith("| `")]
+    assert {name for name in modules if not any(f"`{name}`" in row.split("|")[1] for row in rows)} == set()
 
 
 @pytest.mark.parametrize("name", NAMES)
