@@ -13,6 +13,7 @@ from functools import cached_property
 import tokenizers
 
 from models.checkpoint import Checkpoint
+from models.decoding import Decoding
 from models.detokenizer import StreamingDetokenizer
 from models.errors import TokenizerError
 from models.special_tokens import END_OF_TURN
@@ -53,7 +54,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._added = {index: token.content for index, token in added.items()}
         self._special = frozenset(index for index, token in added.items() if token.special)
-        self._decoding = _Decoding.of(backend)
+        self._decoding = Decoding.of(backend)
         self._pieces: dict[int, bytes] = {}
         self.vocab_size = max(backend.get_vocab_size(with_added_tokens=True), max(self._added, default=-1) + 1)
         self.bos_id = bos_id
@@ -154,82 +155,6 @@ class Tokenizer:
             return self._decoding.replaced(added)
         text = self._backend.id_to_token(token)
         return b"" if text is None else self._decoding.plain(text)
-
-
-@dataclass(frozen=True, slots=True)
-class _Decoding:
-    """How the texts of a vocabulary stand for bytes, as its decoder says."""
-
-    byte_level: bool
-    byte_fallback: bool
-    replacements: tuple[tuple[str, str], ...]
-    strips_space: bool
-
-    @classmethod
-    def of(cls, backend: tokenizers.Tokenizer) -> "_Decoding":
-        decoder = backend.decoder
-        steps = [] if decoder is None else list(_decoder_steps(json.loads(decoder.__getstate__())))
-        names = {str(step["type"]) for step in steps}
-        return cls(
-            byte_level="ByteLevel" in names,
-            byte_fallback="ByteFallback" in names,
-            replacements=tuple(pair for step in steps for pair in _replacements(step)),
-            strips_space=any(_strips_space(step) for step in steps),
-        )
-
-    def plain(self, text: str) -> bytes:
-        if self.byte_level:
-            try:
-                return bytes(_BYTE_OF[character] for character in text)
-            except KeyError:
-                return text.encode()
-        if self.byte_fallback and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-            try:
-                return bytes.fromhex(text[3:5])
-            except ValueError:
-                pass
-        return self.replaced(text)
-
-    def replaced(self, text: str) -> bytes:
-        for old, new in self.replacements:
-            text = text.replace(old, new)
-        return text.encode()
-
-
-def _decoder_steps(decoder: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
-    children = decoder.get("decoders")
-    if isinstance(children, list):
-        for child in children:
-            yield from _decoder_steps(child)
-    else:
-        yield decoder
-
-
-def _replacements(step: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    match step:
-        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
-            yield old, new
-        case {"type": "Metaspace", "replacement": str(old)}:
-            yield old, " "
-
-
-def _strips_space(step: Mapping[str, object]) -> bool:
-    match step:
-        case {"type": "Strip", "content": " ", "start": int(start)}:
-            return start > 0
-        case {"type": "Metaspace"}:
-            return step.get("prepend_scheme", "always") != "never"
-    return False
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's stand-ins for the 256 bytes: printable Latin-1 stands for itself, the others follow from U+0100."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from models.checkpoint import Checkpoint
 from runner.config import CacheType
 from runner.engine.loop import Progress
 from runner.engine.types import Engine
@@ -64,6 +65,33 @@ class MemoryPlan:
     def fits(self) -> bool:
         """It is predicted to fit."""
         return self.total <= self.available
+
+
+def held_fields(checkpoint: Checkpoint, choice: "Held", memory: MemoryPlan) -> dict[str, object]:
+    """How a model is held and what that takes, for the log."""
+    return {
+        "model": checkpoint.reference,
+        "device": memory.device.name,
+        "executor": choice.name,
+        "weights_held": "as stored" if choice.weights == "keep" else choice.weights,
+        "weights_mib": memory.weights >> 20,
+        "graph_mib": memory.device.graph >> 20,
+        "available_mib": memory.available >> 20,
+    }
+
+
+class Held(Protocol):
+    """How an executor holds a model's weights."""
+
+    @property
+    def name(self) -> str:
+        """The executor's."""
+        ...
+
+    @property
+    def weights(self) -> str:
+        """In which form."""
+        ...
 
 
 class Blueprint(Protocol):

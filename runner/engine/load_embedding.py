@@ -16,7 +16,15 @@ from models.embedding.head import load_head
 from models.tokenizer import load_tokenizer
 from models.weights.matching import tensors_of
 from runner.config import RunnerConfig
-from runner.engine.blueprint import FLOAT32_BYTES, GIB, DeviceMemory, LoadOptions, MemoryPlan, allocation_failures
+from runner.engine.blueprint import (
+    FLOAT32_BYTES,
+    GIB,
+    DeviceMemory,
+    LoadOptions,
+    MemoryPlan,
+    allocation_failures,
+    held_fields,
+)
 from runner.engine.embedding import EmbeddingEngine
 from runner.engine.executors import MLXChoice, OnnxChoice, choices
 from runner.engine.loop import Progress
@@ -44,15 +52,7 @@ class EmbeddingBlueprint:
 
     def fields(self) -> dict[str, object]:
         """See `Blueprint.fields`."""
-        memory = self.memory
-        return {
-            "model": self.checkpoint.reference,
-            "device": memory.device.name,
-            "executor": self.choice.name,
-            "weights_held": "as stored" if self.choice.weights == "keep" else self.choice.weights,
-            "weights_mib": memory.weights >> 20,
-            "graph_mib": memory.device.graph >> 20,
-            "available_mib": memory.available >> 20,
+        return held_fields(self.checkpoint, self.choice, self.memory) | {
             "context": self.context,
             "pooling": self.settings.pooling,
             "normalize": self.settings.normalize,

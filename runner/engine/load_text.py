@@ -31,6 +31,7 @@ from runner.engine.blueprint import (
     LoadOptions,
     MemoryPlan,
     allocation_failures,
+    held_fields,
 )
 from runner.engine.disk_cache import FORMAT, DiskCache
 from runner.engine.executors import MLXChoice, OnnxChoice, Shape, choices
@@ -65,17 +66,9 @@ class TextBlueprint:
 
     def fields(self) -> dict[str, object]:
         """See `Blueprint.fields`."""
-        memory = self.memory
-        return {
-            "model": self.checkpoint.reference,
-            "device": memory.device.name,
-            "executor": self.choice.name,
-            "weights_held": "as stored" if self.choice.weights == "keep" else self.choice.weights,
-            "weights_mib": memory.weights >> 20,
+        return held_fields(self.checkpoint, self.choice, self.memory) | {
             "cache_type": self.choice.cache_type,
-            "cache_mib": sum(memory.device.cache) >> 20,
-            "graph_mib": memory.device.graph >> 20,
-            "available_mib": memory.available >> 20,
+            "cache_mib": sum(self.memory.device.cache) >> 20,
             "context": self.shape.context,
             "parallel": self.shape.rows,
         }
