@@ -7,15 +7,11 @@ from collections.abc import Callable, Mapping
 
 from models.arch import blocks
 from models.arch.base import Architecture, Model
-from models.arch.experts import STACKS, experts, shared_expert
+from models.arch.experts import STACKS, sigmoid_moe
 from models.arch.latent import LatentLayer, latent_model, latent_weights, read_latent
 from models.arch.latent_gguf import latent_layout
 from models.config_reader import JSON, ConfigReader
-from models.errors import CheckpointError
 from models.gguf_metadata import GGUFMetadata
-from models.ops import Linear, Routing, Vector
-
-_FLOOR = 1e-20
 
 
 def build(config: Mapping[str, JSON]) -> Model:
@@ -39,43 +35,6 @@ def build_with(config: Mapping[str, JSON], is_sparse: Callable[[int], bool], *, 
         mlp = sigmoid_moe(config, dims, f"{name}.mlp") if is_sparse(index) else blocks.mlp(dims, name)
         layers.append(LatentLayer(norm1, latent_weights(config, dims, spec, name), norm2, mlp))
     return latent_model(dims, layers, spec, STACKS, mtp_layers=mtp_layers)
-
-
-def sigmoid_moe(config: Mapping[str, JSON], dims: blocks.Dims, name: str) -> blocks.MoE:
-    """Declare a mixture whose experts are chosen by sigmoid scores, a bias and groups. Raises CheckpointError."""
-    reader, hidden = ConfigReader(config), dims.hidden_size
-    count, width = reader.size("n_routed_experts"), reader.size("moe_intermediate_size")
-    shared = reader.integer("n_shared_experts", 1)
-    return blocks.MoE(
-        Linear(f"{name}.gate", hidden, count),
-        experts(name, count, hidden, width),
-        _routing(reader, count, Vector(f"{name}.gate.e_score_correction_bias", count)),
-        shared=shared_expert(f"{name}.shared_experts", hidden, shared * width) if shared else None,
-    )
-
-
-def _routing(reader: ConfigReader, count: int, bias: Vector) -> Routing:
-    for key, value, wanted in (
-        ("scoring_func", reader.text("scoring_func", "sigmoid"), "sigmoid"),
-        ("topk_method", reader.text("topk_method", "noaux_tc"), "noaux_tc"),
-        ("moe_layer_freq", reader.integer("moe_layer_freq", 1), 1),
-    ):
-        if value != wanted:
-            raise CheckpointError(f"{key} {value!r} is not supported", file=blocks.FILE)
-    groups = reader.count("n_group", count, 1)
-    if count % groups or count // groups < min(2, count):
-        raise CheckpointError(f"{count} experts do not divide into {groups} groups of two or more", file=blocks.FILE)
-    return Routing(
-        reader.count("num_experts_per_tok", count),
-        score="sigmoid",
-        normalized=reader.flag("norm_topk_prob", default=True),
-        floor=_FLOOR,
-        scale=reader.number("routed_scaling_factor", 1.0),
-        bias=bias,
-        groups=groups,
-        kept_groups=reader.count("topk_group", groups, 1),
-        best_of_group=2,
-    )
 
 
 def _by_sigmoid(metadata: GGUFMetadata) -> bool:

@@ -6,9 +6,10 @@ Source: transformers' `conversion_mapping`; mlx-lm's and Ollama's layouts of sta
 from collections.abc import Mapping
 
 from models.arch.base import Stack
-from models.arch.blocks import MLP
+from models.arch.blocks import FILE, MLP, Dims, MoE
 from models.config_reader import JSON, ConfigReader
-from models.ops import Expert, Experts, Joined, Linear
+from models.errors import CheckpointError
+from models.ops import Expert, Experts, Joined, Linear, Routing, Vector
 
 NAMES = ("gate_proj", "up_proj", "down_proj")
 GGUF_NAMES = {
@@ -17,6 +18,9 @@ GGUF_NAMES = {
     "ffn_up_exps": "mlp.experts.*.up_proj",
     "ffn_down_exps": "mlp.experts.*.down_proj",
 }
+
+_FLOOR = 1e-20
+"""What keeps the sum of no weights from being divided by."""
 
 STACKS = (
     # As GGUF's reader tells of them; by projection; gate and up in one; under the parameter's bare name.
@@ -53,3 +57,40 @@ def is_sparse(config: Mapping[str, JSON], index: int) -> bool:
     """Whether a layer is a mixture, by `mlp_only_layers` and `decoder_sparse_step`. Raises CheckpointError."""
     reader = ConfigReader(config)
     return index not in reader.integers("mlp_only_layers") and (index + 1) % reader.size("decoder_sparse_step", 1) == 0
+
+
+def sigmoid_moe(config: Mapping[str, JSON], dims: Dims, name: str) -> MoE:
+    """Declare a mixture whose experts are chosen by sigmoid scores, a bias and groups. Raises CheckpointError."""
+    reader, hidden = ConfigReader(config), dims.hidden_size
+    count, width = reader.size("n_routed_experts"), reader.size("moe_intermediate_size")
+    shared = reader.integer("n_shared_experts", 1)
+    return MoE(
+        Linear(f"{name}.gate", hidden, count),
+        experts(name, count, hidden, width),
+        _routing(reader, count, Vector(f"{name}.gate.e_score_correction_bias", count)),
+        shared=shared_expert(f"{name}.shared_experts", hidden, shared * width) if shared else None,
+    )
+
+
+def _routing(reader: ConfigReader, count: int, bias: Vector) -> Routing:
+    for key, value, wanted in (
+        ("scoring_func", reader.text("scoring_func", "sigmoid"), "sigmoid"),
+        ("topk_method", reader.text("topk_method", "noaux_tc"), "noaux_tc"),
+        ("moe_layer_freq", reader.integer("moe_layer_freq", 1), 1),
+    ):
+        if value != wanted:
+            raise CheckpointError(f"{key} {value!r} is not supported", file=FILE)
+    groups = reader.count("n_group", count, 1)
+    if count % groups or count // groups < min(2, count):
+        raise CheckpointError(f"{count} experts do not divide into {groups} groups of two or more", file=FILE)
+    return Routing(
+        reader.count("num_experts_per_tok", count),
+        score="sigmoid",
+        normalized=reader.flag("norm_topk_prob", default=True),
+        floor=_FLOOR,
+        scale=reader.number("routed_scaling_factor", 1.0),
+        bias=bias,
+        groups=groups,
+        kept_groups=reader.count("topk_group", groups, 1),
+        best_of_group=2,
+    )

@@ -97,10 +97,12 @@ class Vector:
 
     name: str
     width: int
+    as_row: bool = False
+    """Stored as a matrix of one row."""
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """The name and shape of its tensor."""
-        yield self.name, (self.width,)
+        yield self.name, (1, self.width) if self.as_row else (self.width,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ SIZES: dict[str, Any] = {
     "num_experts_per_tok": 1,
     "moe_intermediate_size": 8,
     "shared_expert_intermediate_size": 8,
+    "moe_num_experts": 2,
+    "moe_k": 1,
     "n_routed_experts": 2,
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,

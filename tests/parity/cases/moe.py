@@ -35,7 +35,7 @@ def one_by_one(weights: Arrays, config: Mapping[str, Any]) -> Arrays:
     return made
 
 
-def _mixtral(weights: Arrays, config: Mapping[str, Any]) -> Arrays:
+def as_mixtrals(weights: Arrays, config: Mapping[str, Any]) -> Arrays:
     names = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2", "mlp.": "block_sparse_moe."}
     made: Arrays = {}
     for name, weight in one_by_one(weights, config).items():
@@ -173,7 +173,7 @@ CASES = (
     Case(
         "mixtral",
         MIXTRAL,
-        published=_mixtral,
+        published=as_mixtrals,
         matters=({"num_experts_per_tok": 2},),
         gguf=Twin(
             "llama",
