@@ -87,17 +87,20 @@ def _sliding_config(metadata: GGUFMetadata) -> gguf.Config:
     return gguf.decoder_config(metadata) | {"sliding_window": window, "layer_types": layer_types}
 
 
+NAMES: Mapping[str, str] = {
+    "attn_norm": "",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _LAYOUT = gguf.layout(
     "olmo2",
     hf="Olmo2ForCausalLM",
     model_type="olmo2",
     config=gguf.decoder_config,
-    attn_norm="",
-    attn_q_norm="self_attn.q_norm",
-    attn_k_norm="self_attn.k_norm",
-    post_attention_norm="post_attention_layernorm",
-    ffn_norm="",
-    post_ffw_norm="post_feedforward_layernorm",
+    names=NAMES,
 )
 
 ARCHITECTURE = Architecture(

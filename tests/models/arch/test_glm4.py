@@ -54,5 +54,5 @@ def test_a_gguf_says_how_much_of_a_head_turns():
 
 @pytest.mark.parametrize("said", [{"nextn_predict_layers": 1}, {"rope.dimension_sections": [8, 12, 12, 0]}])
 def test_layers_and_ropes_of_its_relatives_are_refused_by_name(said: dict[str, Any]):
-    with pytest.raises(CheckpointError, match=f"glm4.{next(iter(said))}, which is not supported"):
+    with pytest.raises(CheckpointError, match=rf"glm4\.{next(iter(said))}, which is not supported"):
         gguf_config("glm4", **said)
