@@ -198,6 +198,12 @@ def attention_specs(
     return tuple(spec(window=window) for window in windows)
 
 
+def interleaved(spec: Attention) -> Attention:
+    """The same attention, its rope pairing neighbours."""
+    assert spec.rope is not None
+    return replace(spec, rope=replace(spec.rope, interleaved=True))
+
+
 def attention(dims: Dims, layer: str, *, qkv_bias: bool = False, out_bias: bool = False) -> SelfAttention:
     """Declare the attention of the layer of that name."""
     queries, keys = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim

@@ -61,18 +61,11 @@ def build(config: Mapping[str, JSON]) -> Model:
 def _specs(config: Mapping[str, JSON], dims: Dims) -> list[Attention]:
     reader = ConfigReader(config)
     if "Cohere2ForCausalLM" not in (reader.texts("architectures") or []):
-        everything = [None] * dims.num_layers
-        return [
-            _interleaved(spec) for spec in blocks.attention_specs(config, dims, everything, default_theta=500_000.0)
-        ]
+        specs = blocks.attention_specs(config, dims, [None] * dims.num_layers, default_theta=500_000.0)
+        return [blocks.interleaved(spec) for spec in specs]
     sliding = kinds.sliding_but_every(config, reader.size("sliding_window_pattern", _FULL_EVERY))
     specs = blocks.attention_specs(config, dims, kinds.window_of_sliding(config, sliding))
-    return [_interleaved(spec) if spec.window is not None else replace(spec, rope=None) for spec in specs]
-
-
-def _interleaved(spec: Attention) -> Attention:
-    assert spec.rope is not None
-    return replace(spec, rope=replace(spec.rope, interleaved=True))
+    return [blocks.interleaved(spec) if spec.window is not None else replace(spec, rope=None) for spec in specs]
 
 
 def _norm(dims: Dims, name: str) -> LayerNorm:

@@ -97,16 +97,21 @@ def model(config: Mapping[str, JSON], dims: Dims, layers: Sequence[Layer], specs
     def forward(ops: Ops[Tensor]) -> Tensor:
         x = ops.residual(ops.scale(ops.embed(weights.embed), dims.hidden_size**0.5), 0)
         for index, (w, spec) in enumerate(zip(weights.layers, specs, strict=True)):
-            looked = blocks.gqa(ops, ops.rms_norm(x, w.norm1), w.attention, index, spec)
-            x = ops.add(x, ops.rms_norm(looked, w.norm1_behind))
-            made = blocks.swiglu(ops, ops.rms_norm(x, w.norm2), w.mlp)
-            x = ops.residual(ops.add(x, ops.rms_norm(made, w.norm2_behind)), index + 1)
+            x = ops.residual(between_norms(ops, x, w, index, spec), index + 1)
         return ops.rms_norm(x, weights.norm)
 
     def finish(ops: Ops[Tensor], scores: Tensor) -> Tensor:
         return ops.softcap(scores, softcap) if softcap else scores
 
     return blocks.model_with(dims, weights, specs, forward, finish)
+
+
+def between_norms(ops: Ops[Tensor], x: Tensor, w: Layer, index: int, spec: Attention) -> Tensor:
+    """A layer. Shapes: x (T, D); returns (T, D)."""
+    looked = blocks.gqa(ops, ops.rms_norm(x, w.norm1), w.attention, index, spec)
+    x = ops.add(x, ops.rms_norm(looked, w.norm1_behind))
+    made = blocks.swiglu(ops, ops.rms_norm(x, w.norm2), w.mlp)
+    return ops.add(x, ops.rms_norm(made, w.norm2_behind))
 
 
 def gguf_config(metadata: GGUFMetadata, *, largest: int, theta: float = 10000.0) -> gguf.Config:

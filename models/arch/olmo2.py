@@ -36,7 +36,7 @@ def build(config: Mapping[str, JSON]) -> Model:
     slides = "Olmo3ForCausalLM" in (reader.texts("architectures") or [])
     specs = _sliding_specs(config, dims) if slides else blocks.attention_specs(config, dims, [None] * dims.num_layers)
     bias = reader.flag("attention_bias", default=False)
-    return _model(dims, [_layer(dims, index, bias=bias) for index in range(dims.num_layers)], specs)
+    return model(dims, [layer(dims, index, bias=bias) for index in range(dims.num_layers)], specs)
 
 
 def _sliding_specs(config: Mapping[str, JSON], dims: Dims) -> Sequence[Attention]:
@@ -48,7 +48,8 @@ def _sliding_specs(config: Mapping[str, JSON], dims: Dims) -> Sequence[Attention
     return [spec(ropes[slides], window=window) for slides, window in zip(sliding, windows, strict=True)]
 
 
-def _layer(dims: Dims, index: int, *, bias: bool) -> Layer:
+def layer(dims: Dims, index: int, *, bias: bool) -> Layer:
+    """Declare an OLMo 2's layer."""
     name = f"model.layers.{index}"
     attention = blocks.attention(dims, name, qkv_bias=bias, out_bias=bias)
     q_norm, k_norm = (
@@ -61,7 +62,8 @@ def _layer(dims: Dims, index: int, *, bias: bool) -> Layer:
     return Layer(replace(attention, q_norm=q_norm, k_norm=k_norm), norm1, blocks.mlp(dims, name), norm2)
 
 
-def _model(dims: Dims, layers: Sequence[Layer], specs: Sequence[Attention]) -> Model:
+def model(dims: Dims, layers: Sequence[Layer], specs: Sequence[Attention]) -> Model:
+    """The model of a decoder whose norms are behind the branches."""
     weights = blocks.decoder(dims, layers)
 
     def forward(ops: Ops[Tensor]) -> Tensor:
@@ -85,17 +87,20 @@ def _sliding_config(metadata: GGUFMetadata) -> gguf.Config:
     return gguf.decoder_config(metadata) | {"sliding_window": window, "layer_types": layer_types}
 
 
+NAMES: Mapping[str, str] = {
+    "attn_norm": "",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _LAYOUT = gguf.layout(
     "olmo2",
     hf="Olmo2ForCausalLM",
     model_type="olmo2",
     config=gguf.decoder_config,
-    attn_norm="",
-    attn_q_norm="self_attn.q_norm",
-    attn_k_norm="self_attn.k_norm",
-    post_attention_norm="post_attention_layernorm",
-    ffn_norm="",
-    post_ffw_norm="post_feedforward_layernorm",
+    names=NAMES,
 )
 
 ARCHITECTURE = Architecture(

@@ -35,11 +35,22 @@ def _with_long_rope(config: Mapping[str, JSON]) -> Mapping[str, JSON]:
 
 def _layer(dims: blocks.Dims, index: int) -> blocks.Layer:
     name = f"model.layers.{index}"
-    whole = blocks.layer(dims, index)
-    qkv, mlp = whole.attention.qkv, blocks.mlp(dims, name)
-    qkv = Joined((Linear(f"{name}.self_attn.qkv_proj", dims.hidden_size, sum(qkv.sizes)),), precise=True)
-    gate_up = Joined((Linear(f"{name}.mlp.gate_up_proj", dims.hidden_size, sum(mlp.gate_up.sizes)),))
-    return replace(whole, attention=replace(whole.attention, qkv=qkv), mlp=replace(mlp, gate_up=gate_up))
+    norm1, norm2 = blocks.layer_norm_pair(dims, name)
+    return blocks.Layer(norm1, fused_attention(dims, name), norm2, fused_mlp(dims, name))
+
+
+def fused_attention(dims: blocks.Dims, layer: str, *, qkv_bias: bool = False) -> blocks.SelfAttention:
+    """Declare an attention whose queries, keys and values are one matrix."""
+    attention = blocks.attention(dims, layer)
+    qkv = Linear(f"{layer}.self_attn.qkv_proj", dims.hidden_size, sum(attention.qkv.sizes), qkv_bias)
+    return replace(attention, qkv=Joined((qkv,), precise=True))
+
+
+def fused_mlp(dims: blocks.Dims, layer: str) -> blocks.MLP:
+    """Declare a gated MLP whose gate and up are one matrix."""
+    mlp = blocks.mlp(dims, layer)
+    gate_up = Linear(f"{layer}.mlp.gate_up_proj", dims.hidden_size, sum(mlp.gate_up.sizes))
+    return replace(mlp, gate_up=Joined((gate_up,)))
 
 
 def _gguf_config(metadata: GGUFMetadata) -> gguf.Config:

@@ -104,16 +104,22 @@ def rope_divisors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np
 
 def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int) -> None:
     scaling = config.get("rope_parameters") or config.get("rope_scaling")
-    writer.add_rope_freq_base(float(config["rope_theta"] if "rope_theta" in config else scaling["rope_theta"]))
+    theta = float(config["rope_theta"] if "rope_theta" in config else scaling["rope_theta"])
+    if scaling and "alpha" in scaling:
+        theta *= scaling["alpha"] ** (head_dim / (head_dim - 2))
+    writer.add_rope_freq_base(theta)
     writer.add_rope_dimension_count(int(head_dim * config.get("partial_rotary_factor", 1.0)))
     match scaling and (scaling.get("rope_type") or scaling["type"]):
-        case None:
+        case None | "default":
             pass
         case "llama3":
             writer.add_tensor("rope_freqs.weight", rope_divisors(scaling, config["rope_theta"], head_dim))
         case "linear":
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(scaling["factor"])
+        case "dynamic" if "alpha" in scaling:
+            writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+            writer.add_rope_scaling_factor(1.0)
         case "longrope":
             writer.add_rope_scaling_attn_factors(scaling["attention_factor"])
             for reach in ("long", "short"):
