@@ -27,6 +27,7 @@ from models.ops import (
     PositionScale,
     RopeConfig,
     Routing,
+    Vector,
 )
 
 Unary = Callable[[mx.array], mx.array]
@@ -127,7 +128,10 @@ class Compute(ABC):
 
     def route(self, logits: mx.array, routing: Routing) -> tuple[mx.array, mx.array]:
         """See `Ops.route`."""
-        return route(logits, routing, None if routing.bias is None else self._weights.vector(routing.bias))
+        picks, weights = route(logits, routing, None if routing.bias is None else self._weights.vector(routing.bias))
+        if routing.expert_scales is not None:
+            weights = weights * self._weights.vector(routing.expert_scales)[picks].astype(weights.dtype)
+        return picks, weights
 
     def experts(self, x: mx.array, picks: mx.array, weights: mx.array, experts: Experts, activation: Gate) -> mx.array:
         """See `Ops.experts`."""
@@ -144,6 +148,10 @@ class Compute(ABC):
     def mul(self, x: mx.array, y: mx.array) -> mx.array:
         """See `Ops.mul`."""
         return x * y
+
+    def weigh(self, x: mx.array, factors: Vector) -> mx.array:
+        """See `Ops.weigh`."""
+        return x * self._weights.vector(factors).astype(x.dtype)
 
     def scale(self, x: mx.array, factor: float) -> mx.array:
         """See `Ops.scale`."""
@@ -250,6 +258,10 @@ class StepOps(Compute):
         # All parts write before one looks: a slab that something has yet to read is copied when it is written.
         for part in self._parts:
             self._write(part, k, v, layer, spec)
+        return self.look_again(q, layer, spec)
+
+    def look_again(self, q: mx.array, layer: int, spec: Attention) -> mx.array:
+        """See `Ops.look_again`."""
         outputs = [self._look(part, q, layer, spec) for part in self._parts]
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
 
@@ -310,6 +322,7 @@ class TextOps(Compute):
     def __init__(self, weights: Weights, tokens: mx.array, wavelengths: Wavelengths, visible: int | None) -> None:
         super().__init__(weights, tokens, Activations(), wavelengths)
         self._visible = visible
+        self._appended: dict[int, tuple[mx.array, mx.array]] = {}
 
     def rotate(self, x: mx.array, heads: int, rope: RopeConfig) -> mx.array:
         """See `Ops.rotate`."""
@@ -320,8 +333,13 @@ class TextOps(Compute):
         """See `Ops.position_scale`."""
         return x * _factors(mx.arange(len(x)), scale).astype(x.dtype)
 
-    def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:  # noqa: ARG002 - there is no state
+    def look_again(self, q: mx.array, layer: int, spec: Attention) -> mx.array:
+        """See `Ops.look_again`."""
+        return self.attention(q, *self._appended[layer], layer, spec)
+
+    def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:
         """See `Ops.attention`."""
+        self._appended[layer] = (k, v)
         length = len(q)
         queries, keys, values = (
             x.reshape(1, length, heads, -1).swapaxes(1, 2)
