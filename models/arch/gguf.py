@@ -7,6 +7,7 @@ An architecture says in its own file which of this it has and what it has beside
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 from models.config_reader import JSON
@@ -29,8 +30,10 @@ _LAYER = {
 }
 
 
-def decoder_config(metadata: GGUFMetadata) -> Config:
+def decoder_config(metadata: GGUFMetadata, *, per_layer: bool = False) -> Config:
     """What a config.json says of a decoder, from the keys that every architecture has.
+
+    `per_layer`: layers may differ in the width of the MLP and in heads of keys; the first one's are given.
 
     Raises:
         CheckpointError: the metadata lacks what every model needs, or holds impossible values.
@@ -42,13 +45,16 @@ def decoder_config(metadata: GGUFMetadata) -> Config:
     embedding = metadata.shapes.get("token_embd.weight")
     if embedding is None or len(embedding) != 2:
         raise CheckpointError("is missing or no matrix", file=metadata.file, tensor="token_embd.weight")
+    kv_heads, width = metadata.integer, metadata.count
+    if per_layer:
+        kv_heads = width = partial(_first, metadata)
     config: Config = {
         "hidden_size": hidden,
         "num_hidden_layers": metadata.count("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": metadata.integer("attention.head_count_kv") or heads,
+        "num_key_value_heads": kv_heads("attention.head_count_kv") or heads,
         "head_dim": head_dim,
-        "intermediate_size": metadata.count("feed_forward_length"),
+        "intermediate_size": width("feed_forward_length"),
         "hidden_act": "silu",
         "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon") or 1e-5,
         "rope_theta": metadata.real("rope.freq_base") or 10000.0,
@@ -63,6 +69,11 @@ def decoder_config(metadata: GGUFMetadata) -> Config:
     if rotated != head_dim:
         config["partial_rotary_factor"] = rotated / head_dim
     return config
+
+
+def _first(metadata: GGUFMetadata, name: str) -> int:
+    values = metadata.each(name, metadata.count("block_count"))
+    return values[0] if values else metadata.count(name)
 
 
 def windowed_config(metadata: GGUFMetadata) -> Config:
@@ -175,19 +186,23 @@ def layout(
     norm_shift: float = 0.0,
     other_parts: tuple[str, ...] = (),
     half: str = "float16",
+    top: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
     **layer: str,
 ) -> GGUFLayout:
     """The layout of a decoder; `names` and `layer` name the layer's tensors that it has besides, or otherwise.
 
+    `top` names those outside of layers that it has besides.
+
     An empty name is of a tensor that it lacks.
     """
     own = {gguf: hf for gguf, hf in (_LAYER | dict(names or {}) | layer).items() if hf}
+    whole = _TOP | dict(top or {})
     return GGUFLayout(
         architectures,
         hf,
         model_type,
-        _TOP,
+        whole,
         own,
         interleaved=interleaved,
         bare=bare,

@@ -30,10 +30,13 @@ def window_of_sliding(config: Mapping[str, JSON], sliding: tuple[bool, ...]) -> 
     return tuple(window if slides else None for slides in sliding)
 
 
-def ropes_by_kind(config: Mapping[str, JSON], dims: int, *, full: float, sliding: float) -> dict[bool, RopeConfig]:
+def ropes_by_kind(
+    config: Mapping[str, JSON], dims: int, *, full: float, sliding: float, sliding_dims: int | None = None
+) -> dict[bool, RopeConfig]:
     """The rope of the layers that slide (True) and of the others, with the bases where the config names none.
 
-    The older form's scaling is that of the full layers alone.
+    Heads of layers that slide are `sliding_dims` wide where it is given. The older form's scaling is that of the full
+    layers alone.
 
     Raises:
         CheckpointError: the rope is of an unknown kind, or `rope_parameters` are not by kind of layer.
@@ -44,5 +47,5 @@ def ropes_by_kind(config: Mapping[str, JSON], dims: int, *, full: float, sliding
     unscaled = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_theta")}
     return {
         False: read_rope(config, dims=dims, default_theta=full, layer_type=FULL),
-        True: read_rope(unscaled, dims=dims, default_theta=sliding, layer_type=SLIDING),
+        True: read_rope(unscaled, dims=sliding_dims or dims, default_theta=sliding, layer_type=SLIDING),
     }

@@ -153,6 +153,14 @@ class Ops(Protocol[Tensor]):
         """
         ...
 
+    def look_again(self, q: Tensor, layer: int, spec: Attention) -> Tensor:
+        """Rotate queries and look at a layer's state, to which `attention` has appended this step's keys and values.
+
+        The state holds all tokens, so its declaration has no window; the spec may have one, and differs from the other
+        in nothing else. Shapes: q (T, heads * head_dim); returns the same. Source: arXiv 2405.12981.
+        """
+        ...
+
     def latent_attention(self, q: Tensor, latent: Tensor, up: LatentUp, layer: int, spec: LatentAttention) -> Tensor:
         """Append latents to the layer's state and look at it, causally.
 
@@ -185,6 +193,10 @@ class Ops(Protocol[Tensor]):
 
     def mul(self, x: Tensor, y: Tensor) -> Tensor:
         """Shapes: x (T, D), y (T, D) or (T, 1); returns (T, D)."""
+        ...
+
+    def weigh(self, x: Tensor, factors: Vector) -> Tensor:
+        """Multiply each token by what is stored. Shapes: x (T, D), factors of width D or 1; returns (T, D)."""
         ...
 
     def scale(self, x: Tensor, factor: float) -> Tensor:

@@ -23,6 +23,8 @@ class Routing:
     """Added to that sum."""
     scale: float = 1.0
     """On the weights, last."""
+    expert_scales: Vector | None = None
+    """On the weights, each expert's own, after everything else. Source: Gemma 4."""
     bias: Vector | None = None
     """Added to the scores for the choice, not for the weights."""
     groups: int = 1

@@ -14,7 +14,7 @@ from models.sources.gguf_header import GGUFHeader
 
 # Constants of the rotary embedding; they reach the model by the configuration.
 _FOLDED = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd\.weight")
-_IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias|scale)")
 
 
 def hf_name(name: str, layout: GGUFLayout | None) -> str | None:
@@ -26,9 +26,10 @@ def hf_name(name: str, layout: GGUFLayout | None) -> str | None:
     if name.startswith(layout.other_parts):
         return None
     match = _IN_LAYER.fullmatch(name)
-    if match and match[2] in layout.layer:
-        full = f"{layout.layers}.{match[1]}.{layout.layer[match[2]]}"
-        return full if match[2] in layout.bare else f"{full}.{match[3]}"
+    stem = name.split(".", 2)[2].removesuffix(".weight").removesuffix(".bias") if match else ""
+    if match and stem in layout.layer:
+        full = f"{layout.layers}.{match[1]}.{layout.layer[stem]}"
+        return full if stem in layout.bare else f"{full}.{match[3]}"
     stem, _, kind = name.rpartition(".")
     return f"{layout.top[stem]}.{kind}" if stem in layout.top else name
 

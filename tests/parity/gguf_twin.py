@@ -104,6 +104,7 @@ def rope_divisors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> np
 
 def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int) -> None:
     scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    scaling = (scaling or {}).get("full_attention", scaling)
     theta = float(config["rope_theta"] if "rope_theta" in config else scaling["rope_theta"])
     if scaling and "alpha" in scaling:
         theta *= scaling["alpha"] ** (head_dim / (head_dim - 2))
@@ -114,6 +115,10 @@ def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int
             pass
         case "llama3":
             writer.add_tensor("rope_freqs.weight", rope_divisors(scaling, config["rope_theta"], head_dim))
+        case "proportional":
+            pairs = head_dim // 2
+            turning = np.arange(pairs) < int(pairs * scaling["partial_rotary_factor"])
+            writer.add_tensor("rope_freqs.weight", np.where(turning, 1.0, 1e30).astype(np.float32))
         case "linear":
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(scaling["factor"])
@@ -172,6 +177,7 @@ def write(
 ) -> Arrays:
     """Write the file; returns the weights as a reader gets them back, under their Hugging Face names."""
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    head_dim = config.get("global_head_dim") or head_dim
     writer = gguf.GGUFWriter(path, twin.arch)
     write_metadata(writer, config, head_dim)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if kind == "F32" else gguf.LlamaFileType[f"MOSTLY_{kind}"])

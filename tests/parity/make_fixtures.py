@@ -46,6 +46,8 @@ def random_tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     if "norm" in name:
         return rng.uniform(0.5, 1.6, shape).astype(np.float32)
+    if name.endswith(("scale", "scalar")):
+        return rng.uniform(0.7, 1.4, shape).astype(np.float32)
     if name.endswith("bias"):
         return rng.normal(0.0, 0.4, shape).astype(np.float32)
     if "embed_tokens" in name:

@@ -11,7 +11,7 @@ from models.checkpoint import Checkpoint
 from models.errors import ExecutionError
 from models.executors.base import Embedder
 from models.executors.mlx.loading import compute_dtype, load_weights
-from models.executors.mlx.ops import Activations, Compute, Wavelengths, position_factors
+from models.executors.mlx.ops import Activations, Wavelengths, WholeOps, position_factors
 from models.executors.mlx.weights import Policy, Weights
 from models.mlx_memory import configure, give_back
 from models.ops import Attention, Embedding, PositionScale, RelativeBias, RopeConfig
@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 _PADDING = 8
 
 
-class PassOps(Compute):
+class PassOps(WholeOps):
     """The operations on a pass of texts, padding behind each. Flat values are (B * S, …). Thread: the executor's."""
 
     def __init__(self, weights: Weights, texts: Sequence[Sequence[int]], length: int, wavelengths: Wavelengths) -> None:
@@ -50,8 +50,9 @@ class PassOps(Compute):
         """See `Ops.position_scale`."""
         return x * mx.tile(position_factors(mx.arange(self._length), scale), (self._count, 1)).astype(x.dtype)
 
-    def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:  # noqa: ARG002 - there is no state
+    def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:
         """See `Ops.attention`."""
+        self._appended[layer] = (k, v)
         queries, keys, values = (
             x.reshape(self._count, self._length, heads, -1).swapaxes(1, 2)
             for x, heads in ((q, spec.heads), (k, spec.kv_heads), (v, spec.kv_heads))

@@ -27,6 +27,7 @@ from models.ops import (
     PositionScale,
     RopeConfig,
     Routing,
+    Vector,
 )
 
 Unary = Callable[[mx.array], mx.array]
@@ -127,7 +128,10 @@ class Compute(ABC):
 
     def route(self, logits: mx.array, routing: Routing) -> tuple[mx.array, mx.array]:
         """See `Ops.route`."""
-        return route(logits, routing, None if routing.bias is None else self._weights.vector(routing.bias))
+        picks, weights = route(logits, routing, None if routing.bias is None else self._weights.vector(routing.bias))
+        if routing.expert_scales is not None:
+            weights = weights * self._weights.vector(routing.expert_scales)[picks].astype(weights.dtype)
+        return picks, weights
 
     def experts(self, x: mx.array, picks: mx.array, weights: mx.array, experts: Experts, activation: Gate) -> mx.array:
         """See `Ops.experts`."""
@@ -144,6 +148,10 @@ class Compute(ABC):
     def mul(self, x: mx.array, y: mx.array) -> mx.array:
         """See `Ops.mul`."""
         return x * y
+
+    def weigh(self, x: mx.array, factors: Vector) -> mx.array:
+        """See `Ops.weigh`."""
+        return x * self._weights.vector(factors).astype(x.dtype)
 
     def scale(self, x: mx.array, factor: float) -> mx.array:
         """See `Ops.scale`."""
@@ -260,6 +268,10 @@ class StepOps(Compute):
         # All parts write before one looks: a slab that something has yet to read is copied when it is written.
         for part in self._parts:
             self._write(part, k, v, layer, spec)
+        return self.look_again(q, layer, spec)
+
+    def look_again(self, q: mx.array, layer: int, spec: Attention) -> mx.array:
+        """See `Ops.look_again`."""
         outputs = [self._look(part, q, layer, spec) for part in self._parts]
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
 
@@ -314,7 +326,21 @@ def _unpacked(parts: Sequence[mx.array], bits: int) -> mx.array:
     return mx.dequantize(packed, scales, offsets, group_size=GROUP, bits=bits)
 
 
-class TextOps(Compute):
+class WholeOps(Compute):
+    """The operations on whole texts, without state: a layer that looks at an earlier one's computes it again."""
+
+    def __init__(
+        self, weights: Weights, tokens: mx.array, activations: Activations, wavelengths: "Wavelengths"
+    ) -> None:
+        super().__init__(weights, tokens, activations, wavelengths)
+        self._appended: dict[int, tuple[mx.array, mx.array]] = {}
+
+    def look_again(self, q: mx.array, layer: int, spec: Attention) -> mx.array:
+        """See `Ops.look_again`."""
+        return self.attention(q, *self._appended[layer], layer, spec)
+
+
+class TextOps(WholeOps):
     """The operations on one text by itself, without state. Keys from `visible` on are seen by nobody."""
 
     def __init__(self, weights: Weights, tokens: mx.array, wavelengths: Wavelengths, visible: int | None) -> None:
@@ -330,8 +356,9 @@ class TextOps(Compute):
         """See `Ops.position_scale`."""
         return x * position_factors(mx.arange(len(x)), scale).astype(x.dtype)
 
-    def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:  # noqa: ARG002 - there is no state
+    def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:
         """See `Ops.attention`."""
+        self._appended[layer] = (k, v)
         length = len(q)
         queries, keys, values = (
             x.reshape(1, length, heads, -1).swapaxes(1, 2)

@@ -32,7 +32,6 @@ STEP_INPUTS = {
     "bias": TensorType(FLOAT, (1, 1, "S", "total")),
     "wanted": TensorType(INT64, ("N",)),
     "positions": TensorType(INT64, (1, "T")),
-    "cells": TensorType(INT64, ("cells", 1)),
     "past": TensorType(INT64, (1,)),
 }
 
@@ -50,6 +49,9 @@ class AttentionNodes:
         self._cache_type = cache_type
         self._masked = masked
         self._scales: dict[PositionScale, str] = {}
+        self._held: dict[int, tuple[list[str], list[str]]] = {}
+        self.again: dict[str, str] = {}
+        """Outputs that are a slab once more, by name: what is written there is what it holds."""
         self.ropes: list[RopeConfig] = []
 
     def record(self, qkv: str, layer: int, spec: Attention, sinks: str = "") -> str:
@@ -63,6 +65,13 @@ class AttentionNodes:
             qkv = graph.add("Concat", [*self._rotated(qkv, spec, spec.rope)], axis=1)[0]
         rows = self.padded(self._widened(qkv, heads, spec.head_dim, width))
         slabs = slab_specs(self._state[layer], layer, self._cache_type)
+        if f"past.{slabs[0].name}" in graph.inputs:
+            names = [f"{slab.name}.{graph.name('again')}" for slab in slabs]
+            for slab, name in zip(slabs, names, strict=True):
+                self.again[f"present.{name}"] = slab.name
+                graph.outputs[f"present.{name}"] = graph.outputs[f"present.{slab.name}"]
+            pasts = [f"present.{slab.name}" for slab in slabs]
+            return self.flat(self.look([rows, "", ""], pasts, spec, sinks, outputs=names, rotate=inside), spec, width)
         for slab in slabs:
             capacity = "C" if slab.window is None else f"C.{layer}"
             graph.inputs[f"past.{slab.name}"] = TensorType(slab.dtype, ("B", slab.heads, capacity, slab.width))
@@ -70,7 +79,8 @@ class AttentionNodes:
                 graph.outputs[f"present.{name}"] = graph.inputs[f"past.{slab.name}"]
         presents = [name for slab in slabs for name in (slab.name, slab.stands_for) if name]
         pasts = [f"past.{slab.name}" for slab in slabs] * (len(presents) // len(slabs))
-        looked = self.look([rows, "", ""], pasts, spec, sinks, outputs=presents, rotate=inside)
+        moves = self._state[layer].window is not None
+        looked = self.look([rows, "", ""], pasts, spec, sinks, outputs=presents, rotate=inside, moves=moves)
         return self.flat(looked, spec, width)
 
     def padded(self, x: str) -> str:
@@ -92,9 +102,20 @@ class AttentionNodes:
         return graph.add("Reshape", [cut, graph.constant(np.array([-1, spec.heads * spec.head_dim], np.int64))])[0]
 
     def look(
-        self, qkv: list[str], pasts: list[str], spec: Attention, sinks: str, *, outputs: list[str], rotate: bool
+        self,
+        qkv: list[str],
+        pasts: list[str],
+        spec: Attention,
+        sinks: str,
+        *,
+        outputs: list[str],
+        rotate: bool,
+        moves: bool = False,
     ) -> str:
-        """The node itself; its present keys and values are `present.NAME` for each of `outputs`, or nobody's."""
+        """The node itself; its present keys and values are `present.NAME` for each of `outputs`, or nobody's.
+
+        `moves`: the slab holds a window's tokens, and no others.
+        """
         graph, windowed = self._graph, spec.window is not None
         suffix = ".window" if windowed else ""
         rotations = self._rotations(spec.rope) if spec.rope is not None and rotate else ["", ""]
@@ -110,7 +131,7 @@ class AttentionNodes:
             "rotary_interleaved": int(bool(rotations[0]) and spec.rope is not None and spec.rope.interleaved),
             "softcap": spec.softcap or 0.0,
             "local_window_size": spec.window or -1,
-            "sliding_window_cache": int(windowed and bool(outputs)),
+            "sliding_window_cache": int(moves),
         }
         graph.append_node("GroupQueryAttention", inputs, [looked, *presents], CONTRIB, attributes)
         return looked
@@ -135,11 +156,18 @@ class AttentionNodes:
         return [f"cos.{index}", f"sin.{index}"]
 
     def _quantized(self, qkv: str, layer: int, spec: Attention, sinks: str) -> str:
-        graph = self._graph
         q, k, v = self._rotated(qkv, spec, spec.rope) if spec.rope is not None else self._parts(qkv, spec)
+        if layer not in self._held:
+            self._held[layer] = self._quantized_kv(k, v, layer, spec)
+        seen, pasts = self._held[layer]
+        looked = self.look([self.padded(q), *seen], pasts, spec, sinks, outputs=[], rotate=False)
+        return self.flat(looked, spec, spec.head_dim)
+
+    def _quantized_kv(self, k: str, v: str, layer: int, spec: Attention) -> tuple[list[str], list[str]]:
+        """Append keys and values; as they are held, what the step brings (B, S, K * d) and what was (B, K, P, d)."""
+        graph = self._graph
         kv = QuantizedKV(graph, 8 if self._cache_type == "q8_0" else 4, spec.kv_heads, spec.head_dim)
-        for name in ("cells", "past"):
-            self._input(name)
+        self._input("past")
         specs = slab_specs(self._state[layer], layer, self._cache_type)
         seen, pasts = [], []
         for part, new in (("k", k), ("v", v)):
@@ -147,8 +175,7 @@ class AttentionNodes:
             held = kv.append(slabs, new)
             seen.append(self.padded(held.new))
             pasts.append(held.past)
-        looked = self.look([self.padded(q), *seen], pasts, spec, sinks, outputs=[], rotate=False)
-        return self.flat(looked, spec, spec.head_dim)
+        return seen, pasts
 
     def _parts(self, qkv: str, spec: Attention) -> list[str]:
         """Queries, keys and values. Shapes: (T, (H + 2K) * d); (T, H * d), (T, K * d) twice."""

@@ -89,7 +89,7 @@ class OnnxExecutor:
         self._slabs = loaded.slabs
         self._weight_bytes = loaded.weight_bytes
         self.vocab_size = vocab_size
-        self._writes_cells = any(spec.flat for spec in self._slabs.specs)
+        self._written_by_cells = {spec.heads for spec in self._slabs.specs if spec.flat}
         self._lengths: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
 
@@ -115,8 +115,7 @@ class OnnxExecutor:
         for index, rope in enumerate(loaded.ropes):
             rope.reach(run.reach)
             inputs |= {f"cos.{index}": rope.cos, f"sin.{index}": rope.sin}
-        if self._writes_cells:
-            inputs["cells"] = steps.cells(run, slabs.specs[0].heads, slabs.capacity)
+        inputs |= {f"cells.{heads}": steps.cells(run, heads, slabs.capacity) for heads in self._written_by_cells}
         made = {name: np.empty((len(inputs["wanted"]), width), np.float32) for name, width in loaded.outputs.items()}
         views = slabs.views(run.first, run.end)
         loaded.sessions.run((run.first, run.end), views, inputs, made)

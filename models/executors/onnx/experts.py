@@ -26,8 +26,11 @@ class ExpertNodes:
         self._products = products
         self._glu = glu
 
-    def route(self, logits: str, count: int, routing: Routing, bias: str) -> tuple[str, str]:
-        """The names of picks and weights. Shapes: logits (T, count), bias (count,) or no name; both (T, picked)."""
+    def route(self, logits: str, count: int, routing: Routing, bias: str, scales: str) -> tuple[str, str]:
+        """The names of picks and weights.
+
+        Shapes: logits (T, count), bias and scales (count,) or no name; both (T, picked).
+        """
         add = self._graph.add
         (scores,) = add("Softmax", [logits], axis=-1) if routing.score == "softmax" else add("Sigmoid", [logits])
         chosen = add("Add", [scores, bias])[0] if bias else scores
@@ -41,6 +44,8 @@ class ExpertNodes:
             (weights,) = add("Div", [weights, total])
         if routing.scale != 1:
             (weights,) = add("Mul", [weights, self._number(routing.scale)])
+        if scales:
+            (weights,) = add("Mul", [weights, add("Gather", [scales, picks], axis=0)[0]])
         self._graph.kinds[picks] = np.dtype(np.int64)
         return picks, weights
 

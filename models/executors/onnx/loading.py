@@ -130,7 +130,8 @@ def load(
     """
     found = tensors_of(model, checkpoint, unused)
     recording = record(model, found, options)
-    slabs = Slabs(slabs_of(model, options.cache_type), options.slots, options.capacity)
+    again = recording.attention.again
+    slabs = Slabs(slabs_of(model, options.cache_type), options.slots, options.capacity, again)
     tensors = {tensor.name: tensor for tensor in separate_tensors(checkpoint.tensors(), model.stacks)}
     source = _Source({name: tensors[info.name] for name, info in found.items()})
     sessions = Sessions(recording.graph, options.threads)

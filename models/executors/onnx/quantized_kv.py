@@ -41,14 +41,15 @@ class QuantizedKV:
         graph, groups = self._graph, self._dim // GROUP
         codes, scales, offsets = self._quantized(new)
         rows = (self._packed(codes), self._shaped(scales, -1, groups), self._shaped(offsets, -1, groups))
-        pasts = []
+        pasts, places = [], f"cells.{self._heads}"
+        graph.inputs[places] = TensorType(np.dtype(np.int64), (places, 1))
         begin, axis = (graph.constant(np.array([number], np.int64)) for number in (0, 2))
         for slab, cells in zip(slabs, rows, strict=True):
             past, flat = TensorType(slab.dtype, ("B", slab.heads, "C", slab.width)), ("rows", slab.width)
             graph.inputs[f"past.{slab.name}"] = past
             graph.inputs[f"flat.{slab.name}"] = graph.outputs[f"present.{slab.name}"] = TensorType(slab.dtype, flat)
             pasts.append(graph.add("Slice", [f"past.{slab.name}", begin, "past", axis])[0])
-            inputs, outputs = [f"flat.{slab.name}", "cells", cells], [f"present.{slab.name}"]
+            inputs, outputs = [f"flat.{slab.name}", places, cells], [f"present.{slab.name}"]
             graph.append_node("ScatterND", inputs, outputs, "", {})
         seen = self._shaped(self._dequantized(codes, scales, offsets), -1, self._heads * self._dim)
         return Held(seen, self._unpacked(*pasts))

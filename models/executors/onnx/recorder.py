@@ -131,6 +131,7 @@ class Recorder:
         self.vectors: dict[str, float] = {}
         """What is added to a vector as it is stored, by its tensor's name."""
         self.lookups: list[Lookup] = []
+        self._appended: dict[int, tuple[Value, Value]] = {}
         self.residuals: dict[int, Value] = {}
 
     def embed(self, table: Embedding) -> Value:
@@ -210,6 +211,7 @@ class Recorder:
         if spec.bidirectional:
             width = spec.heads * spec.head_dim
             return Value(width, lambda: self._looked(q, k, v, spec))
+        self._appended[layer] = (k, v)
         sinks = "" if spec.sinks is None else self.vector(spec.sinks)
 
         def record() -> str:
@@ -220,6 +222,10 @@ class Recorder:
             return self._attention.record(together, layer, spec, sinks)
 
         return Value(spec.heads * spec.head_dim, record)
+
+    def look_again(self, q: Value, layer: int, spec: Attention) -> Value:
+        """See `Ops.look_again`: the node is given the step's keys and values too, and writes them where they are."""
+        return self.attention(q, *self._appended[layer], layer, spec)
 
     def latent_attention(self, q: Value, latent: Value, up: LatentUp, layer: int, spec: LatentAttention) -> Value:
         """See `Ops.latent_attention`."""
@@ -240,7 +246,8 @@ class Recorder:
     def route(self, logits: Value, routing: Routing) -> tuple[Value, Value]:
         """See `Ops.route`."""
         bias = "" if routing.bias is None else self.vector(routing.bias)
-        picks, weights = self._experts.route(logits.name, logits.width, routing, bias)
+        scales = "" if routing.expert_scales is None else self.vector(routing.expert_scales)
+        picks, weights = self._experts.route(logits.name, logits.width, routing, bias, scales)
         return _named(routing.picked, picks), _named(routing.picked, weights)
 
     def experts(self, x: Value, picks: Value, weights: Value, experts: Experts, activation: Gate) -> Value:
@@ -255,6 +262,11 @@ class Recorder:
     def mul(self, x: Value, y: Value) -> Value:
         """See `Ops.mul`."""
         return Value(x.width, lambda: self._graph.add("Mul", [x.name, y.name])[0])
+
+    def weigh(self, x: Value, factors: Vector) -> Value:
+        """See `Ops.weigh`."""
+        stored = self.vector(factors)
+        return Value(x.width, lambda: self._graph.add("Mul", [x.name, stored])[0])
 
     def scale(self, x: Value, factor: float) -> Value:
         """See `Ops.scale`."""

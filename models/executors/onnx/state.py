@@ -40,14 +40,17 @@ class HostSegment:
 class Slabs:
     """Keys and values of all slots. Thread: the executor's, but for the arithmetic."""
 
-    def __init__(self, specs: Sequence[SlabSpec], slots: int, capacity: int) -> None:
-        """Reserve addresses for `slots` rows of `capacity` tokens.
+    def __init__(
+        self, specs: Sequence[SlabSpec], slots: int, capacity: int, again: Mapping[str, str] | None = None
+    ) -> None:
+        """Reserve addresses for `slots` rows of `capacity` tokens; `again`: see `AttentionNodes.again`.
 
         Raises:
             MemoryError: the system gives none.
         """
         self.specs = tuple(specs)
         self.capacity = capacity
+        self._again = again or {}
         self._memory = {
             spec.name: VirtualArray((slots, spec.heads, spec.capacity(capacity), spec.width), spec.dtype)
             for spec in specs
@@ -66,6 +69,7 @@ class Slabs:
                 if spec.flat:
                     flat = whole.reshape(-1, spec.width)
                     views[f"flat.{spec.name}"] = views[f"present.{spec.name}"] = flat
+            views |= {name: views[f"past.{slab}"] for name, slab in self._again.items()}
             self._views[first, end] = views
         return self._views[first, end]
 

@@ -28,6 +28,23 @@ CONFIG: Mapping[str, Any] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": True,
 }
+SHARED: Mapping[str, Any] = CONFIG | {
+    "architectures": ["Gemma4ForCausalLM"],
+    "num_hidden_layers": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 2,
+    "sliding_window": 24,
+    "global_head_dim": 64,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "vocab_size_per_layer_input": 320,
+    "hidden_size_per_layer_input": 32,
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 64,
+}
+"""A Gemma 4 whose last two layers look at earlier ones' state, with heads of two sizes and another number of each."""
 KINDS = ("F32", "Q4_0", "Q4_1", "Q8_0", "Q5_1", "Q6_K", "Q4_K", "affine4", "affine8", "mxfp4")
 _SPECS = {
     "affine4": QuantizationSpec("affine", 4, 64),

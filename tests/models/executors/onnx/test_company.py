@@ -8,7 +8,7 @@ import pytest
 from models.arch import build_model
 from models.executors.base import Row, Step
 from models.executors.onnx import OnnxExecutor, OnnxOptions, load
-from tests.models.executors.checkpoints import CONFIG, KINDS, RandomCheckpoint
+from tests.models.executors.checkpoints import CONFIG, KINDS, SHARED, RandomCheckpoint
 
 TOKENS = np.random.default_rng(0).integers(0, 320, 400).tolist()
 PROMPT, ANSWER = 70, 12
@@ -68,16 +68,18 @@ LATENT = CONFIG | {
     "moe_intermediate_size": 64,
     "first_k_dense_replace": 1,
 }
+ALL_SHARED = SHARED | {"layer_types": ["full_attention"] * 5}
 MIXTURES = [f"experts {kind}" for kind in ("F32", "Q4_K", "affine4", "mxfp4", "exact", "large")]
 
 
 @pytest.fixture(
-    scope="module", params=[*KINDS, "int8", "int4", "exact", "q8_0", "large", "without drafts", *MIXTURES, "latent"]
+    scope="module",
+    params=[*KINDS, "int8", "int4", "exact", "q8_0", "large", "without drafts", *MIXTURES, "latent", "shared"],
 )
 def model(request: pytest.FixtureRequest) -> Iterator[OnnxExecutor]:
     match request.param:
-        case "latent":
-            made = executor("Q4_1", LATENT)
+        case "latent" | "shared":
+            made = executor("Q4_1", LATENT if request.param == "latent" else ALL_SHARED)
         case "experts exact":
             made = executor("Q4_1", MIXTURE, activations="float32")
         case "experts large":
