@@ -84,6 +84,8 @@ ARCHITECTURE = Architecture(
             hf="Glm4ForCausalLM",
             model_type="glm4",
             config=_gguf_config,
+            # llama.cpp sums this one's down projections in float32, because float16 does not hold them.
+            half="bfloat16",
             names=_NAMES,
             post_attention_norm="post_self_attn_layernorm",
             post_ffw_norm="post_mlp_layernorm",

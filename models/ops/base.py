@@ -14,8 +14,8 @@ from models.ops.rope import RopeConfig
 from models.ops.routing import Routing
 from models.ops.weights import Embedding, Experts, LatentUp, LayerNorm, Matrix, Norm, Vector
 
-Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "sigmoid"]
-"""`gelu` is the exact one, by the error function; `gelu_tanh` its approximation. Source: GELU (arXiv 1606.08415)."""
+Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid"]
+"""`gelu` is the exact one, `gelu_tanh` its usual approximation (arXiv 1606.08415); `relu2` is squared (2109.08668)."""
 
 Tensor = TypeVar("Tensor")
 

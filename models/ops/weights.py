@@ -83,6 +83,8 @@ class LayerNorm:
     width: int
     eps: float
     bias: bool = True
+    offset: float = 0.0
+    """Added to the weight as it is stored."""
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """The names and shapes of its tensors."""

@@ -148,7 +148,8 @@ def write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim:
     if "rms_norm_eps" in config:
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     else:
-        writer.add_layer_norm_eps(config["layer_norm_eps"])
+        names = ("layer_norm_eps", "norm_epsilon", "norm_eps")
+        writer.add_layer_norm_eps(next(config[name] for name in names if name in config))
     if "head_dim" in config:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)

@@ -41,10 +41,16 @@ LEAST_DISTINCT = 7
 Arrays = dict[str, np.ndarray]
 
 
+def is_norm_weight(name: str) -> bool:
+    """Whether it is a norm's weight; biases of norms outside the text model count as such."""
+    in_text = name.startswith(("model.layers.", "model.norm."))
+    return "norm" in name and not (in_text and name.endswith("bias"))
+
+
 def random_tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     """No value is a default: norms are off one, biases off zero, attention scores wide enough to choose."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    if "norm" in name:
+    if is_norm_weight(name):
         return rng.uniform(0.5, 1.6, shape).astype(np.float32)
     if name.endswith(("scale", "scalar")):
         return rng.uniform(0.7, 1.4, shape).astype(np.float32)
@@ -82,7 +88,7 @@ def random_weights(model: PreTrainedModel, case: Case, seed: int) -> Arrays:
     if config.get("tie_word_embeddings", "text_config" in config):
         del names["lm_head.weight"]
     weights = {name: random_tensor(name, shape, seed) for name, shape in names.items()}
-    return {name: w - np.float32(case.norms_add if "norm" in name else 0.0) for name, w in weights.items()}
+    return {name: w - np.float32(case.norms_add if is_norm_weight(name) else 0.0) for name, w in weights.items()}
 
 
 @torch.inference_mode()

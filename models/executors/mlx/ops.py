@@ -42,6 +42,7 @@ _ACTIVATIONS: Mapping[Activation, Unary] = {
     "gelu": lambda x: 0.5 * x * (1 + mx.erf(x * math.sqrt(0.5))),
     "gelu_tanh": _gelu_tanh,
     "relu": lambda x: mx.maximum(x, 0),
+    "relu2": lambda x: mx.square(mx.maximum(x, 0)),
     "sigmoid": mx.sigmoid,
 }
 

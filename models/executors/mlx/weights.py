@@ -30,8 +30,8 @@ class Weights:
     def add(self, weight: Weight, tensors: Mapping[str, Tensor], policy: Policy, dtype: mx.Dtype) -> None:
         """Hold a declared weight, from its tensors by name. Evaluates it."""
         if isinstance(weight, Norm | LayerNorm | Vector):
-            offset = weight.offset if isinstance(weight, Norm) else 0.0
             for name, _ in weight.tensors():
+                offset = 0.0 if isinstance(weight, Vector) or name.endswith(".bias") else weight.offset
                 self._hold(name, mx.array(_dense(tensors[name]).astype(np.float32) + np.float32(offset)), dtype)
             return
         if isinstance(weight, LatentUp):

@@ -191,7 +191,9 @@ class Recorder:
 
     def layer_norm(self, x: Value, norm: LayerNorm) -> Value:
         """See `Ops.layer_norm`."""
-        arrays = [self.vector(Vector(name, norm.width)) for name, _ in norm.tensors()]
+        offsets = (norm.offset, 0.0)
+        names = [name for name, _ in norm.tensors()]
+        arrays = [self.vector(Vector(name, norm.width), offset) for name, offset in zip(names, offsets, strict=False)]
 
         def normed(source: str) -> str:
             return self._graph.add("LayerNormalization", [source, *arrays], axis=-1, epsilon=norm.eps)[0]
@@ -327,6 +329,9 @@ class Recorder:
         return vector.name
 
     def _activated(self, x: str, activation: Activation) -> str:
+        if activation == "relu2":
+            positive = self._activated(x, "relu")
+            return self._graph.add("Mul", [positive, positive])[0]
         op, domain, attributes = _ACTIVATIONS[activation]
         return self._graph.add(op, [x], domain=domain, **attributes)[0]
 

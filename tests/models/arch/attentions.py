@@ -47,6 +47,10 @@ class Noting:
         self.activations.append(activation)
         return activation
 
+    def activate(self, x: str, activation: Activation) -> str:
+        self.activations.append(activation)
+        return activation
+
     def scale(self, x: str, factor: float) -> str:
         self.factors.append(factor)
         return "scaled"

@@ -36,8 +36,17 @@ SIZES: dict[str, Any] = {
 }
 
 
+# A quarter of a head must be a pair or more.
+OWN_SIZES: dict[str, dict[str, Any]] = {"StableLmForCausalLM": {"head_dim": 8}}
+
+
+def sizes(architecture: str) -> dict[str, Any]:
+    """A small config.json."""
+    return SIZES | OWN_SIZES.get(architecture, {}) | {"architectures": [architecture]}
+
+
 def build(architecture: str, **said: Any) -> Model:
-    return build_model(SIZES | {"architectures": [architecture]} | said)
+    return build_model(sizes(architecture) | said)
 
 
 def tensors(model: Model) -> dict[str, tuple[int, ...]]:

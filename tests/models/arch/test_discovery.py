@@ -14,7 +14,7 @@ import models.arch
 from models.arch import Architecture, build_model, discover, gguf_layout, text_config
 from models.errors import CheckpointError, UnsupportedArchitecture
 from models.gguf_metadata import GGUFMetadata
-from tests.models.arch.declared import SIZES, build, tensors
+from tests.models.arch.declared import build, sizes, tensors
 
 NAMES = sorted(name for architecture in discover() for name in architecture.hf)
 
@@ -50,7 +50,7 @@ def test_every_architecture_has_its_row_in_the_readme():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_is_built_by_the_module_that_claims_its_name(name: str):
     (own,) = (architecture for architecture in discover() if name in architecture.hf)
-    built, expected = build(name), own.build(SIZES | {"architectures": [name]})
+    built, expected = build(name), own.build(sizes(name))
     assert built.weights == expected.weights
     assert own.is_encoder or "model.embed_tokens.weight" in tensors(built)
     assert built.is_encoder == own.is_encoder
