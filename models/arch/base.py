@@ -36,7 +36,7 @@ class ModelConfig(Protocol):
 
     @property
     def num_layers(self) -> int:
-        """Layers, each with one entry of state."""
+        """Layers, with and without a state of their own."""
         ...
 
 
@@ -69,6 +69,7 @@ class Model:
     """Tokens the model was made for."""
     weights: Any
     state: tuple[LayerState, ...]
+    """What `Ops.attention` and its like are told the number of; a layer may have none and look at another's."""
     forward: Callable[[Ops[Any]], Any]
     """The hidden states (T, D) after the final norm."""
     logits: Callable[[Ops[Any], Any], Any] | None

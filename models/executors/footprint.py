@@ -21,7 +21,7 @@ class Footprint:
     library: int
     """What the executor's library takes for itself once a model is loaded."""
     state: Callable[[int], tuple[int, ...]]
-    """What one row of so many tokens takes, a number a layer."""
+    """What one row of so many tokens takes, a number for each layer with a state of its own."""
 
     @property
     def weights(self) -> int:

@@ -149,6 +149,8 @@ class Ops(Protocol[Tensor]):
     def attention(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: Attention) -> Tensor:
         """Rotate queries and keys, append keys and values to the layer's state, and look at it, causally.
 
+        `layer` is the state's number in `Model.state`.
+
         Shapes: q (T, heads * head_dim), k and v (T, kv_heads * head_dim); returns (T, heads * head_dim).
         """
         ...

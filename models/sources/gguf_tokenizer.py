@@ -136,9 +136,12 @@ def tokenizer_files(metadata: Mapping[str, object]) -> dict[str, bytes]:
         case "t5":
             defaults = _Defaults(adds_bos=False)
             body = _unigram(source, tokens)
+        case "gemma4":
+            defaults = _Defaults(adds_bos=True)
+            body = _gemma4(source, tokens, types)
         case _:
             raise TokenizerError(
-                f"the GGUF file's vocabulary is of kind {kind!r}; this runner reads gpt2, llama, bert and t5"
+                f"the GGUF file's vocabulary is of kind {kind!r}; this runner reads gpt2, llama, gemma4, bert and t5"
             )
     document = {
         "version": "1.0",
@@ -251,7 +254,20 @@ def _known_merges(merges: list[str], vocabulary: Mapping[str, int]) -> list[tupl
     ]
 
 
-def _sentencepiece(source: _Metadata, tokens: list[str], types: list[int], unk: int | None) -> dict[str, object]:
+def _gemma4(source: _Metadata, tokens: list[str], types: list[int]) -> dict[str, object]:
+    """Pieces like SentencePiece's and merges in an order of their own; runs of line ends are words by themselves."""
+    merges = source.texts("tokenizer.ggml.merges")
+    if not merges:
+        raise TokenizerError("the GGUF file's vocabulary has no merges (tokenizer.ggml.merges)")
+    unk = source.token_id("tokenizer.ggml.unknown_token_id", len(tokens))
+    lines = {"type": "Split", "pattern": {"Regex": "\\n+"}, "behavior": "Isolated", "invert": False}
+    return _sentencepiece(source, tokens, types, unk, ranked=merges) | {"pre_tokenizer": lines}
+
+
+def _sentencepiece(
+    source: _Metadata, tokens: list[str], types: list[int], unk: int | None, *, ranked: list[str] | None = None
+) -> dict[str, object]:
+    """What is said of a SentencePiece vocabulary; `ranked` are its merges, where scores do not imply them."""
     scores = source.numbers("tokenizer.ggml.scores")
     if len(scores) != len(tokens):
         raise TokenizerError(f"{len(tokens)} tokens, but {len(scores)} scores (tokenizer.ggml.scores)")
@@ -273,7 +289,7 @@ def _sentencepiece(source: _Metadata, tokens: list[str], types: list[int], unk: 
         normalizers.insert(0, {"type": "Prepend", "prepend": _SPACE})
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    merges = _merges_of_scores(tokens, types, scores)
+    merges = _merges_of_scores(tokens, types, scores) if ranked is None else _known_merges(ranked, vocabulary)
     return {
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,

@@ -98,6 +98,12 @@ def test_defaults_are_the_configurations_own():
     assert "vision_tower." in model.other_parts
 
 
+def test_a_unified_gemma_4_has_defaults_of_its_own_and_no_embeddings_for_layers():
+    model = build_model({"architectures": ["Gemma4UnifiedForConditionalGeneration"], "text_config": {}})
+    assert (model.context_length, model.state[0]) == (262144, KV(4, 256, 256, 1024))
+    assert not any("per_layer" in name or "experts" in name for name in tensors(model))
+
+
 def test_a_gguf_file_says_what_differs_by_layer():
     config = gguf_config(
         "gemma4",

@@ -162,6 +162,45 @@ def test_gemma_puts_no_space_before_a_text_even_where_the_file_is_silent():
     assert load(metadata | {"general.architecture": "llama"}).encode("the", add_bos=False) != plain
 
 
+GEMMA_4_PIECES = ["<unk>", "<bos>", "<eos>", "<|turn>", *(f"<0x{byte:02X}>" for byte in range(256))]
+GEMMA_4_WORDS = ["a", "b", "c", "\u2581", "\n", "ab", "bc", "\u2581a", "\n\n", "a\n"]
+SAID_BY_GEMMA_4 = {
+    "general.architecture": "gemma4",
+    "tokenizer.ggml.model": "gemma4",
+    "tokenizer.ggml.tokens": GEMMA_4_PIECES + GEMMA_4_WORDS,
+    # The converter writes scores too; these contradict the order of the merges.
+    "tokenizer.ggml.scores": [0.0] * len(GEMMA_4_PIECES) + [float(-n) for n in range(len(GEMMA_4_WORDS))],
+    "tokenizer.ggml.token_type": [2, 3, 3, 3, *[6] * 256, *[1] * len(GEMMA_4_WORDS)],
+    "tokenizer.ggml.merges": ["b c", "\u2581 a", "a b", "\n \n", "a \n"],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.unknown_token_id": 0,
+    "tokenizer.ggml.add_space_prefix": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("abc", ["a", "bc"]),
+        (" ab", ["\u2581a", "b"]),
+        ("ab", ["ab"]),
+        ("a\n\nb", ["a", "\n\n", "b"]),
+        ("a  b", ["a", "\u2581", "\u2581", "b"]),
+        ("\u00e9", ["<0xC3>", "<0xA9>"]),
+        ("<|turn>a", ["<|turn>", "a"]),
+    ],
+)
+def test_a_gemma_4_vocabulary_merges_in_the_files_order_and_never_over_a_line_end(text: str, pieces: list[str]):
+    vocabulary = SAID_BY_GEMMA_4["tokenizer.ggml.tokens"]
+    assert [vocabulary[index] for index in load(SAID_BY_GEMMA_4).encode(text, add_bos=True)] == ["<bos>", *pieces]
+
+
+def test_a_gemma_4_vocabulary_without_merges_is_refused():
+    with pytest.raises(TokenizerError, match="no merges"):
+        tokenizer_files(SAID_BY_GEMMA_4 | {"tokenizer.ggml.merges": []})
+
+
 def test_without_byte_tokens_a_run_of_the_unknown_is_one_token():
     metadata = sentencepiece_metadata("llama")
     metadata["tokenizer.ggml.token_type"] = [1 if kind == 6 else kind for kind in metadata["tokenizer.ggml.token_type"]]

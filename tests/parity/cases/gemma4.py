@@ -153,6 +153,32 @@ EXPERTS = _gemma4(
     attention_bias=True,
     tie_word_embeddings=False,
 )
+UNIFIED = without(
+    _gemma4(
+        architectures=["Gemma4UnifiedForCausalLM"],
+        model_type="gemma4_unified_text",
+        num_hidden_layers=4,
+        layer_types=[*KINDS, *KINDS],
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        num_kv_shared_layers=1,
+        final_logit_softcapping=9.0,
+        use_bidirectional_attention="vision",
+    ),
+    "hidden_size_per_layer_input",
+    "vocab_size_per_layer_input",
+    "enable_moe_block",
+    "num_experts",
+    "top_k_experts",
+    "moe_intermediate_size",
+)
+NO_PROMPTS_TOKENS = {
+    "boi_token_id": 1000,
+    "eoi_token_id": 1001,
+    "image_token_id": 1002,
+    "video_token_id": 1003,
+    "audio_token_id": 1004,
+}
 VISION = {
     "model_type": "gemma4_vision",
     "hidden_size": 16,
@@ -199,11 +225,7 @@ CASES = (
         {
             "architectures": ["Gemma4ForConditionalGeneration"],
             "model_type": "gemma4",
-            "boi_token_id": 1000,
-            "eoi_token_id": 1001,
-            "image_token_id": 1002,
-            "video_token_id": 1003,
-            "audio_token_id": 1004,
+            **NO_PROMPTS_TOKENS,
             "torch_dtype": "float32",
             "audio_config": None,
             "text_config": without(SHARED, "architectures", "tie_word_embeddings", "torch_dtype")
@@ -217,5 +239,30 @@ CASES = (
             },
             "vision_config": VISION,
         },
+    ),
+    # llama.cpp writes these as a Gemma 4.
+    Case("gemma4_unified", UNIFIED, matters=({"final_logit_softcapping": None}, {"sliding_window": 9})),
+    Case(
+        "gemma4_unified_vision",
+        {
+            "architectures": ["Gemma4UnifiedForConditionalGeneration"],
+            "model_type": "gemma4_unified",
+            **NO_PROMPTS_TOKENS,
+            "torch_dtype": "float32",
+            "audio_config": None,
+            "text_config": without(UNIFIED, "architectures", "tie_word_embeddings", "torch_dtype"),
+            "vision_config": {
+                "model_type": "gemma4_unified_vision",
+                "patch_size": 2,
+                "pooling_kernel_size": 2,
+                "mm_embed_dim": 16,
+                "mm_posemb_size": 8,
+                "output_proj_dims": 16,
+            },
+        },
+        renamed=(
+            ("model.embed_vision.multimodal_embedder.", "model.embed_vision."),
+            ("model.embed_vision.", "model.vision_embedder."),
+        ),
     ),
 )

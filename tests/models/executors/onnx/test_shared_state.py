@@ -7,7 +7,7 @@ import pytest
 
 from models.arch import build_model
 from models.executors.base import Row, Step
-from models.executors.onnx import OnnxExecutor, OnnxOptions, load
+from models.executors.onnx import OnnxExecutor, OnnxOptions, load, loading
 from tests.models.executors.checkpoints import SHARED, RandomCheckpoint
 
 TOKENS = tuple(np.random.default_rng(4).integers(0, 320, 400).tolist())
@@ -45,6 +45,16 @@ def test_a_row_says_the_same_however_it_was_cut(cache_type: str):
     pieces = [read(made, 1, a, b) for a, b in pairwise([0, 1, 2, 33, 97, 290, 291, 292, 400])]
     np.testing.assert_allclose(np.concatenate(pieces), whole, rtol=0, atol=2e-4)
     made.close()
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+def test_layers_that_share_may_lie_in_different_parts_of_the_graph(cache_type: str, monkeypatch: pytest.MonkeyPatch):
+    whole = executor(cache_type)
+    monkeypatch.setattr(loading, "PART_BYTES", 1)
+    monkeypatch.setattr(loading, "PARTS", 1_000_000)
+    parted = executor(cache_type)
+    for a, b in pairwise([0, 70, 71, 72, 300, 301]):
+        np.testing.assert_array_equal(read(parted, 1, a, b), read(whole, 1, a, b))
 
 
 @pytest.mark.parametrize(("cache_type", "bound"), [("q8_0", 0.1), ("q4_0", 0.6)])
