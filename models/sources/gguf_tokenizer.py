@@ -11,9 +11,9 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 from models.errors import TokenizerError
+from models.sources.gguf_bpe import TokenType, bpe, merges_of_scores
 from models.sources.gguf_encoder_vocabulary import Ends, unigram, wordpiece, wordpiece_tokens
 from models.sources.pretokenizers import FALLBACK, PRETOKENIZERS, Pretokenizer
 from models.special_tokens import END_OF_TURN
@@ -23,18 +23,7 @@ _log = logging.getLogger(__name__)
 _SPACE = "\u2581"
 
 
-class _Type(IntEnum):
-    """`tokenizer.ggml.token_type`."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-_SPECIAL = (_Type.UNKNOWN, _Type.CONTROL)
+_SPECIAL = (TokenType.UNKNOWN, TokenType.CONTROL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +173,13 @@ def _is_unicode(text: str) -> bool:
 
 
 def _types(source: _Metadata, tokens: list[str]) -> list[int]:
-    types = source.integers("tokenizer.ggml.token_type") or [int(_Type.NORMAL)] * len(tokens)
+    types = source.integers("tokenizer.ggml.token_type") or [int(TokenType.NORMAL)] * len(tokens)
     if len(types) != len(tokens):
         raise TokenizerError(f"{len(tokens)} tokens, but {len(types)} token types")
     # Were these plain text, as careless conversions have it, a prompt's template would be cut into letters.
     always_control = frozenset(END_OF_TURN)
     for index in (index for index, token in enumerate(tokens) if token in always_control):
-        types[index] = _Type.CONTROL
+        types[index] = TokenType.CONTROL
     return types
 
 
@@ -218,10 +207,10 @@ def _added_tokens(tokens: list[str], types: list[int], strip_after: bool) -> lis
             "lstrip": False,
             "rstrip": strip_after and tokens[index] not in keep_space_after,
             "normalized": False,
-            "special": kind != _Type.USER_DEFINED,
+            "special": kind != TokenType.USER_DEFINED,
         }
         for index, kind in enumerate(types)
-        if kind in (_Type.UNKNOWN, _Type.CONTROL, _Type.USER_DEFINED)
+        if kind in (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
     ]
 
 
@@ -240,7 +229,7 @@ def _byte_level(source: _Metadata, tokens: list[str], pre: Pretokenizer) -> dict
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, byte_level]},
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": _bpe(vocabulary, _known_merges(merges, vocabulary), ignore_merges=pre.whole_words),
+        "model": bpe(vocabulary, _known_merges(merges, vocabulary), ignore_merges=pre.whole_words),
     }
 
 
@@ -275,7 +264,7 @@ def _sentencepiece(
     is_gemma = (source.text("general.architecture") or "").startswith("gemma")
     prefix = source.flag("tokenizer.ggml.add_space_prefix", default=not is_gemma)
     for index, kind in enumerate(types):
-        if kind == _Type.USER_DEFINED:
+        if kind == TokenType.USER_DEFINED:
             # These are sought in the text as it was written, before its spaces are marked.
             tokens[index] = tokens[index].replace(_SPACE, " ")
     tokens[:] = _unambiguous(tokens)
@@ -289,14 +278,14 @@ def _sentencepiece(
         normalizers.insert(0, {"type": "Prepend", "prepend": _SPACE})
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    merges = _merges_of_scores(tokens, types, scores) if ranked is None else _known_merges(ranked, vocabulary)
+    merges = merges_of_scores(tokens, types, scores) if ranked is None else _known_merges(ranked, vocabulary)
     return {
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": _bpe(
-            vocabulary, merges, unk_token=None if unk is None else tokens[unk], byte_fallback=_Type.BYTE in types
+        "model": bpe(
+            vocabulary, merges, unk_token=None if unk is None else tokens[unk], byte_fallback=TokenType.BYTE in types
         ),
     }
 
@@ -334,48 +323,6 @@ def _unigram(source: _Metadata, tokens: list[str]) -> dict[str, object]:
         charsmap=bytes(value & 0xFF for value in source.integers("tokenizer.ggml.precompiled_charsmap")),
         space_prefix=source.flag("tokenizer.ggml.add_space_prefix", default=True),
     )
-
-
-def _merges_of_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
-    """The merges a SentencePiece BPE vocabulary implies: every way to make a piece out of two, best piece first.
-
-    Among the ways to make one piece SentencePiece takes the leftmost in the text; a list of merges must rank them, and
-    ranks the ones with the longer left part first, which comes to the same.
-    """
-    text_types = (_Type.NORMAL, _Type.USER_DEFINED, _Type.UNUSED)
-    known = {token for token, kind in zip(tokens, types, strict=True) if kind in text_types}
-    pieces = sorted(
-        (index for index, kind in enumerate(types) if kind in text_types and len(tokens[index]) > 1),
-        key=lambda index: (-scores[index], index),
-    )
-    return [
-        (left, right)
-        for piece in (tokens[index] for index in pieces)
-        for cut in range(len(piece) - 1, 0, -1)
-        if (left := piece[:cut]) in known and (right := piece[cut:]) in known
-    ]
-
-
-def _bpe(
-    vocabulary: Mapping[str, int],
-    merges: list[tuple[str, str]],
-    *,
-    unk_token: str | None = None,
-    byte_fallback: bool = False,
-    ignore_merges: bool = False,
-) -> dict[str, object]:
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": unk_token,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": unk_token is not None,
-        "byte_fallback": byte_fallback,
-        "ignore_merges": ignore_merges,
-        "vocab": vocabulary,
-        "merges": merges,
-    }
 
 
 def _tokenizer_config(source: _Metadata, tokens: list[str], defaults: _Defaults) -> dict[str, object]:
