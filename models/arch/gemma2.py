@@ -49,6 +49,8 @@ class Layer:
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
     config = blocks.completed(config, _DEFAULTS, nullable=("attn_logit_softcapping", "final_logit_softcapping"))
+    if ConfigReader(config).flag("use_bidirectional_attention", default=False):
+        raise CheckpointError("use_bidirectional_attention is not supported", file=blocks.FILE)
     dims = read_dims(config)
     windows = kinds.window_of_sliding(config, kinds.sliding_but_every(config, 2))
     rope = read_rope(config, dims=dims.head_dim)
@@ -60,9 +62,7 @@ def build(config: Mapping[str, JSON]) -> Model:
 
 
 def read_dims(config: Mapping[str, JSON]) -> Dims:
-    """The sizes of a Gemma 2 or 3, if it is a causal one. Raises CheckpointError."""
-    if ConfigReader(config).flag("use_bidirectional_attention", default=False):
-        raise CheckpointError("use_bidirectional_attention is not supported", file=blocks.FILE)
+    """The sizes of a Gemma 2 or 3. Raises CheckpointError."""
     return blocks.read_dims(config, activation="hidden_activation")
 
 

@@ -36,6 +36,13 @@ _SCALED_CONTEXT = 131072
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
+    if ConfigReader(config).flag("use_bidirectional_attention", default=False):
+        raise CheckpointError("use_bidirectional_attention is for models of embeddings", file=blocks.FILE)
+    return build_with(config, bidirectional=False)
+
+
+def build_with(config: Mapping[str, JSON], *, bidirectional: bool) -> Model:
+    """The model of a Gemma 3, perhaps one whose tokens see those behind them as well. Raises CheckpointError."""
     config = blocks.completed(config, _DEFAULTS)
     reader, dims = ConfigReader(config), gemma2.read_dims(config)
     sliding = kinds.sliding_but_every(config, reader.size("sliding_window_pattern", 6))
@@ -46,12 +53,17 @@ def build(config: Mapping[str, JSON]) -> Model:
         raise CheckpointError("attn_logit_softcapping is not supported", file=blocks.FILE)
     spec = partial(Attention, dims.num_heads, dims.num_kv_heads, dims.head_dim, gemma2.query_scale(config))
     specs = [
-        spec(ropes[slides], window=window)
+        spec(ropes[slides], window=_both_ways(window) if bidirectional else window, bidirectional=bidirectional)
         for slides, window in zip(sliding, kinds.window_of_sliding(config, sliding), strict=True)
     ]
     bias = reader.flag("attention_bias", default=False)
     layers = [_layer(dims, index, bias=bias) for index in range(dims.num_layers)]
     return gemma2.model(config, dims, layers, specs)
+
+
+def _both_ways(window: int | None) -> int | None:
+    """The window of a layer that looks both ways: half of it to each side."""
+    return None if window is None else window // 2 + 1
 
 
 def _layer(dims: blocks.Dims, index: int, *, bias: bool) -> gemma2.Layer:

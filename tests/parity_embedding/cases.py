@@ -280,4 +280,31 @@ DECODERS = (
     ),
 )
 
-CASES = (*ENCODERS, *MODERNBERT, *DECODERS)
+GEMMA = (
+    Case(
+        "embedding_gemma",
+        {
+            "architectures": ["Gemma3TextModel"],
+            "model_type": "gemma3_text",
+            **_DECODER,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "head_dim": 8,
+            "num_key_value_heads": 1,
+            "num_hidden_layers": 3,
+            "query_pre_attn_scalar": 12,
+            "rope_theta": 1000.0,
+            "rope_local_base_freq": 100.0,
+            "sliding_window": 9,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "use_bidirectional_attention": True,
+            "tie_word_embeddings": True,
+        },
+        "bpe",
+        "pooling_mode_mean_tokens",
+        dense=((28, "torch.nn.modules.linear.Identity", False), (20, "torch.nn.modules.linear.Identity", False)),
+        ends=("[CLS]", "[SEP]"),
+        matters=({"sliding_window": 6}, {"use_bidirectional_attention": False}, {"query_pre_attn_scalar": 8}),
+    ),
+)
+
+CASES = (*GEMMA, *ENCODERS, *MODERNBERT, *DECODERS)

@@ -29,15 +29,20 @@ class BidirectionalNodes:
     def record(self, parts: list[str], spec: Attention, bias: str = "") -> str:
         """The attention of a layer, a bias (3 * H * d,) added to its inputs if one is named.
 
-        Shapes: queries, keys and values (B * S, H * d); the result's name, the same.
+        Shapes: queries (B * S, H * d), keys and values (B * S, K * d); the result's name, as the queries.
         """
-        assert spec.heads == spec.kv_heads, "an encoder's heads share no keys"
         graph = self.graph
         graph.inputs[ROWS] = TensorType(INT64, (3,))
         graph.inputs[VISIBLE] = TensorType(INT32, ("B", "S"))
         rows = [graph.add("Reshape", [part, ROWS])[0] for part in parts]
         if spec.rope is not None:
-            rows[:2] = [self._rotated(part, spec, spec.rope) for part in rows[:2]]
+            heads = (spec.heads, spec.kv_heads)
+            rows[:2] = [
+                self._rotated(part, count, spec.head_dim, spec.rope)
+                for part, count in zip(rows[:2], heads, strict=True)
+            ]
+        if spec.kv_heads < spec.heads:
+            rows[1:] = [self._shared(part, spec) for part in rows[1:]]
         added = self._added(spec)
         inputs = [*rows, bias, VISIBLE, *([added] if added else [])]
         (looked,) = graph.add(
@@ -46,8 +51,16 @@ class BidirectionalNodes:
         flat = graph.constant(np.array([-1, spec.heads * spec.head_dim], np.int64))
         return graph.add("Reshape", [looked, flat])[0]
 
-    def _rotated(self, x: str, spec: Attention, rope: RopeConfig) -> str:
-        """Shapes: (B, S, H * d) both ways."""
+    def _shared(self, x: str, spec: Attention) -> str:
+        """Each head of keys or values as often as heads of queries share it. Shapes: (B, S, K * d); (B, S, H * d)."""
+        graph = self.graph
+        (heads,) = graph.add("Reshape", [x, graph.constant(np.array([0, 0, spec.kv_heads, spec.head_dim], np.int64))])
+        places = np.repeat(np.arange(spec.kv_heads), spec.heads // spec.kv_heads)
+        (spread,) = graph.add("Gather", [heads, graph.constant(places)], axis=2)
+        return graph.add("Reshape", [spread, graph.constant(np.array([0, 0, -1], np.int64))])[0]
+
+    def _rotated(self, x: str, heads: int, dim: int, rope: RopeConfig) -> str:
+        """Shapes: (B, S, heads * dim) both ways."""
         if rope not in self.ropes:
             self.ropes.append(rope)
         index = self.ropes.index(rope)
@@ -58,8 +71,9 @@ class BidirectionalNodes:
             "RotaryEmbedding",
             [x, self.graph.constant(np.zeros(1, np.int64)), *tables],
             domain=CONTRIB,
-            num_heads=spec.heads,
-            rotary_embedding_dim=0 if rope.dims == spec.head_dim else rope.dims,
+            num_heads=heads,
+            rotary_embedding_dim=0 if rope.dims == dim else rope.dims,
+            interleaved=int(rope.interleaved),
         )[0]
 
     def _added(self, spec: Attention) -> str:

@@ -37,7 +37,10 @@ SIZES: dict[str, Any] = {
 
 
 # A quarter of a head must be a pair or more.
-OWN_SIZES: dict[str, dict[str, Any]] = {"StableLmForCausalLM": {"head_dim": 8}}
+OWN_SIZES: dict[str, dict[str, Any]] = {
+    "StableLmForCausalLM": {"head_dim": 8},
+    "Gemma3TextModel": {"use_bidirectional_attention": True},
+}
 
 
 def sizes(architecture: str) -> dict[str, Any]:

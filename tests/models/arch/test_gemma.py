@@ -82,7 +82,7 @@ def test_biases_are_the_attentions_and_by_option():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is not supported"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is for models of embeddings"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is not supported"),
         ({"hidden_activation": "mish"}, "hidden_activation 'mish' is not supported"),
         ({"sliding_window": 0}, "sliding_window"),
@@ -95,6 +95,16 @@ def test_biases_are_the_attentions_and_by_option():
 def test_what_is_not_honoured_is_refused_by_name(change: dict[str, Any], named: str):
     with pytest.raises(CheckpointError, match=rf"config\.json: .*{named}"):
         gemma3(**change)
+
+
+def test_a_gemma_for_embeddings_has_no_words_and_sees_half_a_window_to_each_side():
+    model = build("Gemma3TextModel", use_bidirectional_attention=True, sliding_window=16)
+    assert (model.is_encoder, model.state) == (True, ())
+    specs = attentions(model)
+    assert {spec.window for spec in specs} <= {9, None}
+    assert all(spec.bidirectional for spec in specs)
+    with pytest.raises(CheckpointError, match="use_bidirectional_attention must be true"):
+        build("Gemma3TextModel", use_bidirectional_attention=False)
 
 
 HEADS = {"attention.key_length": 8}
