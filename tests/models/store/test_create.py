@@ -378,9 +378,9 @@ def test_weights_quantised_in_a_foreign_way_are_refused(tmp_path, store):
 
 
 def test_architectures_with_rules_of_their_own_are_not_quantised_by_others(tmp_path, store):
-    config = {"architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4"}
+    config = {"architectures": ["MuseGlimmerForCausalLM"], "model_type": "glimmer"}
     source = write_folder(tmp_path / "source", {"a.weight": mx.ones((64, 64))}, config)
-    with pytest.raises(QuantizationError, match="Gemma4ForCausalLM is quantised by rules of its own"):
+    with pytest.raises(QuantizationError, match="MuseGlimmerForCausalLM is quantised by rules of its own"):
         create(source, store, quantize="int4")
     (note,) = create(source, store)
     assert "this runner cannot load it" in note
