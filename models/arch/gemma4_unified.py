@@ -23,5 +23,5 @@ ARCHITECTURE = Architecture(
     gguf=(),
     build=build,
     other_parts=("vision_embedder.", "embed_vision.", "embed_audio."),
-    without_gguf="llama.cpp writes it as a Gemma 4, and so it is read",
+    without_gguf="no published file was at hand; one that calls itself a Gemma 4 is read as such",
 )
