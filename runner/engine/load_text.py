@@ -11,7 +11,6 @@ holds besides. Without an asked context a row may hold as much as the model allo
 import gc
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from models.arch import Model, build_model
@@ -88,8 +87,7 @@ class TextBlueprint:
         # First, so that what reading a vocabulary leaves behind is room for weights.
         tokenizer = load_tokenizer(self.checkpoint)
         grammars = GrammarCompiler(tokenizer, self.model.config.vocab_size, strict=self.config.strict_format)
-        with allocation_failures(self._remedy()), ThreadPoolExecutor(1, "grammars") as aside:
-            aside.submit(grammars.warm)
+        with allocation_failures(self._remedy()):
             executor = self.choice.load(self.checkpoint, self.model, self.shape, progress)
         gc.collect()
         executor.give_back()
