@@ -191,7 +191,7 @@ async def test_no_hostile_input_harms_the_process(spawn_runner, pipelines):
 async def test_a_signal_during_a_step_ends_the_stream_and_the_process(spawn_runner, pipelines, number):
     async with spawn_runner(pipelines / "z_image", dialect=IMAGEGEN) as child:
         await child.wait_ready()
-        async with aclosing(child.exchange("/completion", {**LONG, "width": 512, "height": 512})) as lines:
+        async with aclosing(child.exchange("/completion", LONG)) as lines:
             await anext(lines)
             ending = asyncio.create_task(stopped(child, number))
             with pytest.raises(ChildError, match="shutting down"):
