@@ -15,6 +15,11 @@ class ConfigReader:
         self._values = values
         self._file = file
 
+    @property
+    def file(self) -> str:
+        """What messages call the file."""
+        return self._file
+
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number; required where no default is given."""
         value = self._value(key, default)
@@ -126,6 +131,11 @@ class ConfigReader:
         if not isinstance(value, dict):
             raise self._wrong(key, value, "an object")
         return ConfigReader(value, self._file)
+
+    def sections(self, key: str) -> "dict[str, ConfigReader]":
+        """A nested object of objects, by their keys; empty where the key is absent."""
+        inner = ConfigReader(self.mapping(key), self._file)
+        return {name: ConfigReader(inner.mapping(name), self._file) for name in self.mapping(key)}
 
     def _value(self, key: str, default: JSON) -> JSON:
         value = self._values.get(key)

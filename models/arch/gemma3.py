@@ -74,7 +74,8 @@ def _layer(dims: blocks.Dims, index: int, *, bias: bool) -> gemma2.Layer:
     return replace(layer, attention=replace(layer.attention, q_norm=q_norm, k_norm=k_norm))
 
 
-def _gguf_config(metadata: GGUFMetadata) -> gguf.Config:
+def gguf_config(metadata: GGUFMetadata) -> gguf.Config:
+    """What a config.json says, from the metadata of a Gemma 3."""
     config = gemma2.gguf_config(metadata, largest=_LARGEST, theta=1_000_000.0)
     if config["rope_scaling"] is None and metadata.count("context_length") >= _SCALED_CONTEXT:
         config["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
@@ -85,22 +86,33 @@ def _gguf_config(metadata: GGUFMetadata) -> gguf.Config:
     }
 
 
+def pools(metadata: GGUFMetadata) -> bool:
+    """Whether a file is one for embeddings."""
+    return bool(metadata.integer("pooling_type"))
+
+
+layout = partial(
+    gguf.layout,
+    model_type="gemma3_text",
+    norm_shift=1.0,
+    half="bfloat16",
+    other_parts=("v.", "mm."),
+    attn_q_norm="self_attn.q_norm",
+    attn_k_norm="self_attn.k_norm",
+    post_attention_norm="post_attention_layernorm",
+    ffn_norm="pre_feedforward_layernorm",
+    post_ffw_norm="post_feedforward_layernorm",
+)
+"""How a GGUF file of this architecture is written, whatever it is for."""
+
 ARCHITECTURE = Architecture(
     hf=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
     gguf=(
-        gguf.layout(
+        layout(
             "gemma3",
             hf="Gemma3ForCausalLM",
-            model_type="gemma3_text",
-            config=_gguf_config,
-            norm_shift=1.0,
-            half="bfloat16",
-            other_parts=("v.", "mm."),
-            attn_q_norm="self_attn.q_norm",
-            attn_k_norm="self_attn.k_norm",
-            post_attention_norm="post_attention_layernorm",
-            ffn_norm="pre_feedforward_layernorm",
-            post_ffw_norm="post_feedforward_layernorm",
+            config=gguf_config,
+            applies=lambda metadata: not pools(metadata),
         ),
     ),
     build=build,

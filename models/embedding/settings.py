@@ -131,7 +131,12 @@ def _of_gguf_or_plain(checkpoint: Checkpoint, model: Model, asked: Pooling | Non
     if not isinstance(normalize, bool):
         # As Ollama's own child does where the file is silent.
         normalize = config.get("gguf_architecture") != "nomic-bert"
-    return EmbeddingSettings(pooling, model.config.hidden_size, normalize)
+    dense: list[Dense] = []
+    width = model.config.hidden_size
+    for name, sizes in ConfigReader(config).sections("gguf_dense").items():
+        dense.append(_checked(sizes, width, name, bias=False, activation="identity"))
+        width = dense[-1].outputs
+    return EmbeddingSettings(pooling, width, normalize, tuple(dense))
 
 
 def _of_modules(checkpoint: Checkpoint, modules: list[JSON], model: Model, asked: Pooling | None) -> EmbeddingSettings:
@@ -191,10 +196,15 @@ def _dense(checkpoint: Checkpoint, path: str, width: int) -> Dense:
     name = reader.text("activation_function", "torch.nn.modules.activation.Tanh").rpartition(".")[2]
     if name not in _DENSE_ACTIVATIONS:
         raise CheckpointError(f"activation_function {name!r} is not supported", file=file)
+    return _checked(reader, width, path, bias=reader.flag("bias", default=True), activation=_DENSE_ACTIVATIONS[name])
+
+
+def _checked(reader: ConfigReader, width: int, path: str, *, bias: bool, activation: DenseActivation) -> Dense:
+    """A dense layer that takes what comes before it."""
     inputs, outputs = reader.size("in_features"), reader.size("out_features")
     if inputs != width:
-        raise CheckpointError(f"in_features is {inputs}, and what comes before has {width}", file=file)
-    return Dense(path, inputs, outputs, reader.flag("bias", default=True), _DENSE_ACTIVATIONS[name])
+        raise CheckpointError(f"in_features is {inputs}, and what comes before has {width}", file=reader.file)
+    return Dense(path, inputs, outputs, bias, activation)
 
 
 def _with_limits(checkpoint: Checkpoint, settings: EmbeddingSettings) -> EmbeddingSettings:

@@ -111,7 +111,8 @@ class GGUFFile:
 
     def _named(self, component: str) -> Iterator[tuple[str, GGUFTensor]]:
         if component:
-            raise CheckpointError(f"a GGUF file has no component {component!r}", file=self._label)
+            yield self._dense(component)
+            return
         for tensor in self._header.tensors.values():
             name = hf_name(tensor.name, self._layout)
             if tensor.name == _KINDS and len(tensor.shape) == 1:
@@ -120,6 +121,14 @@ class GGUFFile:
             if name is not None:
                 check_kind(tensor)
                 yield name, tensor
+
+    def _dense(self, component: str) -> tuple[str, GGUFTensor]:
+        """The matrix behind pooling that is a component of that name."""
+        tensor = self._header.tensors.get(f"{component}.weight")
+        if self._layout is None or component not in self._layout.dense or tensor is None:
+            raise CheckpointError(f"a GGUF file has no component {component!r}", file=self._label)
+        check_kind(tensor)
+        return "linear.weight", tensor
 
     def _floats(self, name: str) -> list[float] | None:
         """The values of a tensor of one dimension; None where there is none. Raises CheckpointError."""

@@ -1,7 +1,7 @@
 """A GGUF file in Hugging Face's words: names, order of rows and configuration, as the architecture's layout says."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ def hf_name(name: str, layout: GGUFLayout | None) -> str | None:
         return None
     if layout is None:
         return name
-    if name.startswith(layout.other_parts):
+    if name.startswith(layout.other_parts) or name.removesuffix(".weight") in layout.dense:
         return None
     match = _IN_LAYER.fullmatch(name)
     stem = name.split(".", 2)[2].removesuffix(".weight").removesuffix(".bias") if match else ""
@@ -75,11 +75,22 @@ def hf_config(header: GGUFHeader, metadata: GGUFMetadata, layout: GGUFLayout | N
         config["gguf_pooling_type"] = pooling
     if (normalize := metadata.flag("normalize_embeddings")) is not None:
         config["gguf_normalize_embeddings"] = normalize
+    if layout is not None and layout.dense:
+        config["gguf_dense"] = _dense(metadata, layout.dense)
     for key, token in (("bos_token_id", "bos"), ("eos_token_id", "eos")):
         value = header.metadata.get(f"tokenizer.ggml.{token}_token_id")
         if isinstance(value, int):
             config[key] = value
     return config if layout is None else config | layout.config(metadata)
+
+
+def _dense(metadata: GGUFMetadata, names: Sequence[str]) -> JSON:
+    """The matrices behind pooling that the file has."""
+    shapes = {name: shape for name in names if (shape := metadata.shapes.get(f"{name}.weight")) is not None}
+    for name, shape in shapes.items():
+        if len(shape) != 2:
+            raise CheckpointError("is no matrix", file=metadata.file, tensor=f"{name}.weight")
+    return {name: {"in_features": shape[1], "out_features": shape[0]} for name, shape in shapes.items()}
 
 
 def _dtype(kinds: set[str], half: str) -> str:

@@ -291,10 +291,10 @@ GEMMA = (
             "head_dim": 8,
             "num_key_value_heads": 1,
             "num_hidden_layers": 3,
-            "query_pre_attn_scalar": 12,
+            "query_pre_attn_scalar": 8,
             "rope_theta": 1000.0,
             "rope_local_base_freq": 100.0,
-            "sliding_window": 9,
+            "sliding_window": 10,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
             "use_bidirectional_attention": True,
             "tie_word_embeddings": True,
@@ -303,7 +303,14 @@ GEMMA = (
         "pooling_mode_mean_tokens",
         dense=((28, "torch.nn.modules.linear.Identity", False), (20, "torch.nn.modules.linear.Identity", False)),
         ends=("[CLS]", "[SEP]"),
-        matters=({"sliding_window": 6}, {"use_bidirectional_attention": False}, {"query_pre_attn_scalar": 8}),
+        matters=(
+            {"sliding_window": 8},
+            {"sliding_window": 12},
+            {"use_bidirectional_attention": False},
+            {"query_pre_attn_scalar": 12},
+            {"rope_local_base_freq": 1000.0},
+        ),
+        gguf="gemma-embedding",
     ),
 )
 

@@ -55,7 +55,12 @@ QWEN3 = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-NAMES = {"bert": BERT, "nomic-bert": NOMIC, "qwen3": QWEN3}
+GEMMA = QWEN3 | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+NAMES = {"bert": BERT, "nomic-bert": NOMIC, "qwen3": QWEN3, "gemma-embedding": GEMMA}
 POOLING = {
     "pooling_mode_mean_tokens": gguf.PoolingType.MEAN,
     "pooling_mode_cls_token": gguf.PoolingType.CLS,
@@ -87,12 +92,16 @@ def write_sizes(writer: gguf.GGUFWriter, case: Case) -> None:
     writer.add_feed_forward_length(config.get("intermediate_size", config.get("n_inner")))
     writer.add_head_count(config.get("num_attention_heads", config.get("n_head")))
     writer.add_pooling_type(POOLING[case.pooling])
-    if case.gguf == "qwen3":
+    if case.gguf in ("qwen3", "gemma-embedding"):
         writer.add_head_count_kv(config["num_key_value_heads"])
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
         writer.add_rope_freq_base(config["rope_theta"])
+        if case.gguf == "gemma-embedding":
+            writer.add_sliding_window(config["sliding_window"])
+            writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
+            writer.add_rope_freq_base_swa(config["rope_local_base_freq"])
         return
     writer.add_causal_attention(False)
     writer.add_layer_norm_eps(config.get("layer_norm_eps", config.get("layer_norm_epsilon")))
@@ -129,13 +138,23 @@ def write_vocabulary(writer: gguf.GGUFWriter, case: Case, tokenizer: Tokenizer) 
             writer.add_tokenizer_pre("gpt-2")
             writer.add_token_merges([" ".join(pair) for pair in state["model"]["merges"]])
             writer.add_eos_token_id(vocabulary[last])
-            writer.add_add_bos_token(False)
+            if first:
+                writer.add_bos_token_id(vocabulary[first])
+            writer.add_add_bos_token(bool(first))
             writer.add_add_eos_token(True)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
 
 
-def write(path: Path, case: Case, weights: Arrays, tokenizer: Tokenizer) -> None:
+def write_dense(writer: gguf.GGUFWriter, case: Case, dense: Arrays) -> None:
+    """Gemma's dense layers, which are called by their place among the modules."""
+    for index in range(len(case.dense)):
+        weight = dense[f"{index}.linear.weight"]
+        writer.add_dense_features_dims(f"dense_{index + 2}", weight.shape[1], weight.shape[0])
+        writer.add_tensor(f"dense_{index + 2}.weight", weight)
+
+
+def write(path: Path, case: Case, weights: Arrays, dense: Arrays, tokenizer: Tokenizer) -> None:
     writer = gguf.GGUFWriter(path, case.gguf)
     write_sizes(writer, case)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
@@ -143,7 +162,9 @@ def write(path: Path, case: Case, weights: Arrays, tokenizer: Tokenizer) -> None
     skipped = skipped_positions(case)
     for name, weight in weights.items():
         value = weight[skipped:] if name.startswith("embeddings.position") else weight
-        writer.add_tensor(gguf_name(name, NAMES[case.gguf]), np.ascontiguousarray(value))
+        shift = np.float32(case.gguf == "gemma-embedding" and name.endswith("norm.weight"))
+        writer.add_tensor(gguf_name(name, NAMES[case.gguf]), np.ascontiguousarray(value + shift))
+    write_dense(writer, case, dense)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

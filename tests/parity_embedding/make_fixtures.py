@@ -226,7 +226,7 @@ def make(case: Case) -> None:
     save_file(reference, folder / "reference.safetensors")
     write_modules(case, folder, dense, width)
     if case.gguf:
-        gguf_twin.write(HERE / f"{case.name}.gguf", case, weights, tokenizer)
+        gguf_twin.write(HERE / f"{case.name}.gguf", case, weights, dense, tokenizer)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{case.name}: {len(reference['ids.0'])} tokens, {size / 1000:.0f} kB")
 

@@ -162,6 +162,17 @@ def test_gguf_files_say_their_pooling_and_a_nomic_bert_is_not_normalised(parity_
     assert settings_of(parity_embedding / "qwen3_embedding.gguf") == EmbeddingSettings("last", 24, normalize=True)
 
 
+def test_the_dense_layers_of_an_embedding_gemmas_gguf_file_follow_its_pooling(parity_embedding):
+    path = parity_embedding / "embedding_gemma.gguf"
+    layers = (Dense("dense_2", 24, 28, False, "identity"), Dense("dense_3", 28, 20, False, "identity"))
+    settings = settings_of(path)
+    assert settings == EmbeddingSettings("mean", 20, normalize=True, dense=layers)
+    checkpoint = open_checkpoint(str(path), path.parent)
+    assert [layer.weight.shape for layer in load_head(checkpoint, settings).layers] == [(28, 24), (20, 28)]
+    with pytest.raises(CheckpointError, match="has no component 'dense_4'"):
+        load_head(checkpoint, replace(settings, dense=(replace(layers[0], component="dense_4"),)))
+
+
 def test_a_model_of_the_ollama_store_embeds_by_its_capability(store_writer, tiny_llama):
     config = json.loads((tiny_llama / "config.json").read_text())
     store_writer.json("config.json", config)

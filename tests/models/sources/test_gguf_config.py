@@ -46,6 +46,41 @@ def test_the_vision_tensors_of_ollamas_own_files_are_no_weights_of_the_text_mode
     assert hf_name(name, layout_of("gemma3")) is None
 
 
+NARROW, WIDE = np.zeros((32, 64), np.float32), np.zeros((64, 32), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arch", "names"), [("gemma-embedding", ("dense_2", "dense_3")), ("gemma3", ("dense.0", "dense.1"))]
+)
+def test_a_gemma_that_pools_sees_both_ways_and_has_its_dense_layers_apart(
+    write_gguf, arch: str, names: tuple[str, str]
+):
+    tensors = {f"{name}.weight": value for name, value in zip(names, (NARROW, WIDE), strict=True)}
+    file = GGUFFile(write_gguf(tensors, {f"{arch}.pooling_type": 1}, arch=arch), "m")
+    config = dict(file.config)
+    assert config["architectures"] == ["Gemma3TextModel"]
+    assert config["use_bidirectional_attention"] is True
+    assert list(dict(config["gguf_dense"]).items()) == [
+        (names[0], {"in_features": 64, "out_features": 32}),
+        (names[1], {"in_features": 32, "out_features": 64}),
+    ]
+    assert [info.name for info in file.infos()] == ["model.embed_tokens.weight"]
+    assert [(info.name, info.shape) for info in file.infos(names[1])] == [("linear.weight", (64, 32))]
+
+
+def test_a_gemma_3_that_does_not_pool_speaks(write_gguf):
+    for said in ({}, {"gemma3.pooling_type": 0}):
+        config = config_of(write_gguf({}, said, arch="gemma3"))
+        assert config["architectures"] == ["Gemma3ForCausalLM"]
+        assert "gguf_dense" not in config
+
+
+def test_a_dense_layer_that_is_no_matrix_is_refused(write_gguf):
+    path = write_gguf({"dense_2.weight": np.zeros(64, np.float32)}, arch="gemma-embedding")
+    with pytest.raises(CheckpointError, match=r"tensor dense_2\.weight: is no matrix"):
+        config_of(path)
+
+
 def test_an_unknown_architectures_names_stay_for_the_loader_to_refuse():
     assert hf_name("blk.0.attn_q.weight", None) == "blk.0.attn_q.weight"
     assert hf_name("rope_freqs.weight", None) is None
