@@ -13,9 +13,10 @@ from models.ops.base import (
     PositionScale,
     RelativeBias,
 )
+from models.ops.recurrent import DeltaRule, StateSpace
 from models.ops.rope import RopeConfig
 from models.ops.routing import Routing
-from models.ops.state import KV, LayerState
+from models.ops.state import KV, LayerState, Recurrent
 from models.ops.weights import (
     Embedding,
     Expert,
@@ -26,6 +27,7 @@ from models.ops.weights import (
     Linear,
     Matrix,
     Norm,
+    ShortConv,
     Vector,
     Weight,
     weights_in,
@@ -36,6 +38,7 @@ __all__ = [
     "Activation",
     "Attention",
     "ClampedSwish",
+    "DeltaRule",
     "Embedding",
     "Expert",
     "Experts",
@@ -50,9 +53,12 @@ __all__ = [
     "Norm",
     "Ops",
     "PositionScale",
+    "Recurrent",
     "RelativeBias",
     "RopeConfig",
     "Routing",
+    "ShortConv",
+    "StateSpace",
     "Vector",
     "Weight",
     "weights_in",

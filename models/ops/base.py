@@ -10,9 +10,10 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from models.ops.recurrent import DeltaRule, StateSpace
 from models.ops.rope import RopeConfig
 from models.ops.routing import Routing
-from models.ops.weights import Embedding, Experts, LatentUp, LayerNorm, Matrix, Norm, Vector
+from models.ops.weights import Embedding, Experts, LatentUp, LayerNorm, Matrix, Norm, ShortConv, Vector
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid"]
 """`gelu` is the exact one, `gelu_tanh` its usual approximation (arXiv 1606.08415); `relu2` is squared (2109.08668)."""
@@ -170,6 +171,29 @@ class Ops(Protocol[Tensor]):
         rotated key. An executor may take `up` to the queries and the outputs instead of to every latent.
 
         Shapes: q (T, heads * (key_dim + rope_dim)), latent (T, rank + rope_dim); returns (T, heads * value_dim).
+        """
+        ...
+
+    def short_conv(self, x: Tensor, conv: ShortConv, layer: int) -> Tensor:
+        """Each channel's last inputs weighed, those of earlier steps from the layer's state. Shapes: (T, C) both ways.
+
+        `layer` is the number in `Model.state` of a `Recurrent` of the shape `conv.shape`.
+        """
+        ...
+
+    def delta_rule(
+        self, q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, *, layer: int, spec: DeltaRule
+    ) -> Tensor:
+        """The gated delta rule from the layer's state on, a `Recurrent` of the shape `spec.shape`.
+
+        Shapes: q and k (T, key_heads * key_dim), v (T, heads * value_dim), a and b (T, heads); returns as v.
+        """
+        ...
+
+    def state_space(self, x: Tensor, b: Tensor, c: Tensor, dt: Tensor, *, layer: int, spec: StateSpace) -> Tensor:
+        """The selective state space from the layer's state on, a `Recurrent` of the shape `spec.shape`.
+
+        Shapes: x (T, heads * head_dim), b and c (T, groups * state_dim), dt (T, heads); returns as x.
         """
         ...
 

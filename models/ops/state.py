@@ -1,7 +1,7 @@
 """State as an architecture declares it: what each layer remembers of a row.
 
-Sizing, prefix cache, disk cache and admission work from these declarations. Keys and values are divisible by tokens; a
-state that is not (of recurrent layers) will be a declaration of its own beside `KV`.
+Sizing, prefix cache, disk cache and admission work from these declarations. Keys and values are divisible by tokens;
+what a recurrent layer remembers is not: going back to an earlier token needs a checkpoint that was taken there.
 """
 
 from dataclasses import dataclass
@@ -21,4 +21,11 @@ class KV:
     """Values are the beginnings of the keys, and not held by themselves."""
 
 
-LayerState: TypeAlias = KV
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """One array of float32, overwritten by every token: zeros for a row that has none. Shape: as it says."""
+
+    shape: tuple[int, ...]
+
+
+LayerState: TypeAlias = KV | Recurrent

@@ -108,6 +108,30 @@ class Vector:
 
 
 @dataclass(frozen=True, slots=True)
+class ShortConv:
+    """A kernel for each channel over its last `taps` tokens under `NAME.weight`, and perhaps `NAME.bias` (channels,).
+
+    Stored as (channels, 1, taps), the newest token's last. Source: Mamba (arXiv 2312.00752).
+    """
+
+    name: str
+    channels: int
+    taps: int
+    bias: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of what it remembers of a row: the inputs before its next token, the oldest first."""
+        return (self.taps - 1, self.channels)
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The names and shapes of its tensors."""
+        yield f"{self.name}.weight", (self.channels, 1, self.taps)
+        if self.bias:
+            yield f"{self.name}.bias", (self.channels,)
+
+
+@dataclass(frozen=True, slots=True)
 class Expert:
     """The weights of one gated MLP among several."""
 
@@ -158,7 +182,7 @@ class LatentUp:
             yield f"{self.name}.weight", (self.heads * (self.key_dim + self.value_dim), self.rank)
 
 
-Weight: TypeAlias = Linear | Joined | Embedding | Norm | LayerNorm | Vector | Experts | LatentUp
+Weight: TypeAlias = Linear | Joined | Embedding | Norm | LayerNorm | Vector | ShortConv | Experts | LatentUp
 Matrix: TypeAlias = Linear | Joined | Embedding
 """What a product can be made with."""
 
