@@ -173,6 +173,8 @@ class GGUFLayout:
     """What the names within layers begin with, before the layer's number."""
     half: str = "float16"
     """The type of 16 bits to compute in; some activations leave float16's range."""
+    rates: tuple[str, ...] = ()
+    """Tensors of a layer that are stored as -exp(x) of what Hugging Face has."""
     dense: tuple[str, ...] = ()
     """Matrices behind pooling, in order, where a file has them; each is a component `linear` of that name."""
 
@@ -188,6 +190,7 @@ def layout(
     norm_shift: float = 0.0,
     other_parts: tuple[str, ...] = (),
     half: str = "float16",
+    rates: tuple[str, ...] = (),
     dense: tuple[str, ...] = (),
     top: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
@@ -214,5 +217,6 @@ def layout(
         norm_shift=norm_shift,
         other_parts=other_parts,
         half=half,
+        rates=rates,
         dense=dense,
     )

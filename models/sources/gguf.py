@@ -19,7 +19,7 @@ from models.gguf_metadata import GGUFMetadata
 from models.quantization import Array, Blocks, dequantize
 from models.sources.base import JSON, NamedTensor, Tensor, TensorInfo
 from models.sources.gguf_blocks import PLAIN, REPACKED, check_kind, read_rows
-from models.sources.gguf_config import hf_config, hf_name, unpermuted_rows
+from models.sources.gguf_config import hf_config, hf_name, stem_in_layer, unpermuted_rows
 from models.sources.gguf_header import GGUFHeader, GGUFTensor, read_header
 from models.sources.gguf_tokenizer import tokenizer_files
 
@@ -139,6 +139,8 @@ class GGUFFile:
         return [float(value) for value in _vector(tensor)]
 
     def _value(self, tensor: GGUFTensor) -> Tensor:
+        if self._layout is not None and stem_in_layer(tensor.name) in self._layout.rates:
+            return np.log(-_vector(tensor).astype(np.float32))
         if len(tensor.shape) == 1:
             vector = _vector(tensor)
             if self._layout is not None and self._layout.norm_shift and tensor.name.endswith("norm.weight"):

@@ -14,7 +14,8 @@ from models.sources.gguf_header import GGUFHeader
 
 # Constants of the rotary embedding; they reach the model by the configuration.
 _FOLDED = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd\.weight")
-_IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias|scale)")
+# Numbers that are no matrix, as a state space's rates, have no `.weight`.
+_IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)(?:\.(weight|bias|scale))?")
 
 
 def hf_name(name: str, layout: GGUFLayout | None) -> str | None:
@@ -29,9 +30,15 @@ def hf_name(name: str, layout: GGUFLayout | None) -> str | None:
     stem = name.split(".", 2)[2].removesuffix(".weight").removesuffix(".bias") if match else ""
     if match and stem in layout.layer:
         full = f"{layout.layers}.{match[1]}.{layout.layer[stem]}"
-        return full if stem in layout.bare else f"{full}.{match[3]}"
+        return full if stem in layout.bare or match[3] is None else f"{full}.{match[3]}"
     stem, _, kind = name.rpartition(".")
     return f"{layout.top[stem]}.{kind}" if stem in layout.top else name
+
+
+def stem_in_layer(name: str) -> str:
+    """A tensor's name without its layer and its kind; empty for one outside of layers."""
+    match = _IN_LAYER.fullmatch(name)
+    return match[2] if match else ""
 
 
 def unpermuted_rows(

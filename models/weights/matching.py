@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from models.arch import Model
 from models.errors import CheckpointError
-from models.ops.weights import Weight, weights_in
+from models.ops.weights import ShortConv, Vector, Weight, weights_in
 from models.sources.base import Checkpoint, TensorInfo
 from models.weights.stacks import separate_infos
 
@@ -45,7 +45,9 @@ def matched(
     Raises:
         CheckpointError: a tensor is missing, left over, there twice or of another shape.
     """
+    weights = list(weights)
     wanted = dict(tensor for weight in weights for tensor in weight.tensors())
+    small = {name for weight in weights if isinstance(weight, Vector | ShortConv) for name, _ in weight.tensors()}
     found: dict[str, TensorInfo] = {}
     for info in infos:
         own = _text_name(info.name)
@@ -57,7 +59,7 @@ def matched(
             continue
         if name in found:
             raise CheckpointError("is there twice", file=info.file, tensor=info.name)
-        if info.shape != wanted[name]:
+        if info.shape != wanted[name] and not (name in small and _sizes(info.shape) == _sizes(wanted[name])):
             raise CheckpointError(
                 f"its shape is {list(info.shape)}, and config.json asks for {list(wanted[name])}",
                 file=info.file,
@@ -73,6 +75,11 @@ def matched(
 def _text_name(name: str) -> str:
     """A tensor's name in the text model alone: multimodal checkpoints say `language_model.` first, behind `model.`."""
     return name.removeprefix("model.").removeprefix(_TEXT) if _TEXT in name else name
+
+
+def _sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without its axes of length 1, about which converters disagree where they mean nothing."""
+    return tuple(size for size in shape if size != 1)
 
 
 def _may_be_left_over(name: str, wanted: dict[str, tuple[int, ...]], unused: tuple[str, ...]) -> bool:
