@@ -16,7 +16,7 @@ import numpy as np
 from models.detokenizer import StreamingDetokenizer
 from models.embedding import NotFinite
 from models.errors import TokenizerError
-from models.executors.base import Row, Segment, Step
+from models.executors.base import Checkpoint, Row, Segment, Step
 from models.sampling import Draw, Drawn
 from models.sampling.host import sample
 
@@ -29,6 +29,8 @@ POISON = 0x0E
 """After this byte the logits are NaN."""
 BYTES_PER_TOKEN = 8
 """What a token takes in a slot, and in a segment."""
+CHECKPOINT_BYTES = 64
+"""What a checkpoint takes."""
 
 _MODULUS = 1009
 _NO_SCRIPT = -1
@@ -54,6 +56,20 @@ class FakeSegment:
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         yield "said", np.array([self.tokens], np.int32)
         yield "check", np.array([self.tokens], np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class FakeCheckpoint:
+    """What a recurrent layer would remember of a row's first tokens: these."""
+
+    tokens: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return CHECKPOINT_BYTES
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        yield "remembered", np.array(self.tokens, np.int32)
 
 
 class FakeLogits:
@@ -97,10 +113,12 @@ class FakeExecutor:
         depth: int = 0,
         window: int | None = None,
         draft_room: int = 64,
+        recurrent: bool = False,
         before_step: Callable[[int, Step], None] | None = None,
         before_read: Callable[[], None] = lambda: None,
     ) -> None:
         self.depth = depth
+        self.needs_checkpoints = recurrent
         self.steps = 0
         self.most_under_way = 0
         self.given_back = 0
@@ -161,18 +179,32 @@ class FakeExecutor:
         assert self.first_held(tokens) <= begin < end <= tokens <= len(self.slots[slot])
         return FakeSegment(tuple(self.slots[slot][begin:end]))
 
-    def restore(self, slot: int, segments: Sequence[Segment]) -> None:
+    def checkpoint(self, slot: int, tokens: int) -> FakeCheckpoint | None:
+        self._check_use()
+        own = self.slots[slot]
+        return FakeCheckpoint(tuple(own)) if self.needs_checkpoints and len(own) == tokens else None
+
+    def restore(self, slot: int, segments: Sequence[Segment], checkpoint: Checkpoint | None = None) -> None:
         self._check_use()
         assert slot not in self.slots, "only an empty slot is restored"
         own = [segment for segment in segments if isinstance(segment, FakeSegment)]
         assert len(own) == len(segments) > 0
         self.slots[slot] = [token for segment in own for token in segment.tokens]
+        if self.needs_checkpoints:
+            assert checkpoint == FakeCheckpoint(tuple(self.slots[slot])), "a checkpoint of other tokens"
 
-    def read_segment(self, arrays: Mapping[str, np.ndarray]) -> FakeSegment:
+    def read_segment(self, arrays: Mapping[str, np.ndarray], length: int) -> FakeSegment:
         self._check_use()
         if set(arrays) != {"said", "check"} or arrays["said"].dtype != np.int32:
             raise ValueError("its arrays are not those of this model's layers")
+        assert arrays["said"].shape == (1, length)
         return FakeSegment(tuple(arrays["said"][0].tolist()))
+
+    def read_checkpoint(self, arrays: Mapping[str, np.ndarray]) -> FakeCheckpoint:
+        self._check_use()
+        if set(arrays) != {"remembered"}:
+            raise ValueError("its arrays are not those of this model's recurrent layers")
+        return FakeCheckpoint(tuple(arrays["remembered"].tolist()))
 
     def release(self, slot: int) -> None:
         self._check_use()

@@ -71,6 +71,19 @@ class Segment(Protocol):
         ...
 
 
+class Checkpoint(Protocol):
+    """What recurrent layers remember of a row's first tokens, copied; of use to the same executor only."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        ...
+
+    def arrays(self) -> Iterator[tuple[str, HostArray]]:
+        """Its arrays by name, on the host, for a file. Waits for them."""
+        ...
+
+
 class Logits(Protocol):
     """Logits of a step's wanted places, perhaps not computed yet."""
 
@@ -98,6 +111,11 @@ class Executor(Protocol):
     @property
     def vocab_size(self) -> int:
         """Logits of a place. Thread: any."""
+        ...
+
+    @property
+    def needs_checkpoints(self) -> bool:
+        """Whether some layer is recurrent, so that a row can go on only where a checkpoint was taken. Thread: any."""
         ...
 
     def forward(self, step: Step) -> Logits | None:
@@ -131,15 +149,30 @@ class Executor(Protocol):
         """A copy of [begin, end) of a slot of `tokens` tokens; `first_held(tokens) <= begin < end <= tokens`."""
         ...
 
-    def restore(self, slot: int, segments: Sequence[Segment]) -> None:
-        """Fill a slot with the first tokens of a row, stored earlier."""
+    def checkpoint(self, slot: int, tokens: int) -> Checkpoint | None:
+        """A copy of what recurrent layers remember of a slot's first `tokens` tokens.
+
+        None: they remember another number of tokens, as they do behind drafts that were taken back.
+        """
         ...
 
-    def read_segment(self, arrays: Mapping[str, HostArray]) -> Segment:
-        """The segment that had these `arrays()`.
+    def restore(self, slot: int, segments: Sequence[Segment], checkpoint: Checkpoint | None = None) -> None:
+        """Fill a slot with the first tokens of a row, stored earlier; the checkpoint is of as many tokens."""
+        ...
+
+    def read_segment(self, arrays: Mapping[str, HostArray], length: int) -> Segment:
+        """The segment of so many tokens that had these `arrays()`.
 
         Raises:
             ValueError: they are not what this executor's segments have.
+        """
+        ...
+
+    def read_checkpoint(self, arrays: Mapping[str, HostArray]) -> Checkpoint:
+        """The checkpoint that had these `arrays()`.
+
+        Raises:
+            ValueError: they are not what this executor's checkpoints have.
         """
         ...
 

@@ -54,8 +54,8 @@ _PART = re.compile(r"\.[0-9a-f]{32}\.(\d+)\.[0-9a-f]{8}\.part")
 
 logger = logging.getLogger(__name__)
 
-ReadSegment: TypeAlias = Callable[[Mapping[str, HostArray]], Segment]
-"""Makes a segment of a file's arrays by name. Raises ValueError where they are not those of the model's segments."""
+ReadSegment: TypeAlias = Callable[[Mapping[str, HostArray], int], Segment]
+"""Makes a segment of so many tokens of a file's arrays by name. Raises ValueError where no such segment has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +353,7 @@ def _decoded(file: SafetensorsFile, tokens: bytes, read_segment: ReadSegment) ->
     if first.key != _TOKENS or data[: first.nbytes] != tokens:
         raise _ForeignError("it is for other tokens")
     try:
-        segment = read_segment(arrays(entries, data, begin))
+        segment = read_segment(arrays(entries, data, begin), BLOCK_TOKENS)
     except ValueError as error:
         raise _ForeignError(str(error)) from error
     if segment.length != BLOCK_TOKENS:

@@ -159,7 +159,7 @@ def test_a_restored_row_is_like_fresh(fixture: Fixture, length: int, through_a_f
     spans = [(begin, end) for begin, end in ((0, middle), (middle, length)) if begin < end]
     kept = [executor.segment(1, length, begin, end) for begin, end in spans]
     if through_a_file:
-        kept = [executor.read_segment(dict(segment.arrays())) for segment in kept]
+        kept = [executor.read_segment(dict(segment.arrays()), segment.length) for segment in kept]
     # Another way on, which must not reach what was copied.
     run_in_pieces(executor, 1, tokens[:length] + tokens[::-1], 3 + length, begin=length)
     executor.release(1)

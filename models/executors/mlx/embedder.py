@@ -12,6 +12,7 @@ from models.errors import ExecutionError
 from models.executors.base import Embedder
 from models.executors.mlx.loading import compute_dtype, load_weights
 from models.executors.mlx.ops import Activations, Wavelengths, WholeOps, position_factors
+from models.executors.mlx.recurrent import Run
 from models.executors.mlx.weights import Policy, Weights
 from models.mlx_memory import configure, give_back
 from models.ops import Attention, Embedding, PositionScale, RelativeBias, RopeConfig
@@ -40,6 +41,12 @@ class PassOps(WholeOps):
         """See `Ops.embed_positions`."""
         rows = self._weights.table(table).rows(mx.arange(first, first + self._length))
         return mx.tile(rows, (self._count, 1))
+
+    def _recur(self, parts: Sequence[mx.array], layer: int, shape: tuple[int, ...], run: Run) -> mx.array:  # noqa: ARG002
+        """See `Recurrence._recur`."""
+        rows = [x.reshape(self._count, self._length, -1) for x in parts]
+        made, _ = run(rows, mx.zeros((self._count, *shape), mx.float32))
+        return made.reshape(len(parts[0]), -1)
 
     def rotate(self, x: mx.array, heads: int, rope: RopeConfig) -> mx.array:
         """See `Ops.rotate`."""

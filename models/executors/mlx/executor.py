@@ -16,12 +16,22 @@ import numpy.typing as npt
 
 from models.arch import Model
 from models.errors import ExecutionError
-from models.executors.base import Logits, Segment, Step
+from models.executors.base import Checkpoint, Logits, Segment, Step
 from models.executors.mlx.ops import Activations, StepOps, TextOps, Wavelengths
 from models.executors.mlx.parts import Part, parts_of
-from models.executors.mlx.segments import DeviceSegment, copied, read, restored
-from models.executors.mlx.slabs import LayerSpec, Slabs, class_capacity
+from models.executors.mlx.segments import (
+    DeviceCheckpoint,
+    DeviceSegment,
+    checkpoint,
+    copied,
+    go_to,
+    read,
+    read_checkpoint,
+    restored,
+)
+from models.executors.mlx.slabs import LONGEST_STEP, LayerSpec, RecurrentSpec, Slabs, StateSpec, class_capacity
 from models.executors.mlx.weights import Weights
+from models.executors.replay import MOST_REPLAYED, Replays
 from models.mlx_memory import give_back
 from models.sampling import Draw
 from models.sampling.device import DeviceSampled, sample
@@ -56,15 +66,22 @@ class MLXExecutor:
 
     model: Model
     weights: Weights
-    specs: tuple[LayerSpec, ...]
+    specs: tuple[StateSpec, ...]
     depth: int
     wavelengths: Wavelengths = field(default_factory=Wavelengths)
     activations: Activations = field(default_factory=Activations)
     _slabs: Slabs = field(init=False)
     _last: dict[int, _Last] = field(default_factory=dict)
+    _replays: Replays[DeviceCheckpoint] = field(init=False)
 
     def __post_init__(self) -> None:
         self._slabs = Slabs(self.specs)
+        self._replays = Replays(self._kept, self._go_to)
+
+    @property
+    def needs_checkpoints(self) -> bool:
+        """See `Executor.needs_checkpoints`. Thread: any."""
+        return any(isinstance(spec, RecurrentSpec) for spec in self.specs)
 
     @property
     def vocab_size(self) -> int:
@@ -73,6 +90,15 @@ class MLXExecutor:
 
     def forward(self, step: Step) -> DeviceLogits | None:
         """See `Executor.forward`. Builds a graph; computes where depth is 0."""
+        if not self.needs_checkpoints:
+            return self._forward(step)
+        logits = None
+        for rows in self._replays.passes(step.rows):
+            logits = self._forward(Step(rows))
+        return logits
+
+    def _forward(self, step: Step) -> DeviceLogits | None:
+        """Run the rows, each from where its state stands."""
         with _running():
             logits = self.built(step)
             begun = [*([] if logits is None else [logits.values]), *self._slabs.arrays()]
@@ -124,7 +150,8 @@ class MLXExecutor:
 
     def draft_room(self, begin: int) -> int:  # noqa: ARG002 - the same everywhere
         """See `Executor.draft_room`: a ring has room for the longest step behind its window. Thread: any."""
-        return max(spec.longest_step for spec in self.specs) - 1
+        room = max((spec.longest_step for spec in self.specs if isinstance(spec, LayerSpec)), default=LONGEST_STEP) - 1
+        return room - MOST_REPLAYED if self.needs_checkpoints else room
 
     def state_nbytes(self, tokens: int) -> int:
         """See `Executor.state_nbytes`. Thread: any."""
@@ -132,29 +159,42 @@ class MLXExecutor:
 
     def first_held(self, tokens: int) -> int:
         """See `Executor.first_held`. Thread: any."""
-        return max((spec.first_held(tokens) for spec in self.specs), default=0)
+        return max((spec.first_held(tokens) for spec in self.specs if isinstance(spec, LayerSpec)), default=0)
 
     def segment(self, slot: int, tokens: int, begin: int, end: int) -> DeviceSegment:  # noqa: ARG002 - positions say it
         """See `Executor.segment`."""
         slab, place = self._slabs.find(slot)
         return copied(slab, place, self.specs, begin, end)
 
-    def restore(self, slot: int, segments: Sequence[Segment]) -> None:
+    def checkpoint(self, slot: int, tokens: int) -> DeviceCheckpoint | None:
+        """See `Executor.checkpoint`."""
+        return self._kept(slot) if self._replays.stands(slot) == tokens else None
+
+    def restore(self, slot: int, segments: Sequence[Segment], checkpoint: Checkpoint | None = None) -> None:
         """See `Executor.restore`."""
         own = [segment for segment in segments if isinstance(segment, DeviceSegment)]
         assert len(own) == len(segments)
         tokens = sum(segment.length for segment in own)
         slab = self._slabs.place(slot, tokens)
         restored(slab, slab.rows.index(slot), self.specs, own)
+        if self.needs_checkpoints:
+            assert isinstance(checkpoint, DeviceCheckpoint)
+            self._go_to(slot, checkpoint)
+            self._replays.restored(slot, tokens)
 
-    def read_segment(self, arrays: Mapping[str, Array]) -> DeviceSegment:
+    def read_segment(self, arrays: Mapping[str, Array], length: int) -> DeviceSegment:
         """See `Executor.read_segment`."""
-        return read(arrays, self.specs)
+        return read(arrays, self.specs, length)
+
+    def read_checkpoint(self, arrays: Mapping[str, Array]) -> DeviceCheckpoint:
+        """See `Executor.read_checkpoint`."""
+        return read_checkpoint(arrays, self.specs)
 
     def release(self, slot: int) -> None:
         """See `Executor.release`."""
         self._last.pop(slot, None)
         self._slabs.release(slot)
+        self._replays.forget(slot)
 
     def memory_bytes(self) -> int:
         """See `Executor.memory_bytes`."""
@@ -171,6 +211,12 @@ class MLXExecutor:
         self._slabs = Slabs(self.specs)
         self.weights = Weights()
         mx.clear_cache()
+
+    def _kept(self, slot: int) -> DeviceCheckpoint:
+        return checkpoint(*self._slabs.find(slot), self.specs)
+
+    def _go_to(self, slot: int, kept: DeviceCheckpoint) -> None:
+        go_to(*self._slabs.find(slot), self.specs, kept)
 
     def _tokens(self, parts: Sequence[Part]) -> mx.array:
         """The tokens of all parts, one behind the other. Shape: int32 (T,)."""

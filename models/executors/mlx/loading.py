@@ -11,7 +11,7 @@ from models.executors.footprint import Footprint, by_layer
 from models.executors.mlx.executor import MLXExecutor
 from models.executors.mlx.kinds import CacheType
 from models.executors.mlx.ops import Activations, Wavelengths
-from models.executors.mlx.slabs import class_capacity, layer_specs
+from models.executors.mlx.slabs import LONGEST_STEP, class_capacity, layer_specs
 from models.executors.mlx.weights import Policy, Weights
 from models.mlx_memory import configure
 from models.ops import weights_in
@@ -20,7 +20,6 @@ from models.sources.base import TensorInfo
 from models.weights.matching import tensors_of
 from models.weights.stacks import separate_tensors
 
-LONGEST_STEP = 512
 _CACHE_BYTES = 128 << 20
 """Freed buffers that MLX may hold back while weights are converted one by one."""
 _DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}

@@ -1,7 +1,7 @@
 """The operations on MLX arrays: every row of a part at once, linear layers over all tokens of a step."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
@@ -10,7 +10,8 @@ import numpy as np
 from models.executors.mlx.experts import route
 from models.executors.mlx.kinds import GROUP
 from models.executors.mlx.parts import Part
-from models.executors.mlx.slabs import LayerSpec
+from models.executors.mlx.recurrent import Recurrence, Run
+from models.executors.mlx.slabs import LayerSpec, StateSpec
 from models.executors.mlx.weights import Weights
 from models.ops import (
     Activation,
@@ -80,7 +81,7 @@ class Activations:
         return self._gated[activation]
 
 
-class Compute(ABC):
+class Compute(Recurrence):
     """Implements `Ops[mx.array]` but for attention. Thread: the executor's."""
 
     def __init__(
@@ -242,7 +243,7 @@ class StepOps(Compute):
         weights: Weights,
         tokens: mx.array,
         parts: Sequence[Part],
-        specs: Sequence[LayerSpec],
+        specs: Sequence[StateSpec],
         *,
         wavelengths: Wavelengths,
         activations: Activations,
@@ -281,7 +282,7 @@ class StepOps(Compute):
         keys, values = self._rows(k, part, spec.kv_heads), self._rows(v, part, spec.kv_heads)
         if spec.rope is not None:
             keys = self._wavelengths.rotate(keys, spec.rope, part.begins)
-        held, arrays = self._specs[layer], part.slab.layers[layer]
+        held, arrays = self._kv(layer), part.slab.layers[layer]
         if held.kv.values_in_keys:
             news = [keys]
         else:
@@ -296,7 +297,7 @@ class StepOps(Compute):
         queries = self._rows(q, part, spec.heads)
         if spec.rope is not None:
             queries = self._wavelengths.rotate(queries, spec.rope, part.begins)
-        held = self._specs[layer]
+        held = self._kv(layer)
         seen = part.slab.layers[layer]
         if part.taken is not None:
             seen = [array[part.taken] for array in seen]
@@ -309,6 +310,27 @@ class StepOps(Compute):
         if part.length > 1:
             out = out.swapaxes(1, 2)
         return out.reshape(len(part.rows) * part.length, -1)
+
+    def _recur(self, parts: Sequence[mx.array], layer: int, shape: tuple[int, ...], run: Run) -> mx.array:
+        """See `Recurrence._recur`; what is left is written to the slabs."""
+        outputs = []
+        for part in self._parts:
+            tokens = (len(part.rows), part.length, -1)
+            own = [(x if len(self._parts) == 1 else x[part.tokens]).reshape(tokens) for x in parts]
+            arrays, places = part.slab.layers[layer], part.taken
+            made, state = run(own, arrays[0] if places is None else arrays[0][places])
+            assert state.shape[1:] == shape
+            if places is None:
+                arrays[0] = state
+            else:
+                arrays[0][places] = state
+            outputs.append(made.reshape(len(part.rows) * part.length, -1))
+        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
+
+    def _kv(self, layer: int) -> LayerSpec:
+        spec = self._specs[layer]
+        assert isinstance(spec, LayerSpec)
+        return spec
 
     def _rows(self, x: mx.array, part: Part, heads: int) -> mx.array:
         """Shapes: (T, heads * d) of all parts; (B, heads, L, d) of one."""
@@ -347,6 +369,11 @@ class TextOps(WholeOps):
     def __init__(self, weights: Weights, tokens: mx.array, wavelengths: Wavelengths, visible: int | None) -> None:
         super().__init__(weights, tokens, Activations(), wavelengths)
         self._visible = visible
+
+    def _recur(self, parts: Sequence[mx.array], layer: int, shape: tuple[int, ...], run: Run) -> mx.array:  # noqa: ARG002
+        """See `Recurrence._recur`."""
+        made, _ = run([x[None] for x in parts], mx.zeros((1, *shape), mx.float32))
+        return made.reshape(len(parts[0]), -1)
 
     def rotate(self, x: mx.array, heads: int, rope: RopeConfig) -> mx.array:
         """See `Ops.rotate`."""

@@ -8,17 +8,21 @@ A write is in place only while nothing lazy reads the old array, so nobody outsi
 and what leaves is an evaluated copy.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import mlx.core as mx
 
 from models.errors import QuantizationError
 from models.executors.mlx.kinds import GROUP, CacheType, kind_bits
-from models.ops import KV
+from models.ops import KV, LayerState, Recurrent
 
 SMALLEST_CLASS, CLASS_FACTOR = 256, 4
 RING_STEP = 256
+LONGEST_STEP = 512
+"""Tokens of a row that one step runs at most, where nobody says otherwise."""
 
 
 def class_capacity(tokens: int) -> int:
@@ -67,17 +71,40 @@ class LayerSpec:
         """What one row of the class takes."""
         return self.kv.heads * self.capacity(of_class) * sum(width * dtype.size for width, dtype in self.widths())
 
+    def zeros(self, rows: int, of_class: int) -> list[mx.array]:
+        """The arrays of so many empty places."""
+        shape = (rows, self.kv.heads, self.capacity(of_class))
+        return [mx.zeros((*shape, width), dtype=dtype) for width, dtype in self.widths()]
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentSpec:
+    """How a recurrent layer's state is held: one array of float32 a row, whatever its class."""
+
+    recurrent: Recurrent
+
+    def nbytes(self, _of_class: int) -> int:
+        """What one row of the class takes."""
+        return math.prod(self.recurrent.shape) * mx.float32.size
+
+    def zeros(self, rows: int, _of_class: int) -> list[mx.array]:
+        """The arrays of so many empty places."""
+        return [mx.zeros((rows, *self.recurrent.shape), dtype=mx.float32)]
+
+
+StateSpec: TypeAlias = LayerSpec | RecurrentSpec
+
 
 def layer_specs(
-    state: Sequence[KV], cache_type: CacheType, dtype: mx.Dtype, longest_step: int
-) -> tuple[LayerSpec, ...]:
+    state: Sequence[LayerState], cache_type: CacheType, dtype: mx.Dtype, longest_step: int
+) -> tuple[StateSpec, ...]:
     """How each layer's state is held.
 
     Raises:
         QuantizationError: the heads cannot be held so.
     """
     bits = kind_bits(cache_type)
-    for kv in state:
+    for kv in (each for each in state if isinstance(each, KV)):
         if bits is not None and kv.values_in_keys:
             raise QuantizationError(f"latents are not held as {cache_type}; choose the cache type f16")
         wrong = [dim for dim in (kv.key_dim, kv.value_dim) if bits is not None and dim % GROUP]
@@ -86,7 +113,9 @@ def layer_specs(
                 f"a {cache_type} cache needs heads of a multiple of {GROUP} dimensions, and this model's have "
                 f"{wrong[0]}; choose the cache type f16"
             )
-    return tuple(LayerSpec(kv, bits, dtype, longest_step) for kv in state)
+    return tuple(
+        LayerSpec(each, bits, dtype, longest_step) if isinstance(each, KV) else RecurrentSpec(each) for each in state
+    )
 
 
 @dataclass(slots=True)
@@ -140,7 +169,7 @@ class ClassSlab:
 class Slabs:
     """The state of all slots. Thread: the executor's."""
 
-    def __init__(self, specs: Sequence[LayerSpec]) -> None:
+    def __init__(self, specs: Sequence[StateSpec]) -> None:
         self.specs = tuple(specs)
         self._classes: dict[int, ClassSlab] = {}
         self._class_of: dict[int, int] = {}
@@ -196,13 +225,15 @@ class Slabs:
     def _zeros(self, capacity: int, rows: int) -> Iterator[list[mx.array]]:
         """Each layer's arrays of so many empty places."""
         for spec in self.specs:
-            shape = (rows, spec.kv.heads, spec.capacity(capacity))
-            yield [mx.zeros((*shape, width), dtype=dtype) for width, dtype in spec.widths()]
+            yield spec.zeros(rows, capacity)
 
     def _copy(self, source: ClassSlab, at: int, target: ClassSlab, to: int) -> None:
-        for old, new in zip(source.layers, target.layers, strict=True):
+        for spec, old, new in zip(self.specs, source.layers, target.layers, strict=True):
             for array, wider in zip(old, new, strict=True):
-                wider[to : to + 1, :, : array.shape[2]] = array[at : at + 1]
+                if isinstance(spec, RecurrentSpec):
+                    wider[to : to + 1] = array[at : at + 1]
+                else:
+                    wider[to : to + 1, :, : array.shape[2]] = array[at : at + 1]
         mx.eval(list(target.arrays()))
 
     def _remove(self, slot: int) -> None:

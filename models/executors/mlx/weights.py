@@ -9,7 +9,7 @@ import numpy as np
 
 from models.executors.mlx.experts import HeldExperts, held_experts
 from models.executors.mlx.matrices import DenseMatrix, Held, HeldMatrix, QuantizedMatrix, SideBySide, joined
-from models.ops import Embedding, Experts, Joined, LatentUp, LayerNorm, Linear, Norm, Vector, Weight
+from models.ops import Embedding, Experts, Joined, LatentUp, LayerNorm, Linear, Norm, ShortConv, Vector, Weight
 from models.quantization import Array, Blocks, Packed, Tensor, dequantize
 from models.sources.gguf_blocks import as_packed
 from models.to_mlx import packed_to_mlx, to_mlx
@@ -32,7 +32,12 @@ class Weights:
         if isinstance(weight, Norm | LayerNorm | Vector):
             for name, _ in weight.tensors():
                 offset = 0.0 if isinstance(weight, Vector) or name.endswith(".bias") else weight.offset
-                self._hold(name, mx.array(_dense(tensors[name]).astype(np.float32) + np.float32(offset)), dtype)
+                value = _dense(tensors[name]).astype(np.float32).reshape(-1) + np.float32(offset)
+                self._hold(name, mx.array(value), dtype)
+            return
+        if isinstance(weight, ShortConv):
+            for name, _ in weight.tensors():
+                self._hold(name, mx.array(_dense(tensors[name]).astype(np.float32)), dtype)
             return
         if isinstance(weight, LatentUp):
             for name, value in latent_matrices(weight, {name: _dense(tensors[name]) for name in tensors}).items():
@@ -78,6 +83,11 @@ class Weights:
     def vector(self, weight: Vector) -> mx.array:
         """A vector (width,)."""
         return self._vectors[weight.name]
+
+    def convolution(self, weight: ShortConv) -> tuple[mx.array, mx.array | None]:
+        """A convolution's taps (K, C) and bias (C,)."""
+        taps = self._vectors[f"{weight.name}.weight"].reshape(weight.channels, weight.taps).T
+        return taps, self._vectors[f"{weight.name}.bias"] if weight.bias else None
 
     def experts(self, weight: Experts) -> HeldExperts:
         """What is held of experts."""

@@ -16,7 +16,7 @@ import numpy as np
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.quantized_kv import QuantizedKV
 from models.executors.onnx.slabs import HEAD_STEP, CacheType, slab_specs
-from models.ops import KV, Attention, PositionScale, RopeConfig
+from models.ops import KV, Attention, LayerState, PositionScale, RopeConfig
 
 FLOAT, INT32, INT64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
 
@@ -39,7 +39,9 @@ STEP_INPUTS = {
 class AttentionNodes:
     """Records attention and the state it needs. Thread: any."""
 
-    def __init__(self, graph: Graph, state: Sequence[KV], cache_type: CacheType, *, masked: bool = False) -> None:
+    def __init__(
+        self, graph: Graph, state: Sequence[LayerState], cache_type: CacheType, *, masked: bool = False
+    ) -> None:
         """Record into `graph`, with the state that each layer declares.
 
         Where `masked`, an input `bias` (1, 1, S, total) is added to the scores.
@@ -64,7 +66,7 @@ class AttentionNodes:
         if not inside and spec.rope is not None:
             qkv = graph.add("Concat", [*self._rotated(qkv, spec, spec.rope)], axis=1)[0]
         rows = self.padded(self._widened(qkv, heads, spec.head_dim, width))
-        slabs = slab_specs(self._state[layer], layer, self._cache_type)
+        slabs = slab_specs(self._kv(layer), layer, self._cache_type)
         if f"past.{slabs[0].name}" in graph.inputs:
             names = [f"{slab.name}.{graph.name('again')}" for slab in slabs]
             for slab, name in zip(slabs, names, strict=True):
@@ -79,7 +81,7 @@ class AttentionNodes:
                 graph.outputs[f"present.{name}"] = graph.inputs[f"past.{slab.name}"]
         presents = [name for slab in slabs for name in (slab.name, slab.stands_for) if name]
         pasts = [f"past.{slab.name}" for slab in slabs] * (len(presents) // len(slabs))
-        moves = self._state[layer].window is not None
+        moves = self._kv(layer).window is not None
         looked = self.look([rows, "", ""], pasts, spec, sinks, outputs=presents, rotate=inside, moves=moves)
         return self.flat(looked, spec, width)
 
@@ -168,7 +170,7 @@ class AttentionNodes:
         graph = self._graph
         kv = QuantizedKV(graph, 8 if self._cache_type == "q8_0" else 4, spec.kv_heads, spec.head_dim)
         self._input("past")
-        specs = slab_specs(self._state[layer], layer, self._cache_type)
+        specs = slab_specs(self._kv(layer), layer, self._cache_type)
         seen, pasts = [], []
         for part, new in (("k", k), ("v", v)):
             slabs = [slab for slab in specs if slab.name.startswith(f"{part}.")]
@@ -215,6 +217,11 @@ class AttentionNodes:
             column = graph.constant(np.array([-1, 1], np.int64))
             self._scales[scale] = graph.add("Reshape", [factors, column])[0]
         return self._scales[scale]
+
+    def _kv(self, layer: int) -> KV:
+        state = self._state[layer]
+        assert isinstance(state, KV)
+        return state
 
     def _input(self, name: str) -> str:
         self._graph.inputs[name] = STEP_INPUTS[name]

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.executors.base import Logits, Segment, Step
+from models.executors.base import Checkpoint, Logits, Row, Segment, Step
 from models.executors.onnx import steps
 from models.executors.onnx.memory import Rotations
 from models.executors.onnx.recorder import Lookup
 from models.executors.onnx.sessions import Sessions
 from models.executors.onnx.slabs import WINDOW_SLACK, state_nbytes
-from models.executors.onnx.state import HostSegment, Slabs
+from models.executors.onnx.state import HostCheckpoint, HostSegment, Slabs
 from models.executors.onnx.tables import EmbeddingTable
+from models.executors.replay import MOST_REPLAYED, Replays
 from models.ops import RelativeBias
 from models.process_memory import trim
 from models.sampling import Draw, Drawn
@@ -77,6 +78,8 @@ class Loaded:
     """See `BidirectionalNodes.scores`."""
     bias_tables: Mapping[str, Floats] = field(default_factory=dict)
     """Of relative positions, by name. Shapes: (buckets, H) each."""
+    taps: frozenset[int] = frozenset()
+    """The lengths of convolutions."""
 
 
 class OnnxExecutor:
@@ -92,23 +95,44 @@ class OnnxExecutor:
         self._written_by_cells = {spec.heads for spec in self._slabs.specs if spec.flat}
         self._lengths: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
+        self._replays: Replays[HostCheckpoint] = Replays(self._slabs.checkpoint, self._slabs.go_to)
+
+    @property
+    def needs_checkpoints(self) -> bool:
+        """See `Executor.needs_checkpoints`. Thread: any."""
+        return self._slabs.is_recurrent
 
     def forward(self, step: Step) -> HostLogits | None:
         """See `Executor.forward`. Computes when it is called."""
+        if not self.needs_checkpoints:
+            return self._forward(step.rows)
+        logits = None
+        for rows in self._replays.passes(step.rows):
+            logits = self._forward(rows)
+        return logits
+
+    def _forward(self, rows: Sequence[Row]) -> HostLogits | None:
+        """Run the rows, each from where its state stands."""
+        wanted = sum(row.wanted for row in rows)
         found: dict[int, Floats] = {}
-        for run in steps.runs(step.rows):
+        for run in steps.runs(rows, by_slot=self.needs_checkpoints):
             (made,) = self.run(run).values()
-            if run.rows == step.rows:
-                return HostLogits(made[: step.wanted]) if step.wanted else None
+            if run.rows == rows:
+                return HostLogits(made[:wanted]) if wanted else None
             ends = np.cumsum([row.wanted for row in run.rows])
             found |= {row.slot: made[end - row.wanted : end] for row, end in zip(run.rows, ends, strict=True)}
-        return HostLogits(np.concatenate([found[row.slot] for row in step.rows])) if step.wanted else None
+        return HostLogits(np.concatenate([found[row.slot] for row in rows])) if wanted else None
 
     def run(self, run: steps.Run, **more: Array) -> dict[str, Floats]:
         """One pass. Shapes: an array (N, width) for each of the graph's outputs."""
         loaded, slabs = self._loaded, self._slabs
         assert loaded is not None
         inputs = steps.arrays(run, capacity=slabs.capacity, even=loaded.even_rows, twice=loaded.looks_twice) | more
+        if self.needs_checkpoints:
+            inputs |= steps.recurrent_arrays(run, loaded.taps, len(inputs["unpad"]))
+            for row in run.rows:
+                if row.begin == 0:
+                    slabs.clear(row.slot)
         ids = np.array([token for row in run.rows for token in row.tokens], np.int64)
         ids = np.append(ids, ids[-1:].repeat(len(inputs["unpad"]) - len(ids)))
         inputs |= {name: table.rows(ids) for name, table in loaded.tables.items()}
@@ -130,13 +154,15 @@ class OnnxExecutor:
 
     def draft_room(self, begin: int) -> int:
         """See `Executor.draft_room`: a window must not move over the drafts. Thread: any."""
-        return min((spec.room(begin + 1) for spec in self._slabs.specs), default=WINDOW_SLACK)
+        room = min((spec.room(begin + 1) for spec in self._slabs.specs), default=WINDOW_SLACK)
+        return max(room - MOST_REPLAYED, 0) if self.needs_checkpoints else room
 
     def state_nbytes(self, tokens: int) -> int:
         """See `Executor.state_nbytes`, rounded up to some tokens. Thread: any."""
         blocks = -(-tokens // COUNTED_TOKENS)
         if blocks not in self._sizes:
-            self._sizes[blocks] = state_nbytes(self._slabs.specs, blocks * COUNTED_TOKENS)
+            own = self._slabs.recurrent_nbytes
+            self._sizes[blocks] = state_nbytes(self._slabs.specs, blocks * COUNTED_TOKENS) + own
         return self._sizes[blocks] if tokens else 0
 
     def first_held(self, tokens: int) -> int:
@@ -147,19 +173,32 @@ class OnnxExecutor:
         """See `Executor.segment`."""
         return self._slabs.segment(slot, tokens, begin, end)
 
-    def restore(self, slot: int, segments: Sequence[Segment]) -> None:
+    def checkpoint(self, slot: int, tokens: int) -> HostCheckpoint | None:
+        """See `Executor.checkpoint`."""
+        return self._slabs.checkpoint(slot) if self._replays.stands(slot) == tokens else None
+
+    def restore(self, slot: int, segments: Sequence[Segment], checkpoint: Checkpoint | None = None) -> None:
         """See `Executor.restore`."""
         own = [segment for segment in segments if isinstance(segment, HostSegment)]
         assert len(own) == len(segments)
         self._slabs.restore(slot, own)
         self._lengths[slot] = sum(segment.length for segment in own)
+        if self.needs_checkpoints:
+            assert isinstance(checkpoint, HostCheckpoint)
+            self._slabs.go_to(slot, checkpoint)
+            self._replays.restored(slot, self._lengths[slot])
 
-    def read_segment(self, arrays: Mapping[str, Array]) -> HostSegment:
+    def read_segment(self, arrays: Mapping[str, Array], length: int) -> HostSegment:
         """See `Executor.read_segment`."""
-        return self._slabs.read(arrays)
+        return self._slabs.read(arrays, length)
+
+    def read_checkpoint(self, arrays: Mapping[str, Array]) -> HostCheckpoint:
+        """See `Executor.read_checkpoint`."""
+        return self._slabs.read_checkpoint(arrays)
 
     def release(self, slot: int) -> None:
         """See `Executor.release`."""
+        self._replays.forget(slot)
         if self._lengths.pop(slot, 0):
             self._slabs.forget(slot)
 

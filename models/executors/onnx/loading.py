@@ -16,11 +16,12 @@ from models.executors.onnx.latent import latent_nbytes
 from models.executors.onnx.memory import Rotations
 from models.executors.onnx.products import EXACT, ROUNDED, ProductNodes, as_float32, filled
 from models.executors.onnx.recorder import FLOAT, Recorder
+from models.executors.onnx.recurrent import conv_nbytes, state_name, tap_weight
 from models.executors.onnx.sessions import Sessions, part_arrays
-from models.executors.onnx.slabs import CacheType, SlabSpec, slab_specs, state_nbytes
+from models.executors.onnx.slabs import CacheType, SlabSpec, layer_nbytes, slab_specs
 from models.executors.onnx.state import Slabs
 from models.executors.onnx.tables import EmbeddingTable
-from models.ops import Embedding, Experts, Joined, Linear, weights_in
+from models.ops import KV, Embedding, Experts, Joined, Linear, Recurrent, ShortConv, weights_in
 from models.process_memory import trim
 from models.quantization import Tensor
 from models.sources.base import Checkpoint, NamedTensor, TensorInfo
@@ -78,7 +79,7 @@ def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) 
     level = ROUNDED if options.activations == "int8" else EXACT
     products = ProductNodes(graph, forms, level=level, finely=not large)
     attention = AttentionNodes(graph, model.state, options.cache_type, masked=bool(options.taps))
-    recorder = Recorder(graph, products, attention)
+    recorder = Recorder(graph, products, attention, even=large or options.activations == "float32")
     hidden = model.forward(recorder)
     outputs: dict[str, int] = {}
     if options.taps:
@@ -131,7 +132,8 @@ def load(
     found = tensors_of(model, checkpoint, unused)
     recording = record(model, found, options)
     again = recording.attention.again
-    slabs = Slabs(slabs_of(model, options.cache_type), options.slots, options.capacity, again)
+    specs, states = slabs_of(model, options.cache_type), recurrent_states(model)
+    slabs = Slabs(specs, options.slots, options.capacity, again=again, states=states)
     tensors = {tensor.name: tensor for tensor in separate_tensors(checkpoint.tensors(), model.stacks)}
     source = _Source({name: tensors[info.name] for name, info in found.items()})
     sessions = Sessions(recording.graph, options.threads)
@@ -164,6 +166,7 @@ def load(
         lookups=lookups,
         scores=recorder.bidirectional.scores,
         bias_tables=bias_tables,
+        taps=frozenset(conv.taps for conv in recorder.recurrent.convolutions),
     )
 
 
@@ -190,9 +193,7 @@ def footprint(model: Model, found: Mapping[str, TensorInfo], options: OnnxOption
     transient = max(PART_BYTES, whole // PARTS) + 2 * largest
 
     def state(tokens: int) -> tuple[int, ...]:
-        return tuple(
-            state_nbytes(slab_specs(each, layer, options.cache_type), tokens) for layer, each in enumerate(model.state)
-        )
+        return tuple(layer_nbytes(each, layer, options.cache_type, tokens) for layer, each in enumerate(model.state))
 
     return Footprint(embedding, layers, output, transient, LIBRARY_BYTES, state)
 
@@ -206,6 +207,8 @@ def held_sizes(recording: Recording) -> Iterator[tuple[str, int]]:
         yield name, recording.graph.weights[name]
     for up in recording.recorder.ups:
         yield from latent_nbytes(up)
+    for conv in recording.recorder.recurrent.convolutions:
+        yield from conv_nbytes(conv)
 
 
 class _Source:
@@ -231,12 +234,29 @@ def _filled(recording: Recording, part: Part, source: _Source) -> dict[str, npt.
     for up in recording.recorder.ups:
         if wanted & {name for name, _ in latent_nbytes(up)}:
             made |= latent_matrices(up, {name: as_float32(source.value(name)) for name, _ in up.tensors()})
+    for conv in recording.recorder.recurrent.convolutions:
+        if wanted & {name for name, _ in conv_nbytes(conv)}:
+            made |= _taps(conv, source)
     for name, offset in recording.recorder.vectors.items():
         if name in wanted:
-            made[name] = as_float32(source.value(name)) + np.float32(offset)
+            made[name] = as_float32(source.value(name)).reshape(-1) + np.float32(offset)
     return made
+
+
+def _taps(conv: ShortConv, source: _Source) -> dict[str, npt.NDArray[np.generic]]:
+    """A convolution's weights, an array a tap."""
+    kernels = as_float32(source.value(f"{conv.name}.weight")).reshape(conv.channels, conv.taps)
+    made = {tap_weight(conv, number): np.ascontiguousarray(kernels[:, number]) for number in range(conv.taps)}
+    biases = [name for name, _ in conv.tensors()][1:]
+    return {**made, **{name: as_float32(source.value(name)) for name in biases}}
 
 
 def slabs_of(model: Model, cache_type: CacheType) -> list[SlabSpec]:
     """The arrays of all layers' state. Thread: any. Raises QuantizationError."""
-    return [spec for layer, state in enumerate(model.state) for spec in slab_specs(state, layer, cache_type)]
+    kinds = ((layer, state) for layer, state in enumerate(model.state) if isinstance(state, KV))
+    return [spec for layer, state in kinds for spec in slab_specs(state, layer, cache_type)]
+
+
+def recurrent_states(model: Model) -> dict[str, Recurrent]:
+    """The arrays of recurrent layers' state, by name. Thread: any."""
+    return {state_name(layer): state for layer, state in enumerate(model.state) if isinstance(state, Recurrent)}

@@ -17,10 +17,12 @@ from models.executors.onnx.experts import ExpertNodes
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.latent import LatentNodes, latent_nbytes
 from models.executors.onnx.products import ProductNodes
+from models.executors.onnx.recurrent import RecurrentNodes
 from models.ops import (
     Activation,
     Attention,
     ClampedSwish,
+    DeltaRule,
     Embedding,
     Experts,
     Gate,
@@ -34,6 +36,8 @@ from models.ops import (
     PositionScale,
     RopeConfig,
     Routing,
+    ShortConv,
+    StateSpace,
     Vector,
 )
 
@@ -120,13 +124,15 @@ class Lookup:
 class Recorder:
     """Implements `Ops[Value]`. The graph's inputs are what `models.executors.onnx.steps` fills. Thread: any."""
 
-    def __init__(self, graph: Graph, products: ProductNodes, attention: AttentionNodes) -> None:
+    def __init__(self, graph: Graph, products: ProductNodes, attention: AttentionNodes, *, even: bool = False) -> None:
+        """Record into `graph`; `even`: see `RecurrentNodes`."""
         self._graph = graph
         self._products = products
         self._attention = attention
         self._experts = ExpertNodes(graph, products, self._gated)
         self._latent = LatentNodes(graph, attention)
         self.bidirectional = BidirectionalNodes(graph)
+        self.recurrent = RecurrentNodes(graph, self.vector, even=even)
         self.ups: list[LatentUp] = []
         self.vectors: dict[str, float] = {}
         """What is added to a vector as it is stored, by its tensor's name."""
@@ -235,6 +241,20 @@ class Recorder:
         for name, nbytes in latent_nbytes(up):
             self._graph.weights[name] = nbytes
         return Value(up.heads * up.value_dim, lambda: self._latent.record(q.name, latent.name, up, layer, spec))
+
+    def short_conv(self, x: Value, conv: ShortConv, layer: int) -> Value:
+        """See `Ops.short_conv`."""
+        return Value(x.width, lambda: self.recurrent.convolution(x.name, conv, layer))
+
+    def delta_rule(self, q: Value, k: Value, v: Value, a: Value, b: Value, *, layer: int, spec: DeltaRule) -> Value:
+        """See `Ops.delta_rule`."""
+        parts = (q, k, v, a, b)
+        return Value(v.width, lambda: self.recurrent.delta_rule([part.name for part in parts], layer, spec))
+
+    def state_space(self, x: Value, b: Value, c: Value, dt: Value, *, layer: int, spec: StateSpace) -> Value:
+        """See `Ops.state_space`."""
+        parts = (x, b, c, dt)
+        return Value(x.width, lambda: self.recurrent.state_space([part.name for part in parts], layer, spec))
 
     def join(self, parts: Sequence[Value], heads: int) -> Value:
         """See `Ops.join`."""

@@ -1,5 +1,6 @@
 """Which arrays hold a layer's state, from its declaration: names, widths, windows, and what a row takes of them."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -7,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from models.errors import QuantizationError
-from models.ops import KV
+from models.ops import KV, LayerState, Recurrent
 
 CacheType: TypeAlias = Literal["f16", "q8_0", "q4_0"]
 """How keys and values are held, by Ollama's names; f16 is not quantised: float32 here."""
@@ -98,3 +99,15 @@ def _filled_up(dim: int) -> int:
 def state_nbytes(specs: Iterable[SlabSpec], tokens: int) -> int:
     """The bytes that one row of so many tokens takes. Thread: any."""
     return sum(spec.nbytes(tokens) for spec in specs)
+
+
+def layer_nbytes(state: LayerState, layer: int, cache_type: CacheType, tokens: int) -> int:
+    """What one row of so many tokens takes of a layer's state. Thread: any. Raises QuantizationError."""
+    if isinstance(state, Recurrent):
+        return recurrent_nbytes(state) if tokens else 0
+    return state_nbytes(slab_specs(state, layer, cache_type), tokens)
+
+
+def recurrent_nbytes(state: Recurrent) -> int:
+    """The bytes of one row's array."""
+    return _FLOAT.itemsize * math.prod(state.shape)

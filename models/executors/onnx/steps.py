@@ -1,14 +1,15 @@
 """From rows to the arrays that a graph is given for a run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from models.executors.base import Row
+from models.executors.onnx.recurrent import ENDS, RUN, TOKENS, kept_input, tap_input
 
 Array = npt.NDArray[Any]
 
@@ -45,9 +46,11 @@ class Run:
         return max(row.begin for row in self.rows) + self.longest
 
 
-def runs(rows: Sequence[Row]) -> Iterator[Run]:
-    """The passes that a step's rows need, in their order."""
+def runs(rows: Sequence[Row], *, by_slot: bool = False) -> Iterator[Run]:
+    """The passes that a step's rows need, in their order, or those of a pass by slot, as recurrent layers want them."""
     short = tuple(row for row in rows if row.length <= TOGETHER)
+    if by_slot:
+        short = tuple(sorted(short, key=lambda row: row.slot))
     if short:
         yield Run(short)
     for row in rows:
@@ -101,6 +104,47 @@ def arrays(run: Run, *, capacity: int, even: bool = False, twice: bool = False) 
         "positions": np.array([positions], np.int64),
         "past": np.array([max(1, *(row.begin for row in rows))], np.int64),
     }
+
+
+def recurrent_arrays(run: Run, taps: Iterable[int], tokens: int) -> dict[str, Array]:
+    """The inputs of recurrent layers; see `recurrent`. Thread: the executor's.
+
+    Args:
+        run: what runs, its rows in the order of their slots.
+        taps: the lengths of convolutions.
+        tokens: what is run: the rows' tokens, and perhaps the last one once more.
+    """
+    lengths = np.zeros(run.end - run.first, np.int64)
+    for row in run.rows:
+        lengths[row.slot - run.first] = row.length
+    ends = np.append(0, np.cumsum(lengths))
+    inputs: dict[str, Array] = {
+        ENDS: ends.astype(np.int32),
+        TOKENS: ends[-1:],
+        RUN: np.array([tokens], np.int64),
+    }
+    for count in taps:
+        picked, kept = _taps(ends, count)
+        extra = tokens - ends[-1]
+        inputs[kept_input(count)] = kept
+        for number in range(count - 1):
+            inputs[tap_input(count, number)] = np.append(picked[number], picked[number, -1:].repeat(extra))
+    return inputs
+
+
+def _taps(ends: Array, taps: int) -> tuple[Array, Array]:
+    """What a convolution reads of its states (B * (taps - 1) of them) and the tokens behind them, and what it keeps.
+
+    Shapes: int64 (taps - 1, T) and (B, taps - 1).
+    """
+    earlier, slots = taps - 1, len(ends) - 1
+    picked, kept = [], []
+    for slot, (begin, end) in enumerate(pairwise(ends)):
+        held = np.arange(slot * earlier, (slot + 1) * earlier)
+        order = np.concatenate([held, np.arange(begin, end) + slots * earlier])
+        picked.append(np.stack([order[number : number + end - begin] for number in range(earlier)]))
+        kept.append(order[end - begin :])
+    return np.concatenate(picked, axis=1), np.stack(kept)
 
 
 def cells(run: Run, heads: int, capacity: int) -> Array:

@@ -73,7 +73,8 @@ def segment_of(tokens: Sequence[int], begin: int, end: int) -> Told:
     return Told({f"{number}.{name}": own.astype(name)[:, :, :2] for number, name in enumerate(TYPES)})
 
 
-def read_segment(arrays: Mapping[str, np.ndarray]) -> Told:
+def read_segment(arrays: Mapping[str, np.ndarray], length: int) -> Told:
+    assert length == BLOCK_TOKENS
     if len(arrays) != len(TYPES):
         raise ValueError("its arrays are not those of this model's layers")
     return Told(arrays)
@@ -207,7 +208,7 @@ def test_a_sound_file_of_somebody_else_is_neither_used_nor_removed(
     assert other.read_text() == "mine"
 
 
-def refuse(arrays: Mapping[str, np.ndarray]) -> Told:
+def refuse(arrays: Mapping[str, np.ndarray], length: int) -> Told:
     raise ValueError("its heads are narrower")
 
 
@@ -215,7 +216,7 @@ def refuse(arrays: Mapping[str, np.ndarray]) -> Told:
     ("read", "reason"),
     [
         (refuse, "its heads are narrower"),
-        (lambda arrays: read_segment(arrays).part(0, BLOCK_TOKENS - 1), "it holds 63 tokens, not 64"),
+        (lambda arrays, length: read_segment(arrays, length).part(0, length - 1), "it holds 63 tokens, not 64"),
     ],
 )
 def test_what_the_executor_cannot_use_is_not_the_caches_own(

@@ -131,11 +131,11 @@ def test_segments_put_into_another_slot_go_on_alike(tokens: int, window: int | N
 def test_segments_of_other_models_are_refused(model: MLXExecutor):
     whole(model, 0, TOKENS[:10])
     arrays = dict(model.segment(0, 10, 0, 10).arrays())
-    assert model.read_segment(arrays).length == 10
+    assert model.read_segment(arrays, 10).length == 10
     with pytest.raises(ValueError, match="not those of this model"):
-        model.read_segment({"0.0": arrays["0.0"]})
+        model.read_segment({"0.0": arrays["0.0"]}, 10)
     with pytest.raises(ValueError, match=r"its array 0\.0"):
-        model.read_segment(arrays | {"0.0": arrays["0.0"].astype(np.float16)})
+        model.read_segment(arrays | {"0.0": arrays["0.0"].astype(np.float16)}, 10)
 
 
 def test_slabs_are_written_in_place_whatever_goes_on():

@@ -124,7 +124,7 @@ def test_a_segment_that_went_through_a_file_is_the_segment(rounded: OnnxExecutor
     expected = read(rounded, 0, 0, 90)[70:]
     segment = rounded.segment(0, 90, 0, 70)
     read_back = rounded.read_segment(
-        {name: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape) for name, array in segment.arrays()}
+        {name: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape) for name, array in segment.arrays()}, 70
     )
     assert read_back.length == 70
     rounded.restore(1, [read_back])
@@ -134,4 +134,4 @@ def test_a_segment_that_went_through_a_file_is_the_segment(rounded: OnnxExecutor
 def test_a_segment_of_another_kind_of_cache_is_refused(plain: OnnxExecutor, rounded: OnnxExecutor):
     read(plain, 0, 0, 90)
     with pytest.raises(ValueError, match="not those of this model"):
-        rounded.read_segment(held(plain, 90))
+        rounded.read_segment(held(plain, 90), 90)

@@ -95,11 +95,11 @@ def test_segments_of_other_shapes_are_refused():
     slabs = Slabs(specs(None), slots=1, capacity=64)
     filled(slabs, 0, 10)
     arrays = dict(slabs.segment(0, 10, 0, 10).arrays())
-    assert slabs.read(arrays).length == 10
+    assert slabs.read(arrays, 10).length == 10
     with pytest.raises(ValueError, match="not those of this model"):
-        slabs.read({"k.0": arrays["k.0"]})
+        slabs.read({"k.0": arrays["k.0"]}, 10)
     with pytest.raises(ValueError, match=r"its array k\.0"):
-        slabs.read(arrays | {"k.0": arrays["k.0"].astype(np.float16)})
+        slabs.read(arrays | {"k.0": arrays["k.0"].astype(np.float16)}, 10)
 
 
 def test_rotations_are_filled_as_far_as_rows_reach():
