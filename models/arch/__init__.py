@@ -14,7 +14,18 @@ from models.gguf_metadata import GGUFMetadata
 
 __all__ = ["Architecture", "GGUFLayout", "Model", "build_model", "discover", "gguf_layout", "text_config"]
 
-_SHARED = ("base", "blocks", "encoder_blocks", "experts", "gguf", "kinds", "latent", "latent_gguf", "layer_normed")
+_SHARED = (
+    "base",
+    "blocks",
+    "encoder_blocks",
+    "experts",
+    "gguf",
+    "kinds",
+    "latent",
+    "latent_gguf",
+    "layer_normed",
+    "recurrent",
+)
 _OF_THE_WHOLE = ("architectures", "tie_word_embeddings", "dtype", "torch_dtype")
 
 

@@ -42,7 +42,7 @@ class ModelConfig(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Tensors that hold something of every expert: how their names tell the names of each expert's own."""
+    """Tensors that hold several of the declared ones: how their names tell the names of what they hold."""
 
     pattern: str
     """A regular expression of the whole name."""
@@ -55,6 +55,8 @@ class Stack:
     """The parts' rows take turns; else they lie one behind the other."""
     transposed: bool = False
     """A matrix is (inputs, outputs)."""
+    whole: bool = False
+    """It is a tensor of no experts; its own rows are divided among the parts, or it has another name alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,22 @@ STACKS = (
 )
 
 
+def stacks_of(gate: str, up: str, down: str) -> tuple[Stack, ...]:
+    """The same of experts whose matrices go by other names: stacked under theirs, or under the usual ones."""
+    own = dict(zip(NAMES, (gate, up, down), strict=True))
+    matrices = tuple(
+        Stack(
+            rf"(.*)\.(?:switch_mlp|experts)\.(?:{usual}|{name})\.(weight|bias)", (f"{{0}}.experts.{{n}}.{name}.{{1}}",)
+        )
+        for usual, name in own.items()
+    )
+    parameters = (
+        Stack(r"(.*)\.experts\.gate_up_proj", tuple(f"{{0}}.experts.{{n}}.{name}.weight" for name in (gate, up))),
+        Stack(r"(.*)\.experts\.down_proj", (f"{{0}}.experts.{{n}}.{down}.weight",)),
+    )
+    return (STACKS[0], *matrices, *parameters)
+
+
 def experts(
     name: str, count: int, hidden: int, width: int, *, names: tuple[str, str, str] = NAMES, bias: bool = False
 ) -> Experts:
@@ -67,12 +83,13 @@ def sigmoid_moe(config: Mapping[str, JSON], dims: Dims, name: str) -> MoE:
     return MoE(
         Linear(f"{name}.gate", hidden, count),
         experts(name, count, hidden, width),
-        _routing(reader, count, Vector(f"{name}.gate.e_score_correction_bias", count)),
+        sigmoid_routing(reader, count, Vector(f"{name}.gate.e_score_correction_bias", count)),
         shared=shared_expert(f"{name}.shared_experts", hidden, shared * width) if shared else None,
     )
 
 
-def _routing(reader: ConfigReader, count: int, bias: Vector) -> Routing:
+def sigmoid_routing(reader: ConfigReader, count: int, bias: Vector) -> Routing:
+    """How one of `count` experts is chosen by sigmoid scores, a bias and groups. Raises CheckpointError."""
     for key, value, wanted in (
         ("scoring_func", reader.text("scoring_func", "sigmoid"), "sigmoid"),
         ("topk_method", reader.text("topk_method", "noaux_tc"), "noaux_tc"),

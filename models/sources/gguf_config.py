@@ -15,7 +15,7 @@ from models.sources.gguf_header import GGUFHeader
 # Constants of the rotary embedding; they reach the model by the configuration.
 _FOLDED = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.attn_rot_embd\.weight")
 # Numbers that are no matrix, as a state space's rates, have no `.weight`.
-_IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)(?:\.(weight|bias|scale))?")
+_IN_LAYER = re.compile(r"blk\.(\d+)\.([\w.]+?)(?:\.(weight|bias|scale))?")
 
 
 def hf_name(name: str, layout: GGUFLayout | None) -> str | None:

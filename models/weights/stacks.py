@@ -1,4 +1,4 @@
-"""Experts that lie together in one tensor, seen as matrices of their own: from headers, and read one by one."""
+"""Matrices that lie together in one tensor, experts above all, seen as matrices of their own, and read one by one."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ class _Found:
 
 
 def separate_infos(infos: Iterable[TensorInfo], stacks: Sequence[Stack]) -> Iterator[TensorInfo]:
-    """The tensors with an entry for each expert in place of stacks. Thread: any.
+    """The tensors with an entry for each part in place of stacks. Thread: any.
 
     Raises:
         CheckpointError: a stack does not divide into its parts.
@@ -36,15 +36,17 @@ def separate_infos(infos: Iterable[TensorInfo], stacks: Sequence[Stack]) -> Iter
         if found is None:
             yield info
             continue
-        shape, parts = info.shape[1:], len(found.stack.parts)
+        is_whole, parts = found.stack.whole, len(found.stack.parts)
+        shape = info.shape if is_whole else info.shape[1:]
         shape = shape[::-1] if found.stack.transposed else shape
         if not shape or shape[0] % parts or not info.shape[0]:
-            reason = f"its shape {list(info.shape)} is not that of {parts} matrices an expert"
+            reason = f"its shape {list(info.shape)} is not that of {parts} matrices{'' if is_whole else ' an expert'}"
             raise CheckpointError(reason, file=info.file, tensor=info.name)
+        entries = 1 if is_whole else info.shape[0]
         own = (shape[0] // parts, *shape[1:])
-        nbytes = info.nbytes // info.shape[0] // parts
+        nbytes = info.nbytes // entries // parts
         quantized = info.quantized and len(own) > 1
-        for expert in range(info.shape[0]):
+        for expert in range(entries):
             for name in found.names(expert):
                 yield replace(info, name=name, shape=own, nbytes=nbytes, quantized=quantized)
 
@@ -53,12 +55,16 @@ def separate_tensors(tensors: Iterable[NamedTensor], stacks: Sequence[Stack]) ->
     """The same of tensors to be read; the infos say how many experts there are. Thread: any."""
     for tensor in tensors:
         found = _found(tensor.name, stacks)
+        if found is not None and found.stack.whole:
+            for index, name in enumerate(found.names(0)):
+                yield NamedTensor(name, partial(_part, tensor.read, index, found.stack), tensor.file)
+            continue
         if found is None or tensor.read_entry is None:
             yield tensor
             continue
         for expert in range(tensor.entries):
             for index, name in enumerate(found.names(expert)):
-                read = partial(_read, tensor.read_entry, expert, index, found.stack)
+                read = partial(_part, partial(tensor.read_entry, expert), index, found.stack)
                 yield NamedTensor(name, read, tensor.file)
 
 
@@ -69,9 +75,9 @@ def _found(name: str, stacks: Sequence[Stack]) -> _Found | None:
     return None
 
 
-def _read(read_entry: Callable[[int], Tensor], expert: int, part: int, stack: Stack) -> Tensor:
-    """One part of one expert's entry."""
-    value = read_entry(expert)
+def _part(read: Callable[[], Tensor], part: int, stack: Stack) -> Tensor:
+    """One part of what is read."""
+    value = read()
     if stack.transposed:
         assert isinstance(value, np.ndarray)
         value = np.ascontiguousarray(value.T)

@@ -34,6 +34,9 @@ LAYER = {
     "mlp.down_proj": "ffn_down",
 }
 
+# Numbers of recurrent layers that only look like matrices.
+NEVER_QUANTIZED = ("conv1d.weight", "conv.weight", "norm.weight", "ssm_a", "ssm_d")
+
 
 def _nothing(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     """Nothing besides."""
@@ -62,16 +65,25 @@ class Twin:
 
     norm_shift: float = 0.0
     """What is added to the weights of norms."""
+    top: Mapping[str, str] = field(default_factory=dict)
+    """GGUF's names of tensors outside of layers that are not in TOP, by Hugging Face's."""
+    layers: str = "model.layers."
+    """What Hugging Face's names of a layer's tensors begin with."""
+    own_dims: bool = False
+    """`metadata` writes all keys but those of the vocabulary."""
 
     def name(self, name: str) -> str:
         """GGUF's name of a tensor."""
         module, _, kind = name.rpartition(".")
-        if module in TOP:
-            return f"{TOP[module]}.{kind}"
-        if not name.startswith("model.layers."):
+        top, layer = TOP | self.top, LAYER | self.layer
+        if module in top:
+            return f"{top[module]}.{kind}"
+        if not name.startswith(self.layers):
             return name
-        _, _, number, inner = module.split(".", 3)
-        return f"blk.{number}.{(LAYER | self.layer)[inner]}.{kind}"
+        number, _, whole = name.removeprefix(self.layers).partition(".")
+        inner = whole.removesuffix(f".{kind}")
+        # Numbers that are no matrix have a name of their own for all of theirs.
+        return f"blk.{number}.{layer[whole]}" if whole in layer else f"blk.{number}.{layer[inner]}.{kind}"
 
     def heads(self, name: str, config: Mapping[str, Any]) -> int:
         """How many heads this tensor's rows are, if the format reorders them; else 0."""
@@ -142,7 +154,8 @@ def write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim:
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
+    if "intermediate_size" in config:
+        writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     if "rms_norm_eps" in config:
@@ -177,12 +190,14 @@ def write(
     path: Path, twin: Twin, config: Mapping[str, Any], weights: Arrays, tokenizer: Tokenizer, kind: str = "F32"
 ) -> Arrays:
     """Write the file; returns the weights as a reader gets them back, under their Hugging Face names."""
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // config.get("num_attention_heads", 1)
     head_dim = config.get("global_head_dim") or head_dim
     writer = gguf.GGUFWriter(path, twin.arch)
-    write_metadata(writer, config, head_dim)
+    if not twin.own_dims:
+        write_metadata(writer, config, head_dim)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32 if kind == "F32" else gguf.LlamaFileType[f"MOSTLY_{kind}"])
-    write_rope(writer, config, head_dim)
+    if not twin.own_dims:
+        write_rope(writer, config, head_dim)
     twin.metadata(writer, config)
     write_vocabulary(writer, tokenizer)
     stored: Arrays = {}
@@ -190,7 +205,7 @@ def write(
         heads = twin.heads(name, config)
         shift = twin.norm_shift if name.endswith("norm.weight") else 0.0
         value = halves_to_pairs(weight, heads) if heads else weight + np.float32(shift)
-        if kind != "F32" and value.ndim == 2:
+        if kind != "F32" and value.ndim == 2 and not twin.name(name).endswith(NEVER_QUANTIZED):
             blocks = gguf.GGMLQuantizationType[kind]
             packed = quants.quantize(value, blocks)
             writer.add_tensor(twin.name(name), packed, raw_dtype=blocks)

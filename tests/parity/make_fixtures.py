@@ -38,6 +38,9 @@ LEAST_EFFECT = 0.01
 # A continuation that repeats one token would look right whatever its positions were.
 LEAST_DISTINCT = 7
 
+# What the numbers of a recurrent layer's heads lie between.
+RATES = {"A_log": (-3.0, 1.0), "dt_bias": (-2.0, 1.0), "D": (0.5, 1.6)}
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -54,6 +57,10 @@ def random_tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
         return rng.uniform(0.5, 1.6, shape).astype(np.float32)
     if name.endswith(("scale", "scalar")):
         return rng.uniform(0.7, 1.4, shape).astype(np.float32)
+    if (rate := name.rpartition(".")[2]) in RATES:
+        # Some heads forget at once and some hardly at all; those that remember weigh a token little.
+        low, high = RATES[rate]
+        return rng.uniform(low, high, shape).astype(np.float32)
     if name.endswith("bias"):
         return rng.normal(0.0, 0.4, shape).astype(np.float32)
     if "embed_tokens" in name:

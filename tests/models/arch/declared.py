@@ -1,6 +1,6 @@
 """What a model declares, laid out for comparison."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.arch import Model, build_model, gguf_layout
@@ -39,6 +39,8 @@ SIZES: dict[str, Any] = {
 # A quarter of a head must be a pair or more.
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "StableLmForCausalLM": {"head_dim": 8},
+    "Lfm2ForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
+    "Lfm2MoeForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
     "Gemma3TextModel": {"use_bidirectional_attention": True},
 }
 
@@ -69,12 +71,15 @@ def windows(model: Model) -> tuple[int | None, ...]:
     return tuple(state.window for state in model.state)
 
 
-def gguf_config(arch: str, vectors: Mapping[str, list[float]] | None = None, **said: Any) -> dict[str, Any]:
-    """The config.json of a GGUF file of a small model with this metadata."""
+def gguf_config(
+    arch: str, vectors: Mapping[str, list[float]] | None = None, named_tensors: Sequence[str] = (), **said: Any
+) -> dict[str, Any]:
+    """The config.json of a GGUF file of a small model with this metadata, and with tensors of these names."""
     values = {"embedding_length": 64, "block_count": 6, "attention.head_count": 4, "feed_forward_length": 96}
     values |= {"context_length": 128} | said
     named = {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in values.items()}
-    metadata = GGUFMetadata(named, {"token_embd.weight": (11, 64)}, (vectors or {}).get, "m")
+    shapes = {"token_embd.weight": (11, 64)} | dict.fromkeys(named_tensors, (4, 4))
+    metadata = GGUFMetadata(named, shapes, (vectors or {}).get, "m")
     layout = gguf_layout(metadata)
     assert layout is not None
     return layout.config(metadata)

@@ -41,6 +41,19 @@ def test_names_are_hugging_faces(name: str, expected: str | None):
     assert hf_name(name, layout_of("qwen3")) == expected
 
 
+@pytest.mark.parametrize(
+    ("arch", "name", "expected"),
+    [
+        ("lfm2", "blk.3.shortconv.conv.weight", "model.layers.3.conv.conv.weight"),
+        ("lfm2", "blk.3.shortconv.in_proj.bias", "model.layers.3.conv.in_proj.bias"),
+        ("lfm2", "token_embd_norm.weight", "model.embedding_norm.weight"),
+        ("lfm2moe", "blk.3.exp_probs_b.bias", "model.layers.3.feed_forward.expert_bias"),
+    ],
+)
+def test_names_of_recurrent_layers_are_hugging_faces(arch: str, name: str, expected: str):
+    assert hf_name(name, layout_of(arch)) == expected
+
+
 @pytest.mark.parametrize("name", ["v.patch_embedding.weight", "v.blk.3.attn_q.weight", "mm.mm_soft_emb_norm.weight"])
 def test_the_vision_tensors_of_ollamas_own_files_are_no_weights_of_the_text_model(name: str):
     assert hf_name(name, layout_of("gemma3")) is None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from models.arch.base import Stack
-from models.arch.experts import STACKS
+from models.arch.experts import STACKS, stacks_of
 from models.arch.gpt_oss import _STACKS as GPT_OSS
 from models.errors import CheckpointError
 from models.packing import e2m1, e8m0
@@ -99,6 +99,45 @@ def test_openais_dense_matrices_are_turned_and_their_biases_dealt(tmp_path: Path
     found = read(tmp_path, arrays, GPT_OSS)
     np.testing.assert_array_equal(found["l.experts.1.up_proj.bias"], biases[1, 1::2])
     assert_experts({name: value for name, value in found.items() if "bias" not in name}, gate=GATE, up=UP)
+
+
+WHOLE = (
+    Stack(r"(.*)\.both\.weight", ("{0}.gate.weight", "{0}.up.weight"), whole=True),
+    Stack(r"(.*)\.other\.(.+)", ("{0}.own.{1}",), whole=True),
+)
+
+
+def test_a_tensor_of_no_experts_comes_apart_too_or_has_another_name(tmp_path: Path):
+    words, scales, biases = mx.quantize(mx.array(GATE[0]), 32, 4)
+    arrays = {"l.both.weight": GATE[0], "l.other.bias": GATE[0, 0], "m.other.weight": UP[0]}
+    arrays |= {"q.both.weight": words, "q.both.scales": scales, "q.both.biases": biases}
+    found = read(tmp_path, arrays, WHOLE)
+    np.testing.assert_array_equal(found["l.gate.weight"], GATE[0, :2])
+    np.testing.assert_array_equal(found["l.up.weight"], GATE[0, 2:])
+    np.testing.assert_array_equal(found["l.own.bias"], GATE[0, 0])
+    np.testing.assert_array_equal(found["m.own.weight"], UP[0])
+    values = np.array(mx.dequantize(words, scales, biases, 32, 4))
+    np.testing.assert_allclose(found["q.up.weight"], values[2:], rtol=1e-6)
+
+
+def test_a_tensor_of_no_experts_that_does_not_divide_is_refused():
+    info = TensorInfo("l.both.weight", (5, 8), 4, quantized=False, file="w.safetensors", kind="F32")
+    with pytest.raises(CheckpointError, match=r"\[5, 8\] is not that of 2 matrices$"):
+        list(separate_infos([info], WHOLE))
+
+
+@pytest.mark.parametrize("name", ["switch_mlp.gate_proj.weight", "experts.gate_proj.weight", "experts.w1.weight"])
+def test_experts_whose_matrices_go_by_other_names_come_apart(tmp_path: Path, name: str):
+    found = read(tmp_path, {f"l.{name}": GATE}, stacks_of("w1", "w3", "w2"))
+    np.testing.assert_array_equal(found["l.experts.2.w1.weight"], GATE[2])
+    assert set(found) == {f"l.experts.{n}.w1.weight" for n in range(3)}
+
+
+def test_parameters_of_experts_by_other_names_come_apart(tmp_path: Path):
+    arrays = {"l.experts.gate_up_proj": np.concatenate([GATE, UP], axis=1), "l.experts.down_proj": DOWN}
+    found = read(tmp_path, arrays, stacks_of("w1", "w3", "w2"))
+    for name, values in (("w1", GATE), ("w3", UP), ("w2", DOWN)):
+        np.testing.assert_array_equal(found[f"l.experts.1.{name}.weight"], values[1])
 
 
 @pytest.mark.parametrize(
