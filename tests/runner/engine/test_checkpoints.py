@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from models.executors.base import Step
+from models.executors.base import Executor, Step
 from runner.engine.disk_cache import BLOCK_TOKENS, DiskCache
 from runner.engine.prefix_cache import ALIGNMENT, CHECKPOINT_TOKENS, PrefixCache, rest_point
 from runner.engine.text import TextEngine
 from runner.engine.types import SamplingParams, TextRequest
-from tests.fakes import BYTES_PER_TOKEN, CHECKPOINT_BYTES, FakeExecutor, scripted
-from tests.runner.engine.serving import answer, make_engine, run
+from tests.fakes import BYTES_PER_TOKEN, CHECKPOINT_BYTES, ByteTokenizer, FakeExecutor, scripted
+from tests.runner.engine.serving import answer, make_engine, real_executor, run
 
 GREEDY = SamplingParams(temperature=0)
 LIMIT = 64 << 20
@@ -208,3 +208,37 @@ def test_many_requests_with_shared_beginnings_say_what_they_say_without_a_cache(
         answers = run(engine, *requests)
         assert [got.text for got in answers] == [alone(request) for request in requests]
         texts.append(prompt + answers[0].text)
+
+
+REAL = [(name, kind) for name in ("lfm2",) for kind in ("onnx", "mlx ahead")]
+
+
+@pytest.fixture(scope="module", params=REAL, ids=" on ".join)
+def real(request: pytest.FixtureRequest, parity: Path) -> Executor:
+    name, kind = request.param
+    return real_executor(parity / name, kind, slots=3)
+
+
+def test_a_real_model_says_the_same_through_many_requests_that_share_beginnings(real: Executor, tmp_path: Path):
+    """In memory and on disk, with drafts and without, under a limit that has checkpoints go."""
+    settings = {"context_length": 448, "parallel": 3, "prefill_chunk": 32}
+    generator, texts, cached = random.Random(3), [letters(200, seed=9)], 0
+    memory = real.memory_bytes()
+    plain = TextEngine(real, ByteTokenizer(), **settings)
+    limit = 40 * real.state_nbytes(200)
+    for number in range(8):
+        disk = DiskCache(tmp_path, "model", limit_bytes=LIMIT)
+        caching = TextEngine(
+            real, ByteTokenizer(), prefix_cache=PrefixCache(real, limit, disk), draft=3 * (number % 2), **settings
+        )
+        for _ in range(4):
+            prompts = [generator.choice(texts)[:250] + letters(generator.randint(1, 60), number) for _ in range(3)]
+            requests = [greedy(prompt, 8) for prompt in prompts]
+            answers = run(caching, *requests)
+            assert [got.text for got in answers] == [got.text for got in run(plain, *requests)]
+            cached += sum(got.done.cached_tokens for got in answers)
+            assert caching.status().prefix_cache_bytes <= limit
+            texts.append(prompts[0] + answers[0].text)
+        disk.close()
+    assert cached > 1000
+    assert real.memory_bytes() == memory
