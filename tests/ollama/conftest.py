@@ -5,12 +5,16 @@ import shutil
 
 import pytest
 
-from tests.ollama.store import CHATML, Store
+from tests.ollama.programs import VERSIONS
+from tests.ollama.store import CHATML, Store, with_context
 
 THINKING = (
     "{{ range .Messages }}{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}{{ end }}"
     f"{CHATML}{{{{ if .Think }}}}<think>{{{{ end }}}}"
 )
+
+
+FISH = {"system": "You are a fish.", "parameters": {"temperature": 0, "num_predict": 5}}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -26,13 +30,34 @@ def store(tmp_path_factory, parity, default_model):
     folder = tmp_path_factory.mktemp("ollama")
     store = Store(folder / "models")
     store.add("tiny", parity / "llama_gqa")
-    store.add("fish", parity / "qwen3", system="You are a fish.", parameters={"temperature": 0, "num_predict": 5})
+    store.add("fish", parity / "qwen3", **FISH)
     store.add("roomy", roomy(parity, folder))
     store.add("smol", default_model)
     store.add("thinker", parity / "llama_gqa", template=THINKING, capabilities=("completion", "thinking"))
     store.add_image("picture")
     yield store
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def gguf_store(tmp_path_factory, parity, parity_embedding, default_model):
+    """The same models as GGUF files, for the classic parent, and bert (makes embeddings)."""
+    folder = tmp_path_factory.mktemp("ollama")
+    store = Store(folder / "models")
+    store.add_gguf("tiny", parity / "llama_gqa.gguf")
+    store.add_gguf("fish", parity / "qwen3_yarn.gguf", **FISH)
+    store.add_gguf("roomy", with_context(parity / "llama_gqa.gguf", folder / "roomy.gguf", 10_000_000))
+    store.add_gguf("smol", default_model)
+    store.add_gguf("thinker", parity / "llama_gqa.gguf", template=THINKING)
+    store.add_gguf("bert", parity_embedding / "bert.gguf", template="")
+    yield store
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def store_for(request):
+    """The store with the models that a version runs by this runner."""
+    return lambda version: request.getfixturevalue("gguf_store" if version == VERSIONS["classic"] else "store")
 
 
 def roomy(parity, folder):

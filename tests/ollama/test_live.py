@@ -39,14 +39,14 @@ def endless(server):
 
 
 @pytest.fixture
-def start(version, store, tmp_path):
+def start(version, store_for, tmp_path):
     """Starts a server of this test's own: `with start(OLLAMA_NUM_PARALLEL=8) as server`."""
-    return lambda store=store, **more: Server(version, store, tmp_path, **more)
+    return lambda store=None, **more: Server(version, store or store_for(version), tmp_path, **more)
 
 
 @pytest.fixture(scope="module")
-def server(version, store, tmp_path_factory):
-    with Server(version, store, tmp_path_factory.mktemp("home")) as running:
+def server(version, store_for, tmp_path_factory):
+    with Server(version, store_for(version), tmp_path_factory.mktemp("home")) as running:
         yield running
 
 
