@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.ollama.programs import VERSIONS
+from tests.ollama.programs import VERSIONS, skip_without
 from tests.ollama.store import CHATML, Store, with_context
 
 THINKING = (
@@ -50,6 +50,7 @@ def gguf_store(tmp_path_factory, parity, parity_embedding, default_model):
     store.add_gguf("smol", default_model)
     store.add_gguf("thinker", parity / "llama_gqa.gguf", template=THINKING)
     store.add_gguf("bert", parity_embedding / "bert.gguf", template="")
+    store.add_image("picture")
     yield store
     shutil.rmtree(folder)
 
@@ -66,3 +67,25 @@ def roomy(parity, folder):
     config = target / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 10_000_000}))
     return target
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def version(request):
+    skip_without(f"ollama-{VERSIONS[request.param]}")
+    return VERSIONS[request.param]
+
+
+@pytest.fixture
+def start(version, store_for, tmp_path):
+    """Starts a server of this test's own: `with start(OLLAMA_NUM_PARALLEL=8) as server`."""
+    from tests.ollama.server import Server
+
+    return lambda store=None, **more: Server(version, store or store_for(version), tmp_path, **more)
+
+
+@pytest.fixture(scope="module")
+def server(version, store_for, tmp_path_factory):
+    from tests.ollama.server import Server
+
+    with Server(version, store_for(version), tmp_path_factory.mktemp("home")) as running:
+        yield running
