@@ -41,7 +41,7 @@ def store(tmp_path_factory, parity, default_model):
 
 @pytest.fixture(scope="session")
 def gguf_store(tmp_path_factory, parity, parity_embedding, default_model):
-    """The same models as GGUF files, for the classic parent, and bert (makes embeddings)."""
+    """The same models as GGUF files, for the classic parent, and those that make embeddings, by their families."""
     folder = tmp_path_factory.mktemp("ollama")
     store = Store(folder / "models")
     store.add_gguf("tiny", parity / "llama_gqa.gguf")
@@ -49,7 +49,8 @@ def gguf_store(tmp_path_factory, parity, parity_embedding, default_model):
     store.add_gguf("roomy", with_context(parity / "llama_gqa.gguf", folder / "roomy.gguf", 10_000_000))
     store.add_gguf("smol", default_model)
     store.add_gguf("thinker", parity / "llama_gqa.gguf", template=THINKING)
-    store.add_gguf("bert", parity_embedding / "bert.gguf", template="")
+    for file in parity_embedding.glob("*.gguf"):
+        store.add_gguf(file.stem, file, template="")
     store.add_image("picture")
     yield store
     shutil.rmtree(folder)

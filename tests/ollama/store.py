@@ -67,10 +67,10 @@ class Store:
         return self.folder / "manifests" / "registry.ollama.ai" / "library" / model / (tag or "latest")
 
     def blob(self, name, layer):
-        """The file of a named layer of a model."""
+        """The file of a model's layer, by its name or, where it has none, its kind (`model`)."""
         layers = json.loads(self.manifest(name).read_text())["layers"]
-        digest = next(each["digest"] for each in layers if each.get("name") == layer)
-        return self.folder / "blobs" / digest.replace(":", "-")
+        named = {each.get("name", each["mediaType"].split(".")[-1]): each["digest"] for each in layers}
+        return self.folder / "blobs" / named[layer].replace(":", "-")
 
     def _texts(self, template, system, parameters):
         """The layers of what is not the model's own."""

@@ -118,7 +118,8 @@ def test_num_predict_limits_the_answer(client):
 
 
 def test_an_answer_without_limit_ends_with_the_context(server):
-    answer = post(server, "tiny", "the fox", raw=True, shift=False, options={"num_predict": -1, "temperature": 0}).json()
+    unlimited = {"num_predict": -1, "temperature": 0}
+    answer = post(server, "tiny", "the fox", raw=True, shift=False, options=unlimited).json()
     assert answer["done_reason"] == "length"
     assert answer["prompt_eval_count"] + answer["eval_count"] in (128, 129)
 

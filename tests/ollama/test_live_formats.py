@@ -102,7 +102,7 @@ def test_a_schema_that_makes_no_sense_is_refused(client, version):
 
 
 def test_a_schema_that_nothing_satisfies_is_refused_in_the_runners_words(client):
-    with pytest.raises(ollama.ResponseError, match="minimum .* greater than maximum") as refused:
+    with pytest.raises(ollama.ResponseError, match=r"minimum .* greater than maximum") as refused:
         client.generate("tiny", "the fox", format={"type": "integer", "minimum": 5, "maximum": 1}, options=OPTIONS)
     assert refused.value.status_code == 400
     assert client.generate("tiny", "the fox", options={"num_predict": 3}).eval_count == 3
