@@ -41,6 +41,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "StableLmForCausalLM": {"head_dim": 8},
     "Lfm2ForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
     "Lfm2MoeForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
+    "Mamba2ForCausalLM": {"num_heads": 4, "head_dim": 8, "state_size": 6, "n_groups": 2},
     "Gemma3TextModel": {"use_bidirectional_attention": True},
 }
 
