@@ -210,7 +210,10 @@ class Ops(Protocol[Tensor]):
         ...
 
     def experts(self, x: Tensor, picks: Tensor, weights: Tensor, experts: Experts, activation: Gate) -> Tensor:
-        """The weighted sum of what the picked experts make. Shapes: x (T, D), picks, weights (T, k); returns (T, D)."""
+        """The weighted sum of what the picked experts make; those without a gate take an `Activation` alone.
+
+        Shapes: x (T, D), picks and weights (T, k); returns (T, D).
+        """
         ...
 
     def activate(self, x: Tensor, activation: Activation) -> Tensor:

@@ -133,17 +133,23 @@ class ShortConv:
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """The weights of one gated MLP among several."""
+    """The weights of one MLP among several."""
 
     gate_up: Joined
+    """Two matrices; of an MLP without a gate the one of `up`."""
     down: Linear
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Gated MLPs of equal sizes, of which each token takes a few. Source: arXiv 2101.03961."""
+    """MLPs of equal sizes, of which each token takes a few. Source: arXiv 2101.03961."""
 
     each: tuple[Expert, ...]
+
+    @property
+    def gated(self) -> bool:
+        """Whether they have a gate; else what goes up is activated by itself."""
+        return len(self.each[0].gate_up.parts) > 1
 
     @property
     def matrices(self) -> Iterator[Joined | Linear]:

@@ -1,6 +1,7 @@
 """Which tensor of a checkpoint is which weight: a strict comparison of names and shapes, from headers alone."""
 
 from collections.abc import Iterable
+from math import prod
 
 from models.arch import Model
 from models.errors import CheckpointError
@@ -47,7 +48,7 @@ def matched(
     """
     weights = list(weights)
     wanted = dict(tensor for weight in weights for tensor in weight.tensors())
-    small = {name for weight in weights if isinstance(weight, Vector | ShortConv) for name, _ in weight.tensors()}
+    owners = {name: weight for weight in weights for name, _ in weight.tensors()}
     found: dict[str, TensorInfo] = {}
     for info in infos:
         own = _text_name(info.name)
@@ -59,7 +60,7 @@ def matched(
             continue
         if name in found:
             raise CheckpointError("is there twice", file=info.file, tensor=info.name)
-        if info.shape != wanted[name] and not (name in small and _sizes(info.shape) == _sizes(wanted[name])):
+        if not _fits(info.shape, wanted[name], owners[name]):
             raise CheckpointError(
                 f"its shape is {list(info.shape)}, and config.json asks for {list(wanted[name])}",
                 file=info.file,
@@ -77,9 +78,16 @@ def _text_name(name: str) -> str:
     return name.removeprefix("model.").removeprefix(_TEXT) if _TEXT in name else name
 
 
-def _sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without its axes of length 1, about which converters disagree where they mean nothing."""
-    return tuple(size for size in shape if size != 1)
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], weight: Weight) -> bool:
+    """Whether a tensor has a weight's shape, but for axes about which converters disagree where they mean nothing."""
+    match weight:
+        case Vector():
+            # As a row, as a column, as a row a group.
+            return prod(shape) == prod(wanted)
+        case ShortConv():
+            return tuple(size for size in shape if size != 1) == tuple(size for size in wanted if size != 1)
+        case _:
+            return shape == wanted
 
 
 def _may_be_left_over(name: str, wanted: dict[str, tuple[int, ...]], unused: tuple[str, ...]) -> bool:

@@ -53,18 +53,21 @@ class HeldExperts:
 
     gate_up: tuple[Stack, ...]
     down: Stack
+    gated: bool
 
-    def run(
-        self, x: mx.array, picks: mx.array, weights: mx.array, glu: Callable[[mx.array, mx.array], mx.array]
-    ) -> mx.array:
-        """The weighted sum of the picked experts. Shapes: x (T, D), picks and weights (T, k); returns (T, D)."""
+    def run(self, x: mx.array, picks: mx.array, weights: mx.array, activate: Callable[..., mx.array]) -> mx.array:
+        """The weighted sum of the picked experts; `activate` is given gate and up, or up alone.
+
+        Shapes: x (T, D), picks and weights (T, k); returns (T, D).
+        """
         tokens, each = picks.shape
         flat, is_sorted = picks.reshape(-1), tokens * each >= SORTED_PICKS
         order = mx.argsort(flat) if is_sorted else mx.arange(tokens * each)
         rows, own = x[order // each][:, None], flat[order]
         parts = [stack.multiply(rows, own, is_sorted=is_sorted) for stack in self.gate_up]
-        gate, up = parts if len(parts) > 1 else mx.split(parts[0], 2, axis=-1)
-        made = self.down.multiply(glu(gate, up)[:, None], own, is_sorted=is_sorted)
+        if self.gated and len(parts) == 1:
+            parts = [*mx.split(parts[0], 2, axis=-1)]
+        made = self.down.multiply(activate(*parts)[:, None], own, is_sorted=is_sorted)
         if is_sorted:
             made = made[mx.argsort(order)]
         return (made.reshape(tokens, each, -1) * weights[..., None].astype(made.dtype)).sum(axis=1)
@@ -75,13 +78,15 @@ class HeldExperts:
 
 
 def held_experts(pairs: Sequence[tuple[Sequence[HeldMatrix], HeldMatrix]]) -> HeldExperts:
-    """Of every expert gate and up, and down, stacked."""
+    """Of every expert gate and up, or up alone, and down, stacked."""
+    gated = len(pairs[0][0]) > 1
     both = [joined(parts) for parts, _ in pairs]
     whole = [each for each in both if not isinstance(each, SideBySide)]
     down = Stack(_stacked([each for _, each in pairs]))
     if len(whole) == len(both) and _alike(whole):
-        return HeldExperts((Stack(_stacked(whole)),), down)
-    return HeldExperts(tuple(Stack(_stacked([parts[index] for parts, _ in pairs])) for index in (0, 1)), down)
+        return HeldExperts((Stack(_stacked(whole)),), down, gated)
+    stacks = tuple(Stack(_stacked([parts[index] for parts, _ in pairs])) for index in range(1 + gated))
+    return HeldExperts(stacks, down, gated)
 
 
 def _alike(matrices: Sequence[HeldMatrix]) -> bool:

@@ -14,7 +14,7 @@ from models.executors.mlx.ops import Activations, Wavelengths
 from models.executors.mlx.slabs import LONGEST_STEP, class_capacity, layer_specs
 from models.executors.mlx.weights import Policy, Weights
 from models.mlx_memory import configure
-from models.ops import weights_in
+from models.ops import Embedding, weights_in
 from models.quantization import packed_nbytes
 from models.sources.base import TensorInfo
 from models.weights.matching import tensors_of
@@ -114,7 +114,7 @@ def footprint(
     dtype = compute_dtype(config_dtype)
     specs = layer_specs(model.state, cache_type, dtype, longest_step)
     sizes = {name: _held_nbytes(info, policy, dtype) for name, info in found.items()}
-    tables = {name for name in sizes if "embed_tokens" in name}
+    tables = {name for each in weights_in(model.weights) if isinstance(each, Embedding) for name, _ in each.tensors()}
     layers, output = by_layer(((n, size) for n, size in sizes.items() if n not in tables), model.config.num_layers)
     largest = max((4 * prod(info.shape) for info in found.values()), default=0)
 

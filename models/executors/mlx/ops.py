@@ -137,7 +137,13 @@ class Compute(Recurrence):
 
     def experts(self, x: mx.array, picks: mx.array, weights: mx.array, experts: Experts, activation: Gate) -> mx.array:
         """See `Ops.experts`."""
-        return self._weights.experts(experts).run(x, picks, weights, self._activations.gated(activation))
+        return self._weights.experts(experts).run(x, picks, weights, self._activated(experts, activation))
+
+    def _activated(self, experts: Experts, activation: Gate) -> Callable[..., mx.array]:
+        if experts.gated:
+            return self._activations.gated(activation)
+        assert not isinstance(activation, ClampedSwish)
+        return self._activations.unary(activation)
 
     def glu(self, gate: mx.array, up: mx.array, activation: Gate) -> mx.array:
         """See `Ops.glu`."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from models.executors.onnx.graph import Branch, Graph
 from models.executors.onnx.products import ProductNodes
-from models.ops import Expert, Experts, Gate, Joined, Linear, Routing
+from models.ops import Activation, ClampedSwish, Expert, Experts, Gate, Joined, Linear, Routing
 
 FLOAT = np.dtype(np.float32)
 TOGETHER = 16
@@ -20,11 +20,18 @@ TOGETHER = 16
 class ExpertNodes:
     """Records routers and experts. Thread: any."""
 
-    def __init__(self, graph: Graph, products: ProductNodes, glu: Callable[[str, str, Gate], str]) -> None:
-        """Record into `graph`; `glu` records an activated gate times `up`."""
+    def __init__(
+        self,
+        graph: Graph,
+        products: ProductNodes,
+        glu: Callable[[str, str, Gate], str],
+        activated: Callable[[str, Activation], str],
+    ) -> None:
+        """Record into `graph`; `glu` records an activated gate times `up`, `activated` what goes up without one."""
         self._graph = graph
         self._products = products
         self._glu = glu
+        self._activated = activated
 
     def route(self, logits: str, count: int, routing: Routing, bias: str, scales: str) -> tuple[str, str]:
         """The names of picks and weights.
@@ -98,16 +105,19 @@ class ExpertNodes:
         return self._graph.branch(lambda: self._graph.add("Identity", [total])[0])
 
     def _computed(self, x: str, expert: Expert, activation: Gate) -> str:
-        """A gated MLP. Shapes: (n, D) both ways."""
+        """An MLP. Shapes: (n, D) both ways."""
         graph = self._graph
         if not self._products.wants_even_rows((*expert.gate_up.parts, expert.down)):
-            return self._products.record(self._gated(x, expert.gate_up, activation), (expert.down,))
+            return self._products.record(self._within(x, expert.gate_up, activation), (expert.down,))
         # Every token twice: an odd last row would be summed in another order.
         (twice,) = graph.add("Concat", [x, x], axis=0)
-        made = self._products.record(self._gated(twice, expert.gate_up, activation), (expert.down,))
+        made = self._products.record(self._within(twice, expert.gate_up, activation), (expert.down,))
         return graph.add("Split", [made], outputs=2, num_outputs=2, axis=0)[0]
 
-    def _gated(self, x: str, gate_up: Joined, activation: Gate) -> str:
+    def _within(self, x: str, gate_up: Joined, activation: Gate) -> str:
+        if len(gate_up.parts) == 1:
+            assert not isinstance(activation, ClampedSwish)
+            return self._activated(self._products.record(x, gate_up.parts), activation)
         gate, up = self._both(x, gate_up.parts)
         return self._glu(gate, up, activation)
 

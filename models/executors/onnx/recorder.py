@@ -129,7 +129,7 @@ class Recorder:
         self._graph = graph
         self._products = products
         self._attention = attention
-        self._experts = ExpertNodes(graph, products, self._gated)
+        self._experts = ExpertNodes(graph, products, self._gated, self._activated)
         self._latent = LatentNodes(graph, attention)
         self.bidirectional = BidirectionalNodes(graph)
         self.recurrent = RecurrentNodes(graph, self.vector, even=even)

@@ -41,6 +41,17 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "StableLmForCausalLM": {"head_dim": 8},
     "Lfm2ForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
     "Lfm2MoeForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
+    "Mamba2ForCausalLM": {"num_heads": 4, "head_dim": 8, "state_size": 6, "n_groups": 2},
+    "NemotronHForCausalLM": {
+        "hybrid_override_pattern": "M*E",
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "n_groups": 2,
+        "ssm_state_size": 6,
+        "moe_shared_expert_intermediate_size": 10,
+    },
     "Gemma3TextModel": {"use_bidirectional_attention": True},
 }
 

@@ -46,6 +46,10 @@ def test_names_are_hugging_faces(name: str, expected: str | None):
     [
         ("lfm2", "blk.3.shortconv.conv.weight", "model.layers.3.conv.conv.weight"),
         ("lfm2", "blk.3.shortconv.in_proj.bias", "model.layers.3.conv.in_proj.bias"),
+        ("mamba2", "blk.3.ssm_dt.bias", "backbone.layers.3.mixer.dt_bias"),
+        ("mamba2", "blk.3.ssm_a", "backbone.layers.3.mixer.A_log"),
+        ("mamba2", "blk.3.ssm_conv1d.bias", "backbone.layers.3.mixer.conv1d.bias"),
+        ("mamba2", "output_norm.weight", "backbone.norm_f.weight"),
         ("lfm2", "token_embd_norm.weight", "model.embedding_norm.weight"),
         ("lfm2moe", "blk.3.exp_probs_b.bias", "model.layers.3.feed_forward.expert_bias"),
     ],

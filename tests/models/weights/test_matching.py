@@ -3,7 +3,7 @@ from collections.abc import Iterable, Mapping
 import pytest
 
 from models.errors import CheckpointError
-from models.ops import Embedding, Joined, Linear, Norm
+from models.ops import Embedding, Joined, Linear, Norm, ShortConv, Vector
 from models.sources.base import TensorInfo
 from models.weights.matching import matched
 
@@ -64,6 +64,23 @@ def test_a_multimodal_checkpoint_says_first_that_it_is_the_language_model(layer:
     }
     shapes = WANTED | {"lm_head.weight": (11, 4)}
     assert matching({stored[name]: shapes[name] for name in stored}, weights=(*WEIGHTS, HEAD)) == stored
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (1, 6), (2, 3)])
+def test_a_vector_may_be_stored_as_a_matrix_of_as_many_numbers(shape: tuple[int, ...]):
+    assert matching({"d": shape}, weights=(Vector("d", 6),)) == {"d": "d"}
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 4), (6, 4, 1), (6, 4)])
+def test_a_kernel_may_have_its_axis_of_one_anywhere(shape: tuple[int, ...]):
+    assert matching({"c.weight": shape}, weights=(ShortConv("c", 6, 4),)) == {"c.weight": "c.weight"}
+
+
+@pytest.mark.parametrize(("name", "shape"), [("d", (7,)), ("d", (2, 4)), ("c.weight", (4, 6)), ("c.weight", (24,))])
+def test_neither_may_have_other_sizes(name: str, shape: tuple[int, ...]):
+    shapes = {"d": (6,), "c.weight": (6, 1, 4)} | {name: shape}
+    with pytest.raises(CheckpointError, match=rf"tensor {name}: its shape is"):
+        matching(shapes, weights=(Vector("d", 6), ShortConv("c", 6, 4)))
 
 
 def test_a_tensor_under_both_names_is_refused():

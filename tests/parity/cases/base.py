@@ -36,6 +36,9 @@ class Case:
     renamed: tuple[tuple[str, str], ...] = ()
     """How published checkpoints begin names otherwise than the reference library: what it says, and what they say."""
 
+    generates: bool = True
+    """The reference library's generate() does, with its cache, what its whole passes do."""
+
     def name_in_file(self, name: str) -> str:
         """A tensor's name in the checkpoint."""
         for ours, theirs in self.renamed:
