@@ -3,7 +3,8 @@
 A row's logits are the same to the last bit whatever rows run beside it: every product and every query is summed by
 itself, in an order that depends on the row alone. A row that runs one token in a step sums its scores in another order
 than one that runs several; where drafts are on, layers without a window compute one as several, and then it does not
-matter how a row's tokens are cut into steps either. Tested for the kernels of x86-64 with AVX-512.
+matter how a row's tokens are cut into steps either; the same holds for state spaces. Tested for the kernels of x86-64
+with AVX-512.
 """
 
 from collections.abc import Mapping, Sequence

@@ -51,10 +51,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A graph within a node: no inputs, it reads what is around it; one output."""
+    """A graph within a node: no inputs, it reads what is around it."""
 
     nodes: tuple[Node, ...]
-    output: str
+    outputs: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -91,20 +91,21 @@ class Graph:
         """Append a node whose outputs are named."""
         self.nodes.append(Node(op, tuple(inputs), tuple(outputs), domain, attributes))
 
-    def branch(self, record: Callable[[], str]) -> Branch:
-        """What `record` appends, by itself; it returns the name of its output."""
+    def branch(self, record: Callable[[], str | tuple[str, ...]]) -> Branch:
+        """What `record` appends, by itself; it returns the names of its outputs."""
         around, self.nodes = self.nodes, []
         try:
-            output = record()
-            return Branch(tuple(self.nodes), output)
+            outputs = record()
+            return Branch(tuple(self.nodes), (outputs,) if isinstance(outputs, str) else outputs)
         finally:
             self.nodes = around
 
-    def choose(self, condition: str, then: Branch, otherwise: Branch) -> str:
-        """Append an `If`; the name of its output."""
-        name = self.name("If")
-        self.nodes.append(Node("If", (condition,), (name,), "", {}, {"then_branch": then, "else_branch": otherwise}))
-        return name
+    def choose(self, condition: str, then: Branch, otherwise: Branch, *outputs: str) -> str:
+        """Append an `If`; the name of its first output, where `outputs` do not say all."""
+        names = outputs or (self.name("If"),)
+        assert len(names) == len(then.outputs) == len(otherwise.outputs)
+        self.nodes.append(Node("If", (condition,), names, "", {}, {"then_branch": then, "else_branch": otherwise}))
+        return names[0]
 
     def name(self, kind: str) -> str:
         """A name that no value has."""
@@ -180,8 +181,8 @@ def _node(node: Node) -> "NodeProto":
 
     attributes: dict[str, Any] = dict(node.attributes)
     for name, branch in node.branches.items():
-        output = helper.make_tensor_value_info(branch.output, TensorProto.FLOAT, None)
-        attributes[name] = helper.make_graph([_node(inner) for inner in branch.nodes], name, [], [output])
+        outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in branch.outputs]
+        attributes[name] = helper.make_graph([_node(inner) for inner in branch.nodes], name, [], outputs)
     return helper.make_node(node.op, node.inputs, node.outputs, domain=node.domain, **attributes)
 
 

@@ -79,7 +79,8 @@ def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) 
     level = ROUNDED if options.activations == "int8" else EXACT
     products = ProductNodes(graph, forms, level=level, finely=not large)
     attention = AttentionNodes(graph, model.state, options.cache_type, masked=bool(options.taps))
-    recorder = Recorder(graph, products, attention, even=large or options.activations == "float32")
+    even = large or options.activations == "float32"
+    recorder = Recorder(graph, products, attention, even=even, exact=options.drafts)
     hidden = model.forward(recorder)
     outputs: dict[str, int] = {}
     if options.taps:

@@ -124,15 +124,17 @@ class Lookup:
 class Recorder:
     """Implements `Ops[Value]`. The graph's inputs are what `models.executors.onnx.steps` fills. Thread: any."""
 
-    def __init__(self, graph: Graph, products: ProductNodes, attention: AttentionNodes, *, even: bool = False) -> None:
-        """Record into `graph`; `even`: see `RecurrentNodes`."""
+    def __init__(
+        self, graph: Graph, products: ProductNodes, attention: AttentionNodes, *, even: bool = False, exact: bool = True
+    ) -> None:
+        """Record into `graph`; `even` and `exact`: see `RecurrentNodes`."""
         self._graph = graph
         self._products = products
         self._attention = attention
         self._experts = ExpertNodes(graph, products, self._gated, self._activated)
         self._latent = LatentNodes(graph, attention)
         self.bidirectional = BidirectionalNodes(graph)
-        self.recurrent = RecurrentNodes(graph, self.vector, even=even)
+        self.recurrent = RecurrentNodes(graph, self.vector, even=even, exact=exact)
         self.ups: list[LatentUp] = []
         self.vectors: dict[str, float] = {}
         """What is added to a vector as it is stored, by its tensor's name."""

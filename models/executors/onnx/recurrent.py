@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
+from models.executors.onnx.scan import Scan
 from models.ops import DeltaRule, ShortConv, StateSpace, Vector
 
-FLOAT, INT32, INT64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
+FLOAT, INT32, INT64, BOOL = (np.dtype(kind) for kind in (np.float32, np.int32, np.int64, np.bool_))
+AT_ONCE = "at_once"
+"""Input: the step is one row of a chunk's length, which a state space may run by products. Shape: bool, ()."""
 _SINGLE, _DOUBLE = 1, 11
 """ONNX's numbers of the types. Source: onnx 1.23, TensorProto.DataType."""
 ENDS, TOKENS, RUN = "ends", "tokens", "tokens.run"
@@ -33,11 +36,13 @@ def kept_input(taps: int) -> str:
 class RecurrentNodes:
     """Records recurrent layers. Thread: any."""
 
-    def __init__(self, graph: Graph, vector: Callable[[Vector], str], *, even: bool) -> None:
+    def __init__(self, graph: Graph, vector: Callable[[Vector], str], *, even: bool, exact: bool) -> None:
         """Record into `graph`, which `vector` gives vectors.
 
-        Where `even`, a step may run its last token once more, which no state may see.
+        Where `even`, a step may run its last token once more, which no state may see. Where `exact`, the cuts of a row
+        change no bit of its state spaces either; a prompt takes longer.
         """
+        self._exact = exact
         self._graph = graph
         self._vector = vector
         self._even = even
@@ -94,11 +99,22 @@ class RecurrentNodes:
         last = self._shape(-1)
         (weighed,) = add("Mul", [values, add("Unsqueeze", [steps, last])[0]])
         inputs = [*(self._divided(part, spec.groups, spec.state_dim) for part in (c, b)), weighed]
+        decay, (past, present) = self._decay(steps, spec.a_log), self._state(spec.shape, layer)
+
+        def in_turn(made: str, present: str) -> tuple[str, str]:
+            names = [*inputs, self._ends(), decay, "", past]
+            attributes: dict[str, int | float | str | list[int]] = {"update_rule": "gated", "scale": 1.0}
+            self._graph.append_node("GatedDeltaNet", names, [made, present], CONTRIB, attributes)
+            return made, present
+
         made = self._graph.name("recurrence")
-        past, present = self._state(spec.shape, layer)
-        names = [*inputs, self._ends(), self._decay(steps, spec.a_log), "", past]
-        attributes: dict[str, int | float | str | list[int]] = {"update_rule": "gated", "scale": 1.0}
-        self._graph.append_node("GatedDeltaNet", names, [made, present], CONTRIB, attributes)
+        if self._exact:
+            in_turn(made, present)
+        else:
+            chosen = self._input(AT_ONCE, TensorType(BOOL, ()))
+            at_once = self._graph.branch(lambda: Scan(self._graph, spec).record(inputs, decay, past))
+            one_by_one = self._graph.branch(lambda: in_turn(self._graph.name("each"), self._graph.name("state")))
+            self._graph.choose(chosen, at_once, one_by_one, made, present)
         (skip,) = add("Unsqueeze", [self._vector(spec.d), last])
         (whole,) = add("Add", [made, add("Mul", [values, skip])[0]])
         return self._flat(whole, spec.heads * spec.head_dim)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.executors.base import Row
-from models.executors.onnx.recurrent import ENDS, RUN, TOKENS, kept_input, tap_input
+from models.executors.onnx.recurrent import AT_ONCE, ENDS, RUN, TOKENS, kept_input, tap_input
+from models.executors.onnx.scan import MOST_TOKENS
 
 Array = npt.NDArray[Any]
 
@@ -122,6 +123,7 @@ def recurrent_arrays(run: Run, taps: Iterable[int], tokens: int) -> dict[str, Ar
         ENDS: ends.astype(np.int32),
         TOKENS: ends[-1:],
         RUN: np.array([tokens], np.int64),
+        AT_ONCE: np.array(len(run.rows) == 1 and TOGETHER < ends[-1] <= MOST_TOKENS),
     }
     for count in taps:
         picked, kept = _taps(ends, count)
