@@ -72,36 +72,44 @@ $(FIXTURES_VENV)/.installed: pyproject.toml
 fixtures: $(FIXTURES_VENV)/.installed  ## Make the tiny checkpoints and their reference outputs anew
 	@set -e; for script in tests/parity/make_*.py tests/parity_embedding/make_*.py tests/parity_image/make_*.py tests/parity_image/merge_lora.py; do echo "$$script"; $(FIXTURES_VENV)/bin/python "$$script"; done
 
-# The last Ollama with image models, the newest (in go.mod, the others in VERSION.mod) and the last with the classic dialect.
+# The last Ollama with the classic dialect, the last with image models and the newest (in go.mod, the others in VERSION.mod).
+OLLAMA_CLASSIC := v0.24.0
 OLLAMA_IMAGES := v0.32.5
 OLLAMA_NEWEST := v0.34.4
-OLLAMA_CLASSIC := v0.24.0
 OLLAMA_VERSION ?= $(OLLAMA_NEWEST)
 OLLAMA := tests/ollama
 OLLAMA_STORE ?= $(OLLAMA)/bin/models
 OLLAMA_HOST ?= 127.0.0.1:11435
-OLLAMA_SOURCES := $(wildcard $(OLLAMA)/*.go $(OLLAMA)/*.mod $(OLLAMA)/*/*.go $(OLLAMA)/*/*/*.go)
-OLLAMA_SOURCES := $(filter-out %/types.go,$(OLLAMA_SOURCES))
+OLLAMA_SOURCES := $(wildcard $(OLLAMA)/*.go $(OLLAMA)/*.mod $(OLLAMA)/*/*.go)
+OLLAMA_HEADERS := $(OLLAMA)/bin/headers
 GO_BUILD = go build $(MODFILE) -trimpath -buildvcs=false -ldflags '-s -w -X github.com/ollama/ollama/version.Version=$(*:v%=%)'
-OLLAMA_TESTS := $(addprefix $(OLLAMA)/bin/,decode-$(OLLAMA_IMAGES) decode-$(OLLAMA_NEWEST) classic-$(OLLAMA_CLASSIC))
+OLLAMA_DECODERS := $(patsubst %,$(OLLAMA)/bin/decode-%,$(OLLAMA_IMAGES) $(OLLAMA_NEWEST))
+HEADERS_OF = $$(go list -modfile=headers.mod -m -f '{{.Dir}}' github.com/$(1))
 
-ollama: $(OLLAMA)/bin/ollama-$(OLLAMA_IMAGES) $(OLLAMA)/bin/ollama-$(OLLAMA_NEWEST)  ## Build Ollama with this runner in it (needs Go and a C compiler)
+ollama: $(patsubst %,$(OLLAMA)/bin/ollama-%,$(OLLAMA_CLASSIC) $(OLLAMA_IMAGES) $(OLLAMA_NEWEST))  ## Build Ollama with this runner in it (needs Go and a C++ compiler)
 
+$(OLLAMA)/bin/ollama-$(OLLAMA_CLASSIC): MODFILE := -modfile=$(OLLAMA_CLASSIC).mod
+$(OLLAMA)/bin/ollama-$(OLLAMA_CLASSIC): export CGO_CPPFLAGS = -I$(abspath $(OLLAMA_HEADERS))
+$(OLLAMA)/bin/ollama-$(OLLAMA_CLASSIC): $(OLLAMA_HEADERS)/.there
 $(OLLAMA)/bin/ollama-$(OLLAMA_IMAGES) $(OLLAMA)/bin/decode-$(OLLAMA_IMAGES): MODFILE := -modfile=$(OLLAMA_IMAGES).mod -tags before_v0_34_2
 $(OLLAMA)/bin/ollama-%: $(OLLAMA_SOURCES)
 	@command -v go >/dev/null || { echo 'Error: Go is needed to build Ollama; see https://go.dev/dl' >&2; exit 1; }
 	cd $(OLLAMA) && CGO_ENABLED=1 $(GO_BUILD) -o bin/$(@F) .
 
+# The path in an #include names a folder, so the headers stand in such folders here; one header is all of the JSON parser.
+$(OLLAMA_HEADERS)/.there: $(OLLAMA)/headers.mod $(OLLAMA)/headers.sum
+	@command -v go >/dev/null || { echo 'Error: Go is needed to build Ollama; see https://go.dev/dl' >&2; exit 1; }
+	mkdir -p $(@D)/nlohmann $(@D)/stb $(@D)/miniaudio
+	cd $(OLLAMA) && go mod download -modfile=headers.mod
+	cd $(OLLAMA) && common="$(call HEADERS_OF,ollama/ollama)/llama/llama.cpp/common" && ln -sf "$$common/stb_image.h" bin/headers/stb && \
+		ln -sf "$$common/json.hpp" bin/headers/nlohmann/json.hpp && ln -sf json.hpp bin/headers/nlohmann/json_fwd.hpp
+	cd $(OLLAMA) && ln -sf "$(call HEADERS_OF,gen2brain/malgo)/miniaudio.h" bin/headers/miniaudio
+	@touch $@
+
 $(OLLAMA)/bin/decode-%: $(OLLAMA_SOURCES)
 	cd $(OLLAMA) && CGO_ENABLED=1 $(GO_BUILD) -o bin/$(@F) ./decode
 
-$(OLLAMA)/bin/classic-%: MODFILE = -modfile=$*.mod
-$(OLLAMA)/bin/classic-%: $(OLLAMA_SOURCES)
-	cd $(OLLAMA) && go mod download $(MODFILE) github.com/ollama/ollama
-	cd $(OLLAMA) && go run ./classic/extract "$$(go list $(MODFILE) -m -f '{{.Dir}}' github.com/ollama/ollama)/llm" >classic/types.go
-	cd $(OLLAMA) && CGO_ENABLED=0 $(GO_BUILD) -tags classic -o bin/$(@F) ./classic
-
-ollama-serve: $(OLLAMA)/bin/ollama-$(OLLAMA_VERSION) $(VENV)/.installed  ## Serve Ollama on loopback, with a store of its own: OLLAMA_VERSION=v0.32.5 for the older
+ollama-serve: $(OLLAMA)/bin/ollama-$(OLLAMA_VERSION) $(VENV)/.installed  ## Serve Ollama on loopback, with a store of its own: OLLAMA_VERSION=v0.32.5 or v0.24.0 for an older
 	OLLAMA_HOST=$(OLLAMA_HOST) OLLAMA_MODELS=$(abspath $(OLLAMA_STORE)) OLLAMA_MLX_RUNNER=$(abspath $(BIN)/ollama-mlx-runner) $< serve
 
 $(VENV)/.installed-ollama: pyproject.toml $(VENV)/.installed-dev
@@ -109,12 +117,12 @@ $(VENV)/.installed-ollama: pyproject.toml $(VENV)/.installed-dev
 	@touch $@
 
 test-ollama: $(VENV)/.installed-ollama  ## Run the tests with real Ollama servers; skipped where there is no Go
-	@if command -v go >/dev/null; then $(MAKE) --no-print-directory ollama $(OLLAMA_TESTS); fi
+	@if command -v go >/dev/null; then $(MAKE) --no-print-directory ollama $(OLLAMA_DECODERS); fi
 	$(BIN)/pytest -m ollama tests/ollama
 
 clean:  ## Remove everything that the other targets made here
 	rm -rf $(VENV) $(FIXTURES_VENV) bench-results build dist *.egg-info .coverage .coverage.* htmlcov
-	rm -rf $(OLLAMA)/bin $(OLLAMA)/classic/types.go
+	rm -rf $(OLLAMA)/bin
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find runner models protocol tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

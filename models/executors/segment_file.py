@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.executors.base import HostArray, Segment
+from models.executors.base import Checkpoint, HostArray, Segment
 from models.sources.safetensors_file import StoredTensor
 
 _TYPES = {"F32": "<f4", "F16": "<f2", "U8": "u1", "I8": "i1", "U16": "<u2", "U32": "<u4", "I32": "<i4"}
@@ -22,7 +22,7 @@ class StoredArray:
     data: bytes
 
 
-def stored(segment: Segment) -> Iterator[StoredArray]:
+def stored(segment: Segment | Checkpoint) -> Iterator[StoredArray]:
     """A segment's arrays. Waits for them. Thread: the executor's."""
     for key, array in segment.arrays():
         yield StoredArray(key, _NAMES[array.dtype], array.shape, np.ascontiguousarray(array).tobytes())

@@ -25,16 +25,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import psutil
 
 from models.errors import CheckpointError
-from models.executors.base import HostArray, Segment
+from models.executors.base import Checkpoint, HostArray, Segment
 from models.executors.segment_file import StoredArray, arrays, stored
 from models.sources.safetensors_file import SafetensorsFile, open_safetensors
 
-FORMAT = "ollama-mlx-runner prefix 2"
+FORMAT = "ollama-mlx-runner prefix 3"
 """To be counted up with every change of the files or of what the executors keep of a row."""
 BLOCK_TOKENS = 64
 MAX_PENDING_BYTES = 256 << 20
@@ -56,6 +56,9 @@ logger = logging.getLogger(__name__)
 
 ReadSegment: TypeAlias = Callable[[Mapping[str, HostArray], int], Segment]
 """Makes a segment of so many tokens of a file's arrays by name. Raises ValueError where no such segment has them."""
+ReadCheckpoint: TypeAlias = Callable[[Mapping[str, HostArray]], Checkpoint]
+"""The same of a checkpoint."""
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,11 @@ class Block:
     def end(self) -> int:
         """The first token behind it."""
         return self.begin + BLOCK_TOKENS
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The file with the checkpoint behind it."""
+        return f"{hashlib.blake2b(self.name.encode(), digest_size=16, person=b'checkpoint').hexdigest()}.safetensors"
 
 
 def blocks(tokens: Sequence[int]) -> Iterator[Block]:
@@ -149,7 +157,7 @@ class DiskCache:
         try:
             for block in blocks(tokens):
                 if block.end > begin:
-                    segment = self._load(block, read_segment)
+                    segment = self._load(block.name, block.tokens, lambda held: read_segment(held, BLOCK_TOKENS))
                     if segment is None:
                         return
                     yield block.end, segment
@@ -158,12 +166,29 @@ class DiskCache:
             if used:
                 self._put(_Job("", (), tuple(used)))
 
-    def write(self, tokens: Sequence[int], copy: Callable[[int, int], Segment | None]) -> None:
+    def read_checkpoint(
+        self, tokens: Sequence[int], beyond: int, read: ReadCheckpoint
+    ) -> tuple[int, Checkpoint | None]:
+        """The last checkpoint within `tokens` behind more than `beyond` of them, and where it is; else None."""
+        for block in reversed([block for block in blocks(tokens) if block.end > beyond]):
+            checkpoint = self._load(block.checkpoint_name, block.tokens, read)
+            if checkpoint is not None:
+                self._put(_Job("", (), (block.checkpoint_name,)))
+                return block.end, checkpoint
+        return 0, None
+
+    def write(
+        self,
+        tokens: Sequence[int],
+        copy: Callable[[int, int], Segment | None],
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
         """Have a row's whole blocks written as far as they are not there.
 
         Args:
             tokens: The row's.
             copy: Gives the segment of the tokens [begin, end); None if the row does not hold them any more.
+            checkpoint: The one behind all tokens; written where they are whole blocks.
         """
         chain: list[str] = []
         for block in blocks(tokens):
@@ -177,6 +202,11 @@ class DiskCache:
                 return
             # A block is of use only with those before it, so it is not to outlive them.
             self._put(_Job(block.name, _copied(block.tokens, segment), tuple(chain)))
+        if checkpoint is not None and tokens and not len(tokens) % BLOCK_TOKENS:
+            *_, last = blocks(tokens)
+            name = last.checkpoint_name
+            if name not in self._pending and not (self._folder / name).exists():
+                self._put(_Job(name, _copied(last.tokens, checkpoint), (*chain, name)))
 
     def close(self) -> None:
         """Write what waits, for DRAIN_S at most; leave no file in the making. Idempotent."""
@@ -189,10 +219,10 @@ class DiskCache:
         if lost := len(self._jobs):
             logger.info("prefix cache not written in full", extra={"fields": {"blocks": lost}})
 
-    def _load(self, block: Block, read_segment: ReadSegment) -> Segment | None:
-        path = self._folder / block.name
+    def _load(self, name: str, tokens: bytes, read: Callable[[Mapping[str, HostArray]], Read]) -> Read | None:
+        path = self._folder / name
         try:
-            return _decoded(open_safetensors(path, str(path)), block.tokens, read_segment)
+            return _decoded(open_safetensors(path, str(path)), tokens, read)
         except CheckpointError as error:
             match error.__cause__:
                 case FileNotFoundError():
@@ -313,9 +343,9 @@ def _is_stale(writer: int, written_ns: int) -> bool:
     return not psutil.pid_exists(writer) or time.time_ns() - written_ns > STALE_S * 1e9
 
 
-def _copied(tokens: bytes, segment: Segment) -> tuple[StoredArray, ...]:
+def _copied(tokens: bytes, held: Segment | Checkpoint) -> tuple[StoredArray, ...]:
     """A block's arrays as bytes. Waits for them."""
-    return (StoredArray(_TOKENS, "I32", (BLOCK_TOKENS,), tokens), *stored(segment))
+    return (StoredArray(_TOKENS, "I32", (BLOCK_TOKENS,), tokens), *stored(held))
 
 
 def _header(written: Sequence[StoredArray]) -> bytes:
@@ -331,8 +361,8 @@ def _header(written: Sequence[StoredArray]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _decoded(file: SafetensorsFile, tokens: bytes, read_segment: ReadSegment) -> Segment:
-    """A file's segment.
+def _decoded(file: SafetensorsFile, tokens: bytes, read: Callable[[Mapping[str, HostArray]], Read]) -> Read:
+    """What a file holds.
 
     Raises:
         CheckpointError: it is damaged.
@@ -353,9 +383,6 @@ def _decoded(file: SafetensorsFile, tokens: bytes, read_segment: ReadSegment) ->
     if first.key != _TOKENS or data[: first.nbytes] != tokens:
         raise _ForeignError("it is for other tokens")
     try:
-        segment = read_segment(arrays(entries, data, begin), BLOCK_TOKENS)
+        return read(arrays(entries, data, begin))
     except ValueError as error:
         raise _ForeignError(str(error)) from error
-    if segment.length != BLOCK_TOKENS:
-        raise _ForeignError(f"it holds {segment.length} tokens, not {BLOCK_TOKENS}")
-    return segment

@@ -82,7 +82,7 @@ class Scheduler:
         """
         for row in self.running:
             if row.status is SequenceStatus.PREFILL:
-                length = min(self.chunk - row.fed % self.chunk, row.unfed)
+                length = min(self.chunk - row.fed % self.chunk, row.unfed, row.until_rest)
                 return Chunk(row, length, is_last=length == row.unfed)
         return None
 

@@ -115,6 +115,8 @@ class Sequence:
         """Steps under way whose tokens for the row nobody has read yet."""
         self.stored = 0
         """Tokens of the row that the prefix cache has been given or has given."""
+        self.rests: tuple[int, ...] = ()
+        """Where prefill pauses until the row was stored, in order."""
         self.counts: TokenCounts | None = None
         """What penalties look back on."""
         self.constraint = prepared.constraint
@@ -148,6 +150,16 @@ class Sequence:
     def unfed(self) -> int:
         """Tokens that prefill has still to run."""
         return len(self.tokens) - self.fed
+
+    @property
+    def until_rest(self) -> int:
+        """Tokens that prefill may run before it pauses, or has no more to."""
+        return next((place - self.fed for place in self.rests if place > self.fed), self.unfed)
+
+    @property
+    def rests_now(self) -> bool:
+        """Prefill pauses here, and the row was not stored yet."""
+        return self.fed in self.rests and self.stored < self.fed
 
     @property
     def held(self) -> int:

@@ -20,7 +20,7 @@ from runner.engine.admission import Admission, Usage, Verdict, usage
 from runner.engine.batch import Batch, Run, UnderWay
 from runner.engine.constraint import Constraints, MaskWorker
 from runner.engine.drafting import Drafter, PromptLookup, StepCosts
-from runner.engine.prefix_cache import STORE_TOKENS, PrefixCache
+from runner.engine.prefix_cache import CHECKPOINT_TOKENS, STORE_TOKENS, PrefixCache
 from runner.engine.preparation import encode, prepare_text
 from runner.engine.reporting import ProgressReport, figures, told
 from runner.engine.scheduler import Scheduler
@@ -172,8 +172,9 @@ class TextEngine:
             self._store(self._leaving[0])
             self._vacate(self._leaving.pop(0))
         for row in self._scheduler.running:
-            if row.held - row.stored >= STORE_TOKENS:
+            if row.rests_now or row.held - row.stored >= self._store_tokens:
                 self._store(row)
+                row.rests = tuple(place for place in row.rests if place > row.fed)
         self._usage = usage(self._scheduler.running, self._stored_bytes)
 
     def abandon(self, error: Exception) -> list[Output]:
@@ -244,9 +245,16 @@ class TextEngine:
         self._under_way = deque(wanted)
 
     @property
+    def _store_tokens(self) -> int:
+        """A row in progress is stored whenever so many of its tokens are new."""
+        return CHECKPOINT_TOKENS if self._executor.needs_checkpoints else STORE_TOKENS
+
+    @property
     def _must_read_first(self) -> bool:
         """The newest step has to be read before another can be begun."""
-        return bool(self._under_way) and self._under_way[-1].must_be_read_first
+        if not self._under_way:
+            return False
+        return self._under_way[-1].must_be_read_first or any(row.rests_now for row in self._scheduler.running)
 
     def _begin_step(self) -> bool:
         """Begin the step that follows all others; False if there is nothing to run."""
@@ -273,12 +281,16 @@ class TextEngine:
         """Put into a row's slot what is stored of its tokens."""
         self._executor.release(row.slot)
         row.fed = row.stored = 0
+        row.rests = ()
         if self._prefixes is not None:
-            row.fed = row.stored = self._prefixes.fill(row.slot, row.tokens, chunk=self._scheduler.chunk)
+            filled = self._prefixes.fill(row.slot, row.tokens, chunk=self._scheduler.chunk)
+            row.fed = row.stored = filled.tokens
+            row.rests = filled.rests
 
     def _store(self, row: Sequence) -> None:
-        if self._prefixes is not None and row.held > row.stored:
-            self._prefixes.store(row.slot, row.fed, row.tokens[: row.held])
+        if self._prefixes is None or row.held <= row.stored:
+            return
+        if self._prefixes.store(row.slot, row.fed, row.tokens[: row.held]):
             row.stored = row.held
 
     def _read(self, step: UnderWay) -> None:

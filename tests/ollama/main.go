@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"syscall"
 	_ "unsafe" // for go:linkname
 
@@ -31,11 +33,13 @@ var loadedMLX string
 
 func main() {
 	path, err := findRunner()
-	if len(os.Args) > 1 && os.Args[1] == "runner" {
-		if err == nil {
-			err = syscall.Exec(path, append([]string{path}, os.Args[1:]...), os.Environ())
-		}
-		// The parent shows its user the last line that begins so.
+	command := strings.Join(os.Args[1:min(2, len(os.Args))], "")
+	if command == "runner" && err == nil {
+		err = syscall.Exec(path, append([]string{path}, os.Args[1:]...), os.Environ())
+	}
+	if err != nil && slices.Contains([]string{"runner", "serve", "start"}, command) {
+		// Of a child, the parent shows its user the last line that begins so. To v0.24 it waits for ever for a child that
+		// ends before it listens, so a server that has none does not start.
 		fmt.Fprintln(os.Stderr, "Error:", err)
 		os.Exit(1)
 	}

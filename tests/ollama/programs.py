@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 BIN = Path(__file__).parent / "bin"
-VERSIONS = {"images": "v0.32.5", "newest": "v0.34.4"}
+VERSIONS = {"classic": "v0.24.0", "images": "v0.32.5", "newest": "v0.34.4"}
 
 
 def skip_without(program):

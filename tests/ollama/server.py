@@ -21,11 +21,12 @@ class Server:
 
     def __init__(self, version, store, home, *, runner=RUNNER, **environ):
         self.version = version
+        self.address = "127.0.0.1:0"
         self.lines = []
         self._grown = threading.Condition()
         self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")},
-            "OLLAMA_HOST": "127.0.0.1:0",
+            "OLLAMA_HOST": self.address,
             "OLLAMA_MODELS": str(store.folder),
             "OLLAMA_MLX_RUNNER": str(runner),
             "OLLAMA_NO_CLOUD": "1",
@@ -97,3 +98,16 @@ class Server:
         """The only runner."""
         (child,) = self.children()
         return child
+
+
+def run_ollama(server, *words):
+    """Ollama's command line as a person uses it, with this server if it runs."""
+    return subprocess.run(
+        [BIN / f"ollama-{server.version}", *words],
+        env={**server.environ, "OLLAMA_HOST": server.address},
+        cwd=server.environ["HOME"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

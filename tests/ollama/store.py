@@ -1,4 +1,4 @@
-"""Writes models into an Ollama store for tests, in the form that Ollama's own `create` gives a safetensors model.
+"""Writes models into an Ollama store for tests, in the form that Ollama's own `create` gives them.
 
 As a command it adds a checkpoint under a name: `python -m tests.ollama.store STORE NAME FOLDER|FILE.gguf`.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from gguf import GGUFReader
 from safetensors.numpy import save_file
 
 from models.quantization import dequantize
@@ -38,11 +39,7 @@ class Store:
             text = json.dumps(checkpoint.config).encode() if file == "config.json" else checkpoint.read(file)
             if text is not None:
                 layers.append(self._blob(text, f"{IMAGE}.json", file))
-        for kind, text in (("template", template), ("system", system)):
-            if text:
-                layers.append(self._blob(text.encode(), f"{IMAGE}.{kind}"))
-        if parameters:
-            layers.append(self._blob(json.dumps(parameters).encode(), f"{IMAGE}.params"))
+        layers += self._texts(template, system, parameters)
         described = {
             "model_format": "safetensors",
             "model_family": checkpoint.config["model_type"],
@@ -50,6 +47,12 @@ class Store:
             **config,
         }
         self._write_manifest(name, described, layers)
+
+    def add_gguf(self, name, file, *, template=CHATML, system="", parameters=None):
+        """Add a GGUF file as it is, as the classic parent's models are."""
+        layers = [self._blob(file, f"{IMAGE}.model"), *self._texts(template, system, parameters)]
+        family = GGUFReader(file).fields["general.architecture"].contents()
+        self._write_manifest(name, {"model_format": "gguf", "model_family": family, "model_families": [family]}, layers)
 
     def add_image(self, name, **config):
         """Add what a parent takes for an image pipeline; it has no weights."""
@@ -64,10 +67,15 @@ class Store:
         return self.folder / "manifests" / "registry.ollama.ai" / "library" / model / (tag or "latest")
 
     def blob(self, name, layer):
-        """The file of a named layer of a model."""
+        """The file of a model's layer, by its name or, where it has none, its kind (`model`)."""
         layers = json.loads(self.manifest(name).read_text())["layers"]
-        digest = next(each["digest"] for each in layers if each.get("name") == layer)
-        return self.folder / "blobs" / digest.replace(":", "-")
+        named = {each.get("name", each["mediaType"].split(".")[-1]): each["digest"] for each in layers}
+        return self.folder / "blobs" / named[layer].replace(":", "-")
+
+    def _texts(self, template, system, parameters):
+        """The layers of what is not the model's own."""
+        texts = {"template": template, "system": system, "params": json.dumps(parameters) if parameters else ""}
+        return [self._blob(text.encode(), f"{IMAGE}.{kind}") for kind, text in texts.items() if text]
 
     def _tensor(self, tensor):
         value = tensor.value
@@ -97,6 +105,16 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         manifest = {"schemaVersion": 2, "mediaType": f"{DOCKER}.distribution.manifest.v2+json"}
         target.write_text(json.dumps({**manifest, "config": config, "layers": layers}))
+
+
+def with_context(source, target, tokens):
+    """A copy of a GGUF file with another length of context."""
+    shutil.copyfile(source, target)
+    reader = GGUFReader(target, "r+")
+    family = reader.fields["general.architecture"].contents()
+    reader.fields[f"{family}.context_length"].parts[-1][0] = tokens
+    reader.data.flush()
+    return target
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Structured output through the newest Ollama server: by its command line, its HTTP and its Python client."""
+"""Structured output through Ollama servers, the classic and the newest: by command line, HTTP and Python client."""
 
 import json
 from enum import StrEnum
@@ -10,11 +10,15 @@ from pydantic import BaseModel, Field
 ollama = pytest.importorskip("ollama", reason="needs Ollama's Python client; `make test-ollama` installs it")
 httpx = pytest.importorskip("httpx", reason="comes with Ollama's Python client")
 
-from tests.ollama.programs import VERSIONS, skip_without  # noqa: E402
-from tests.ollama.server import Server  # noqa: E402
-from tests.ollama.test_live import run_ollama  # noqa: E402
+from tests.ollama.programs import VERSIONS  # noqa: E402
+from tests.ollama.server import run_ollama  # noqa: E402
 
-pytestmark = [pytest.mark.ollama, pytest.mark.timeout(180)]
+# The parents between them drop `format` for these models.
+pytestmark = [
+    pytest.mark.ollama,
+    pytest.mark.timeout(180),
+    pytest.mark.parametrize("version", ["classic", "newest"], indirect=True, scope="module"),
+]
 OPTIONS = {"temperature": 0, "num_predict": 300}
 QUESTION = "Tell me about the capital of France, as JSON."
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -36,13 +40,6 @@ class City(BaseModel):
     size: Size
     rivers: list[River] = Field(min_length=1, max_length=2)
     note: str | None = Field(default=None, max_length=30)
-
-
-@pytest.fixture(scope="module")
-def server(store, tmp_path_factory):
-    skip_without(f"ollama-{VERSIONS['newest']}")
-    with Server(VERSIONS["newest"], store, tmp_path_factory.mktemp("home")) as running:
-        yield running
 
 
 @pytest.fixture
@@ -94,9 +91,19 @@ def test_a_thinking_models_thoughts_are_free(client):
     assert answer.message.content.startswith("{")
 
 
-def test_a_schema_that_cannot_be_enforced_is_refused_in_the_runners_words(client):
-    with pytest.raises(ollama.ResponseError, match="Invalid type: foo") as refused:
+def test_a_schema_that_makes_no_sense_is_refused(client, version):
+    classic = version == VERSIONS["classic"]
+    # The classic parent makes a grammar first, and says itself when it cannot.
+    reason, status = ("invalid JSON schema", 500) if classic else ("Invalid type: foo", 400)
+    with pytest.raises(ollama.ResponseError, match=reason) as refused:
         client.generate("tiny", "the fox", format={"type": "foo"}, options=OPTIONS)
+    assert refused.value.status_code == status
+    assert client.generate("tiny", "the fox", options={"num_predict": 3}).eval_count == 3
+
+
+def test_a_schema_that_nothing_satisfies_is_refused_in_the_runners_words(client):
+    with pytest.raises(ollama.ResponseError, match=r"minimum .* greater than maximum") as refused:
+        client.generate("tiny", "the fox", format={"type": "integer", "minimum": 5, "maximum": 1}, options=OPTIONS)
     assert refused.value.status_code == 400
     assert client.generate("tiny", "the fox", options={"num_predict": 3}).eval_count == 3
 
@@ -105,3 +112,10 @@ def test_the_command_line_takes_a_format(server):
     done = run_ollama(server, "run", "fish", "--format", "json", "the fox")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("{"), "five tokens of an object"
+
+
+def test_the_command_line_takes_a_schema(server):
+    schema = City.model_json_schema()
+    done = run_ollama(server, "run", "smol", "--format", json.dumps(schema), QUESTION)
+    assert done.returncode == 0, done.stderr
+    jsonschema.validate(json.loads(done.stdout), schema)

@@ -14,9 +14,8 @@ ollama = pytest.importorskip("ollama", reason="needs Ollama's Python client; `ma
 httpx = pytest.importorskip("httpx", reason="comes with Ollama's Python client")
 
 from tests.ollama.programs import VERSIONS, skip_without  # noqa: E402
-from tests.ollama.server import RUNNER, Server  # noqa: E402
+from tests.ollama.server import RUNNER, Server, run_ollama  # noqa: E402
 from tests.ollama.store import Store  # noqa: E402
-from tests.ollama.test_live import run_ollama  # noqa: E402
 
 pytestmark = [pytest.mark.ollama, pytest.mark.timeout(180)]
 VERSION = VERSIONS["images"]

@@ -3,8 +3,10 @@
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -42,6 +44,7 @@ SPACE = StateSpace(
     least_dt=0.02,
     most_dt=1.2,
 )
+CAPACITY = 20_512
 TOKENS = tuple(np.random.default_rng(4).integers(0, VOCAB, 300).tolist())
 Floats = np.ndarray
 
@@ -102,7 +105,7 @@ def _inputs(ops: Ops[Any], weights: Weights, sizes: tuple[int, ...]) -> tuple[An
 
 def _model(weights: Weights, forward: Callable[[Ops[Any]], Any], shape: tuple[int, ...]) -> Model:
     state = (Recurrent(CONV.shape), Recurrent(shape))
-    return Model(Config(), 512, weights, state, forward, lambda ops, x: ops.linear(x, weights.head))
+    return Model(Config(), CAPACITY, weights, state, forward, lambda ops, x: ops.linear(x, weights.head))
 
 
 MODELS = {"delta rule": delta_model, "state space": space_model}
@@ -178,16 +181,25 @@ def _space(made: Floats, rates: Floats, bias: Floats, held: dict[str, Floats]) -
 
 
 @pytest.fixture(scope="module", params=[(kind, where) for kind in MODELS for where in ("onnx", "onnx even", "mlx")])
-def loaded(request: pytest.FixtureRequest) -> tuple[str, Executor]:
+def made(request: pytest.FixtureRequest) -> tuple[str, Executor]:
     kind, where = request.param
     model = MODELS[kind]()
     if where == "mlx":
         return kind, load_mlx(MadeUp(model), model, depth=0)
-    options = OnnxOptions(slots=4, capacity=512, threads=2, activations="float32" if where == "onnx even" else "int8")
+    options = OnnxOptions(
+        slots=4, capacity=CAPACITY, threads=2, activations="float32" if where == "onnx even" else "int8"
+    )
     parts = load_onnx(MadeUp(model), model, options)
     if where == "onnx even":
         object.__setattr__(parts, "even_rows", True)
     return kind, OnnxExecutor(parts, VOCAB)
+
+
+@pytest.fixture
+def loaded(made: tuple[str, Executor]) -> Iterator[tuple[str, Executor]]:
+    yield made
+    for slot in range(4):
+        made[1].release(slot)
 
 
 def tolerance(executor: Executor) -> float:
@@ -201,12 +213,6 @@ def fed(executor: Executor, slot: int, begin: int, end: int, *others: Row) -> Fl
     logits = executor.forward(Step(rows))
     assert logits is not None
     return logits.read()[: end - begin].copy()
-
-
-@pytest.fixture(autouse=True)
-def _empty(loaded: tuple[str, Executor]) -> None:
-    for slot in range(4):
-        loaded[1].release(slot)
 
 
 def test_a_row_is_what_a_loop_over_its_tokens_makes_of_it(loaded: tuple[str, Executor]):
@@ -310,3 +316,32 @@ def test_what_a_row_takes_does_not_grow_with_its_tokens(loaded: tuple[str, Execu
     state = 4 * (3 * WIDTH + HEADS * DIM * 8)
     assert executor.state_nbytes(0) == 0
     assert executor.state_nbytes(10) == executor.state_nbytes(500) == state
+
+
+def test_twenty_thousand_tokens_in_chunks_are_those_in_one(loaded: tuple[str, Executor]):
+    """The state is float32, so what rounding there is does not grow with the row."""
+    _, executor = loaded
+    tokens = tuple(np.random.default_rng(5).integers(0, VOCAB, 20_000).tolist())
+    whole = executor.forward(Step((Row(0, 0, tokens, 8),)))
+    assert whole is not None
+    expected = whole.read().copy()
+    for begin in range(0, 20_000, 512):
+        part = executor.forward(Step((Row(1, begin, tokens[begin : begin + 512], 8),)))
+    assert part is not None
+    np.testing.assert_allclose(part.read(), expected, rtol=0, atol=tolerance(executor))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_on_mlx_a_longer_chunk_has_no_more_operations(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = MODELS[kind]()
+    executor = load_mlx(MadeUp(model), model, depth=0)
+    # One kernel on a GPU; MLX's CPU backend makes a loop of it.
+    monkeypatch.setattr(mx.fast, "gated_delta_update", lambda q, k, v, gamma, beta, state: (v, state))
+
+    def operations(length: int) -> int:
+        built = executor.built(Step((Row(0, 0, tuple(range(64)) * (length // 64), 1),)))
+        assert built is not None
+        mx.export_to_dot(str(tmp_path / "graph"), built.values)
+        return (tmp_path / "graph").read_text().count("shape=rectangle")
+
+    assert 10 < operations(128) == operations(512)

@@ -216,7 +216,6 @@ def refuse(arrays: Mapping[str, np.ndarray], length: int) -> Told:
     ("read", "reason"),
     [
         (refuse, "its heads are narrower"),
-        (lambda arrays, length: read_segment(arrays, length).part(0, length - 1), "it holds 63 tokens, not 64"),
     ],
 )
 def test_what_the_executor_cannot_use_is_not_the_caches_own(

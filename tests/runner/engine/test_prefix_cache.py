@@ -152,7 +152,7 @@ def test_a_row_that_grows_is_stored_before_anything_slides_out_of_a_usual_window
     assert (first.done.cached_tokens, second.done.cached_tokens) == (0, 900)
 
 
-REAL = [(name, kind) for name in ("llama_gqa", "mistral_window", "qwen3") for kind in ("onnx", "mlx ahead")]
+REAL = [(name, kind) for name in ("llama_gqa", "mistral_window", "qwen3", "lfm2") for kind in ("onnx", "mlx ahead")]
 
 
 @pytest.fixture(scope="module", params=REAL, ids=" on ".join)
@@ -179,7 +179,8 @@ def test_real_models_say_the_same_with_and_without_it(real: Executor, monkeypatc
 
     with_it, without = talk(PrefixCache(real, LIMIT)), talk(None)
     assert [(got.text, prompt) for got, prompt in with_it] == [(got.text, prompt) for got, prompt in without]
-    assert sum(got.done.cached_tokens for got, _ in with_it) > 100
+    # Recurrent rows are taken up where others ended, not wherever they part.
+    assert sum(got.done.cached_tokens for got, _ in with_it) > (50 if real.needs_checkpoints else 100)
     assert sum(got.done.cached_tokens for got, _ in without) == 0
 
 

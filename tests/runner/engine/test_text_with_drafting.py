@@ -457,7 +457,11 @@ def test_after_the_last_row_nothing_is_held(depth: int):
 # --- real architectures
 
 
-REAL = [(name, kind) for name in ("llama_gqa", "mistral_window", "qwen3_layer_types") for kind in ("onnx", "mlx ahead")]
+REAL = [
+    (name, kind)
+    for name in ("llama_gqa", "mistral_window", "qwen3_layer_types", "lfm2")
+    for kind in ("onnx", "mlx ahead")
+]
 WINDOW = 1024
 """Tokens that no window of theirs holds."""
 
@@ -506,9 +510,10 @@ def test_rejected_tokens_leave_a_real_slot_as_if_they_had_never_been(real: Execu
     engine = TextEngine(
         real, ByteTokenizer(), context_length=256, parallel=1, prefill_chunk=8, draft=DRAFT, make_drafter=Poisoner
     )
-    measured(engine).add(1, engine.prepare(TextRequest("the quick brown fox " * 2, GREEDY, num_predict=40)))
+    measured(engine).add(1, engine.prepare(TextRequest("hello " * 5, GREEDY, num_predict=40)))
     row = engine._rows[1]
     while row.generated < 20 or not engine._drafted_tokens:
+        assert not engine.idle, "the row ended too soon"
         engine.step()
         engine.proceed()
     tokens, following = row.tokens[: row.fed], (7, 8, 9)

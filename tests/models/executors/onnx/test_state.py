@@ -98,6 +98,9 @@ def test_segments_of_other_shapes_are_refused():
     assert slabs.read(arrays, 10).length == 10
     with pytest.raises(ValueError, match="not those of this model"):
         slabs.read({"k.0": arrays["k.0"]}, 10)
+    for length in (9, 11):
+        with pytest.raises(ValueError, match=r"its array k\.0"):
+            slabs.read(arrays, length)
     with pytest.raises(ValueError, match=r"its array k\.0"):
         slabs.read(arrays | {"k.0": arrays["k.0"].astype(np.float16)}, 10)
 
