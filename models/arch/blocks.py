@@ -262,6 +262,11 @@ def gqa(ops: Ops[Tensor], x: Tensor, w: SelfAttention, layer: int, spec: Attenti
     return ops.linear(ops.attention(q, k, v, layer, spec), w.out)
 
 
+def times(ops: Ops[Tensor], x: Tensor, factor: float) -> Tensor:
+    """A product that is none where the factor is 1. Shapes: x (T, D); returns the same."""
+    return x if factor == 1 else ops.scale(x, factor)
+
+
 def swiglu(ops: Ops[Tensor], x: Tensor, w: MLP) -> Tensor:
     """The gated MLP: with SiLU, unless its weights say otherwise. Shapes: x (T, D); returns (T, D)."""
     gate, up = ops.split(ops.linear(x, w.gate_up), (w.down.inputs, w.down.inputs))

@@ -1,6 +1,7 @@
 """Falcon-H1: Mamba-2 and attention side by side on every layer, and a factor on nearly everything.
 
-Converters fold the factors into the weights: llama.cpp's all of them; mlx-lm's all but that of keys, which it forgets.
+Converters fold the factors into the weights: llama.cpp's all of them, though a tied head has but the embedding's;
+mlx-lm's all but that of keys, which it forgets.
 
 Source: transformers' `modeling_falcon_h1`; llama.cpp `conversion/falcon_h1.py`, FalconH1Model; mlx-lm `falcon_h1`.
 """
@@ -116,20 +117,22 @@ def _model(dims: Dims, layers: tuple[Layer, ...], spec: Attention, factors: Fact
     first, state = recurrent.numbered((*layer.mixer.states, keys) for layer in layers)
 
     def forward(ops: Ops[Tensor]) -> Tensor:
-        x = ops.residual(_times(ops, ops.embed(weights.embed), factors.embedding), 0)
+        x = ops.residual(blocks.times(ops, ops.embed(weights.embed), factors.embedding), 0)
         for index, (w, own) in enumerate(zip(weights.layers, first, strict=True)):
             normed = ops.rms_norm(x, w.norm1)
-            recurred = recurrent.mixed(ops, _times(ops, normed, factors.space_in), w.mixer, own)
+            recurred = recurrent.mixed(ops, blocks.times(ops, normed, factors.space_in), w.mixer, own)
             place = own + len(w.mixer.states)
-            looked = blocks.gqa(ops, _times(ops, normed, factors.attention_in), w.attention, place, spec)
-            both = ops.add(_times(ops, recurred, factors.space_out), _times(ops, looked, factors.attention_out))
+            looked = blocks.gqa(ops, blocks.times(ops, normed, factors.attention_in), w.attention, place, spec)
+            both = ops.add(
+                blocks.times(ops, recurred, factors.space_out), blocks.times(ops, looked, factors.attention_out)
+            )
             x = ops.add(x, both)
             x = ops.add(x, _fed(ops, ops.rms_norm(x, w.norm2), w.mlp, factors))
             x = ops.residual(x, index + 1)
         return ops.rms_norm(x, weights.norm)
 
     def finish(ops: Ops[Tensor], scores: Tensor) -> Tensor:
-        return _times(ops, scores, factors.logits)
+        return blocks.times(ops, scores, factors.logits)
 
     return replace(blocks.model_with(dims, weights, (spec,), forward, finish), state=state)
 
@@ -137,12 +140,8 @@ def _model(dims: Dims, layers: tuple[Layer, ...], spec: Attention, factors: Fact
 def _fed(ops: Ops[Tensor], x: Tensor, w: MLP, factors: Factors) -> Tensor:
     """Shapes: x (T, D); returns (T, D)."""
     gate, up = ops.split(ops.linear(x, w.gate_up), (w.down.inputs, w.down.inputs))
-    made = ops.linear(ops.glu(_times(ops, gate, factors.gate), up, w.activation), w.down)
-    return _times(ops, made, factors.down)
-
-
-def _times(ops: Ops[Tensor], x: Tensor, factor: float) -> Tensor:
-    return x if factor == 1 else ops.scale(x, factor)
+    made = ops.linear(ops.glu(blocks.times(ops, gate, factors.gate), up, w.activation), w.down)
+    return blocks.times(ops, made, factors.down)
 
 
 def _gguf_config(metadata: GGUFMetadata) -> gguf.Config:

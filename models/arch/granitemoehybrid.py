@@ -111,26 +111,22 @@ def model_with(dims: Dims, weights: Decoder[Layer, Norm], spec: Attention, facto
     first, state = recurrent.numbered(_states(layer, spec) for layer in weights.layers)
 
     def forward(ops: Ops[Tensor]) -> Tensor:
-        x = ops.residual(_times(ops, ops.embed(weights.embed), factors.embedding), 0)
+        x = ops.residual(blocks.times(ops, ops.embed(weights.embed), factors.embedding), 0)
         for index, (w, own) in enumerate(zip(weights.layers, first, strict=True)):
             normed = ops.rms_norm(x, w.norm1)
             if isinstance(w.mixer, Mixer):
                 made = recurrent.mixed(ops, normed, w.mixer, own)
             else:
                 made = blocks.gqa(ops, normed, w.mixer, own, spec)
-            x = ops.add(x, _times(ops, made, factors.residual))
+            x = ops.add(x, blocks.times(ops, made, factors.residual))
             made = blocks.feed_forward(ops, ops.rms_norm(x, w.norm2), w.mlp)
-            x = ops.residual(ops.add(x, _times(ops, made, factors.residual)), index + 1)
+            x = ops.residual(ops.add(x, blocks.times(ops, made, factors.residual)), index + 1)
         return ops.rms_norm(x, weights.norm)
 
     def finish(ops: Ops[Tensor], scores: Tensor) -> Tensor:
-        return _times(ops, scores, factors.logits)
+        return blocks.times(ops, scores, factors.logits)
 
     return replace(blocks.model_with(dims, weights, (spec,), forward, finish), state=state)
-
-
-def _times(ops: Ops[Tensor], x: Tensor, factor: float) -> Tensor:
-    return x if factor == 1 else ops.scale(x, factor)
 
 
 def _gguf_config(metadata: GGUFMetadata) -> gguf.Config:
