@@ -218,11 +218,11 @@ def attention(dims: Dims, layer: str, *, qkv_bias: bool = False, out_bias: bool 
     return SelfAttention(qkv, Linear(f"{layer}.self_attn.o_proj", queries, dims.hidden_size, out_bias))
 
 
-def mlp(dims: Dims, layer: str, *, bias: bool = False) -> MLP:
+def mlp(dims: Dims, layer: str, *, bias: bool = False, module: str = "mlp") -> MLP:
     """Declare the gated MLP of the layer of that name."""
-    hidden, width = dims.hidden_size, dims.intermediate_size
-    gate_up = Joined(tuple(Linear(f"{layer}.mlp.{part}_proj", hidden, width, bias) for part in ("gate", "up")))
-    return MLP(gate_up, Linear(f"{layer}.mlp.down_proj", width, hidden, bias), dims.activation)
+    name, hidden, width = f"{layer}.{module}", dims.hidden_size, dims.intermediate_size
+    gate_up = Joined(tuple(Linear(f"{name}.{part}_proj", hidden, width, bias) for part in ("gate", "up")))
+    return MLP(gate_up, Linear(f"{name}.down_proj", width, hidden, bias), dims.activation)
 
 
 def layer(dims: Dims, index: int, *, bias: bool = False, mlp_bias: bool = False) -> Layer:
@@ -260,6 +260,11 @@ def gqa(ops: Ops[Tensor], x: Tensor, w: SelfAttention, layer: int, spec: Attenti
     if w.query_scale is not None:
         q = ops.position_scale(q, w.query_scale)
     return ops.linear(ops.attention(q, k, v, layer, spec), w.out)
+
+
+def times(ops: Ops[Tensor], x: Tensor, factor: float) -> Tensor:
+    """A product that is none where the factor is 1. Shapes: x (T, D); returns the same."""
+    return x if factor == 1 else ops.scale(x, factor)
 
 
 def swiglu(ops: Ops[Tensor], x: Tensor, w: MLP) -> Tensor:

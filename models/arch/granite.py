@@ -29,12 +29,17 @@ def build(config: Mapping[str, JSON]) -> Model:
     reader, dims = ConfigReader(config), blocks.read_dims(config)
     bias, mlp_bias = (reader.flag(f"{part}_bias", default=False) for part in ("attention", "mlp"))
     layers = [blocks.layer(dims, index, bias=bias, mlp_bias=mlp_bias) for index in range(dims.num_layers)]
-    factors = Factors(
+    return _model(dims, layers, _specs(config, dims), read_factors(config))
+
+
+def read_factors(config: Mapping[str, JSON]) -> Factors:
+    """The factors but the scores'. Raises CheckpointError."""
+    reader = ConfigReader(config)
+    return Factors(
         reader.number("embedding_multiplier", 1.0),
         reader.number("residual_multiplier", 1.0),
         1 / reader.positive("logits_scaling") if config.get("logits_scaling") is not None else 1.0,
     )
-    return _model(dims, layers, _specs(config, dims), factors)
 
 
 def _specs(config: Mapping[str, JSON], dims: Dims) -> list[Attention]:
@@ -69,10 +74,15 @@ def _model(dims: Dims, layers: Sequence[blocks.Layer], specs: Sequence[Attention
 
 
 def _gguf_config(metadata: GGUFMetadata) -> gguf.Config:
-    config, heads = gguf.decoder_config(metadata), metadata.count("attention.head_count")
+    return gguf.decoder_config(metadata) | gguf_factors(metadata)
+
+
+def gguf_factors(metadata: GGUFMetadata) -> gguf.Config:
+    """All factors, and whether there are positions, in config.json's words. Raises CheckpointError."""
+    heads = metadata.count("attention.head_count")
     head_dim = metadata.integer("attention.key_length") or metadata.count("embedding_length") // heads
     has_rope = metadata.flag("rope.scaling.finetuned") is not False
-    return config | {
+    return {
         "embedding_multiplier": metadata.real("embedding_scale") or 1.0,
         "attention_multiplier": metadata.real("attention.scale") or float(head_dim) ** -0.5,
         "residual_multiplier": metadata.real("residual_scale") or 1.0,

@@ -169,7 +169,7 @@ GGUF_NAMES = {
     "ffn_up": "feed_forward.w3",
     "ffn_down": "feed_forward.w2",
 }
-GGUF_TOP = {"token_embd_norm": "model.embedding_norm"}
+GGUF_TOP = {"token_embd_norm": "model.embedding_norm", "output_norm": "model.embedding_norm"}
 
 
 def gguf_config(metadata: GGUFMetadata) -> gguf.Config:

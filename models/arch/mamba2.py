@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from models.arch import blocks, gguf, recurrent
-from models.arch.base import Architecture, Model, Tensor
+from models.arch.base import Architecture, Model, Stack, Tensor
 from models.arch.blocks import FILE, Decoder, Dims
 from models.arch.recurrent import Mixer, Sizes
 from models.config_reader import JSON, ConfigReader
@@ -17,6 +17,9 @@ from models.ops import Embedding, Linear, Norm, Ops
 
 CONTEXT = 1 << 20
 """What a model without positions is said to be made for; llama.cpp's converter says the same."""
+
+# As the first checkpoints call it.
+_RENAMED = (Stack(r"backbone\.embedding\.(.+)", ("backbone.embeddings.{0}",), whole=True),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ def build(config: Mapping[str, JSON]) -> Model:
             x = ops.residual(x, index + 1)
         return ops.rms_norm(x, weights.norm)
 
-    return replace(blocks.model_with(dims, weights, (), forward), state=state, prefix="backbone.")
+    model = blocks.model_with(dims, weights, (), forward)
+    return replace(model, state=state, prefix="backbone.", stacks=_RENAMED)
 
 
 def decoder(dims: Dims, layers: Sequence[blocks.LayerWeights]) -> Decoder[blocks.LayerWeights, Norm]:

@@ -313,6 +313,8 @@ ARCHITECTURE = Architecture(
             bare=(*recurrent.GGUF_BARE, "exp_probs_b"),
             config=_gguf_config,
             layers="backbone.layers",
+            # Squares leave float16's range.
+            half="bfloat16",
             rates=recurrent.GGUF_RATES,
         ),
     ),

@@ -118,6 +118,8 @@ class ShortConv:
     channels: int
     taps: int
     bias: bool = False
+    exact: bool = False
+    """Stored so and not otherwise: other axes would say that the model's other weights are other ones too."""
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -84,7 +84,7 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], weight: Weight) -> bo
         case Vector():
             # As a row, as a column, as a row a group.
             return prod(shape) == prod(wanted)
-        case ShortConv():
+        case ShortConv() if not weight.exact:
             return tuple(size for size in shape if size != 1) == tuple(size for size in wanted if size != 1)
         case _:
             return shape == wanted

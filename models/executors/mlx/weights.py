@@ -33,7 +33,8 @@ class Weights:
             for name, _ in weight.tensors():
                 offset = 0.0 if isinstance(weight, Vector) or name.endswith(".bias") else weight.offset
                 value = _dense(tensors[name]).astype(np.float32).reshape(-1) + np.float32(offset)
-                self._hold(name, mx.array(value), dtype)
+                # Rates are exponents, and biases decide choices: both are few, and not rounded.
+                self._hold(name, mx.array(value), mx.float32 if isinstance(weight, Vector) else dtype)
             return
         if isinstance(weight, ShortConv):
             for name, _ in weight.tensors():

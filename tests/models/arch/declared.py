@@ -52,6 +52,14 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
         "ssm_state_size": 6,
         "moe_shared_expert_intermediate_size": 10,
     },
+    "GraniteMoeHybridForCausalLM": {
+        "layer_types": ["mamba", "attention", "mamba"],
+        "mamba_n_heads": 4,
+        "mamba_d_state": 6,
+        "shared_intermediate_size": 10,
+    },
+    "BambaForCausalLM": {"num_key_value_heads": 4, "mamba_n_heads": 4, "mamba_d_state": 6, "head_dim": 4},
+    "FalconH1ForCausalLM": {"num_key_value_heads": 4, "mamba_d_ssm": 40, "mamba_n_heads": 4, "mamba_d_state": 6},
     "Gemma3TextModel": {"use_bidirectional_attention": True},
 }
 

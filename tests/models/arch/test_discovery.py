@@ -122,6 +122,7 @@ def test_ggufs_names_are_those_of_declared_tensors():
             for layer, expert in product(range(3), "01"):
                 ours = [name.replace("*", expert) for name in names.layer.values()]
                 translated |= {f"{names.layers}.{layer}.{name}.weight" for name in ours}
+                translated |= {f"{names.layers}.{layer}.{names.layer[name]}" for name in names.bare}
             assert {name for name in declared if name.endswith(".weight")} <= translated
             assert {*names.interleaved, *names.bare} <= set(names.layer)
 

@@ -9,6 +9,8 @@ from models.arch.recurrent import read_limits
 from models.config_reader import JSON
 from models.errors import CheckpointError
 from models.ops import Recurrent, StateSpace
+from models.sources.base import TensorInfo
+from models.weights.stacks import separate_infos
 from tests.models.arch.declared import build, gguf_config, tensors
 
 LIMITLESS = (0.0, float("inf"))
@@ -96,3 +98,9 @@ def test_a_gguf_says_what_its_layers_are_like():
     assert (config["use_bias"], config["use_conv_bias"], config["tie_word_embeddings"]) == (False, True, True)
     with pytest.raises(CheckpointError, match="8 heads for a state space of 100"):
         gguf_config("mamba2", **SSM | {"ssm.inner_size": 100})
+
+
+def test_the_embeddings_older_name_is_understood():
+    name = "backbone.embedding.weight"
+    info = TensorInfo(name, (11, 16), 704, quantized=False, file="w.safetensors", kind="F32")
+    assert [each.name for each in separate_infos([info], mamba2().stacks)] == ["backbone.embeddings.weight"]

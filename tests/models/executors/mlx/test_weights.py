@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from models.executors.mlx.weights import DenseMatrix, QuantizedMatrix, SideBySide, Weights
-from models.ops import Embedding, Joined, Linear
+from models.ops import Embedding, Joined, Linear, Norm, Vector
 from models.quantization import Packed, QuantizationSpec, dequantize
 from models.to_mlx import from_mlx
 
@@ -74,3 +74,12 @@ def test_matrices_of_one_input_are_one_where_they_are_held_alike(bias: bool):
         found, product, expected = held(*kinds)
         assert found is kind
         np.testing.assert_allclose(product, expected, rtol=0, atol=1e-4)
+
+
+def test_numbers_of_heads_and_experts_are_not_rounded_where_norms_are():
+    weights, values = Weights(), np.linspace(1, 2, 6, dtype=np.float32).reshape(6, 1)
+    weights.add(Vector("a_log", 6), {"a_log": values}, "keep", mx.bfloat16)
+    weights.add(Norm("norm", 6, 1e-6), {"norm.weight": values[:, 0]}, "keep", mx.bfloat16)
+    held = weights.vector(Vector("a_log", 6))
+    np.testing.assert_array_equal(from_mlx(held), values[:, 0])
+    assert (held.dtype, weights.norm(Norm("norm", 6, 1e-6)).dtype) == (mx.float32, mx.bfloat16)
