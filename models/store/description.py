@@ -92,12 +92,12 @@ def identifiers(config: Mapping[str, JSON]) -> list[str]:
 
 
 def capabilities_of(config: Mapping[str, JSON], chat_template: str, rendering: Rendering) -> list[JSON]:
-    """What the parent may use a language model for."""
+    """What the parent may use a language model for.
+
+    Not pictures and sounds, whatever the model could: this program refuses them, and says so later than a parent that
+    knows.
+    """
     found: list[JSON] = ["completion"]
-    if config.get("vision_config") is not None or config.get("has_vision") is True:
-        found.append("vision")
-    if config.get("audio_config") is not None or config.get("sound_config") is not None:
-        found.append("audio")
     if rendering.parser:
         found.append("tools")
     thinks = any(part in name.lower() for name in identifiers(config) for part in _ALWAYS_THINKING)

@@ -49,8 +49,8 @@ def test_renderer_and_parser_are_told_by_the_architecture(config, template, rend
         ({"architectures": ["Qwen3ForCausalLM"]}, "<think></think>", ["completion", "tools", "thinking"]),
         ({"architectures": ["LlamaForCausalLM"]}, "content.split('</think>')", ["completion", "thinking"]),
         ({"architectures": ["L"]}, "content.split('</think>') reasoning_content", ["completion"]),
-        ({"architectures": ["Gemma4"], "vision_config": {}}, "", ["completion", "vision", "tools", "thinking"]),
-        ({"model_type": "x", "audio_config": {}, "vision_config": None}, "", ["completion", "audio"]),
+        ({"architectures": ["Gemma4"], "vision_config": {}}, "", ["completion", "tools", "thinking"]),
+        ({"model_type": "x", "audio_config": {}, "vision_config": None}, "", ["completion"]),
     ],
 )
 def test_capabilities_are_told_by_configuration_parser_and_template(config, template, expected):
