@@ -149,6 +149,25 @@ def test_a_safetensors_models_renderer_makes_the_prompt_and_its_tokens_end_the_a
     assert (answer.message.content, answer.done_reason) == ("Yes", "stop")
 
 
+@newest
+@pytest.mark.parametrize(("think", "level"), [(None, "medium"), ("high", "high")])
+def test_gpt_oss_as_this_runner_creates_it_speaks_harmony(recorder, parity, tmp_path, think, level):
+    name, marks = next(NAMES), "".join(HARMONY.vocabulary.special)
+    says = (HARMONY.opening, *HARMONY_THOUGHTS, "<|return|>", *AFTER)
+    source = scripted.write_folder(parity / "gpt_oss", tmp_path / name, HARMONY.vocabulary, says, marks)
+    command = [RUNNER, "create", name, "--from", source, "--store", recorder.environ["OLLAMA_MODELS"]]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    messages = [{"role": "system", "content": "Be."}, *MESSAGES]
+    answer = recorder.client.chat(name, messages, think=think, options=GREEDY, keep_alive=0)
+    system, rest = prompt_of(recorder).split("<|end|>", 1)
+    assert system.startswith("<|start|>system<|message|>You are ChatGPT")
+    assert f"\nReasoning: {level}\n" in system
+    assert system.endswith("# Valid channels: analysis, commentary, final. Channel must be included for every message.")
+    assert rest == "<|start|>developer<|message|># Instructions\n\nBe.<|end|>" + HARMONY.prompt
+    assert (answer.message.thinking, answer.message.content) == ("Hm", "Yes")
+    assert answer.done_reason == "stop"
+
+
 THOUGHTS = {
     "gemma 4": ("<|channel>", "thoughtĊ", "H", "m", "<channel|>", *YES, "<turn|>"),
     "glm 4.7": ("H", "m", "</think>", *YES, "<|user|>"),
