@@ -83,14 +83,16 @@ OLLAMA_HOST ?= 127.0.0.1:11435
 OLLAMA_SOURCES := $(wildcard $(OLLAMA)/*.go $(OLLAMA)/*.mod $(OLLAMA)/*/*.go)
 OLLAMA_HEADERS := $(OLLAMA)/bin/headers
 GO_BUILD = go build $(MODFILE) -trimpath -buildvcs=false -ldflags '-s -w -X github.com/ollama/ollama/version.Version=$(*:v%=%)'
-OLLAMA_DECODERS := $(patsubst %,$(OLLAMA)/bin/decode-%,$(OLLAMA_IMAGES) $(OLLAMA_NEWEST))
+OLLAMA_VERSIONS := $(OLLAMA_CLASSIC) $(OLLAMA_IMAGES) $(OLLAMA_NEWEST)
+OLLAMA_DECODERS := $(OLLAMA_VERSIONS:%=$(OLLAMA)/bin/decode-%)
 HEADERS_OF = $$(go list -modfile=headers.mod -m -f '{{.Dir}}' github.com/$(1))
 
-ollama: $(patsubst %,$(OLLAMA)/bin/ollama-%,$(OLLAMA_CLASSIC) $(OLLAMA_IMAGES) $(OLLAMA_NEWEST))  ## Build Ollama with this runner in it (needs Go and a C++ compiler)
+ollama: $(OLLAMA_VERSIONS:%=$(OLLAMA)/bin/ollama-%)  ## Build Ollama with this runner in it (needs Go and a C++ compiler)
 
-$(OLLAMA)/bin/ollama-$(OLLAMA_CLASSIC): MODFILE := -modfile=$(OLLAMA_CLASSIC).mod
-$(OLLAMA)/bin/ollama-$(OLLAMA_CLASSIC): export CGO_CPPFLAGS = -I$(abspath $(OLLAMA_HEADERS))
-$(OLLAMA)/bin/ollama-$(OLLAMA_CLASSIC): $(OLLAMA_HEADERS)/.there
+CLASSIC := $(OLLAMA)/bin/ollama-$(OLLAMA_CLASSIC) $(OLLAMA)/bin/decode-$(OLLAMA_CLASSIC)
+$(CLASSIC): MODFILE := -modfile=$(OLLAMA_CLASSIC).mod -tags classic
+$(CLASSIC): export CGO_CPPFLAGS = -I$(abspath $(OLLAMA_HEADERS))
+$(CLASSIC): $(OLLAMA_HEADERS)/.there
 $(OLLAMA)/bin/ollama-$(OLLAMA_IMAGES) $(OLLAMA)/bin/decode-$(OLLAMA_IMAGES): MODFILE := -modfile=$(OLLAMA_IMAGES).mod -tags before_v0_34_2
 $(OLLAMA)/bin/ollama-%: $(OLLAMA_SOURCES)
 	@command -v go >/dev/null || { echo 'Error: Go is needed to build Ollama; see https://go.dev/dl' >&2; exit 1; }

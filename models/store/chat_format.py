@@ -3,7 +3,7 @@
 Ollama runs Go templates, models carry Jinja ones, and nothing translates the one into the other. A handful of formats
 covers what is common; Ollama's own `create` has such a list for GGUF files too.
 
-Source: the model cards' descriptions of each format; ollama's docs/template.mdx for the variables.
+Source: the model cards' descriptions of each format, OpenAI's of Harmony; ollama's docs/template.mdx for the variables.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,30 @@ _INST = """\
 {{- end }}
 {{- end }}"""
 
+_HARMONY = """\
+<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.
+Knowledge cutoff: 2024-06
+Current date: {{ currentDate }}
+
+Reasoning: {{ if .ThinkLevel }}{{ .ThinkLevel }}{{ else }}medium{{ end }}
+
+# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>
+{{- range .Messages }}
+{{- if eq .Role "system" }}<|start|>developer<|message|># Instructions
+
+{{ .Content }}<|end|>
+{{- else if eq .Role "assistant" }}<|start|>assistant<|channel|>final<|message|>{{ .Content }}<|end|>
+{{- else }}<|start|>{{ .Role }}<|message|>{{ .Content }}<|end|>
+{{- end }}
+{{- end }}<|start|>assistant"""
+
 _FORMATS = (
+    ChatFormat(
+        "Harmony, without tools",
+        ("<|start|>", "<|channel|>", "<|message|>"),
+        _HARMONY,
+        ("<|return|>", "<|call|>"),
+    ),
     ChatFormat(
         "ChatML",
         ("<|im_start|>",),

@@ -43,10 +43,15 @@ _RENDERED = (
     ("qwen3", "qwen3-coder", "qwen3"),
     ("nemotronh", "nemotron-3-nano", "nemotron-3-nano"),
     ("nemotron_h", "nemotron-3-nano", "nemotron-3-nano"),
+    # Ollama parses this family's answers and renders no prompts: they come from a template.
+    ("gptoss", "", "harmony"),
+    ("gpt_oss", "", "harmony"),
 )
 _ALWAYS_THINKING = ("qwen3_5", "qwen3next", "qwen4exp", "qwen4_exp")
-# All of these parsers know tools; this one alone leaves thinking to the template.
+# All other parsers know both.
 _PARSER_WITHOUT_THINKING = "qwen3"
+_PARSER_WITHOUT_TOOLS = "harmony"
+"""Our template does not tell the model of tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +97,13 @@ def identifiers(config: Mapping[str, JSON]) -> list[str]:
 
 
 def capabilities_of(config: Mapping[str, JSON], chat_template: str, rendering: Rendering) -> list[JSON]:
-    """What the parent may use a language model for."""
+    """What the parent may use a language model for.
+
+    Not pictures and sounds, whatever the model could: this program refuses them, and says so later than a parent that
+    knows.
+    """
     found: list[JSON] = ["completion"]
-    if config.get("vision_config") is not None or config.get("has_vision") is True:
-        found.append("vision")
-    if config.get("audio_config") is not None or config.get("sound_config") is not None:
-        found.append("audio")
-    if rendering.parser:
+    if rendering.parser not in {"", _PARSER_WITHOUT_TOOLS}:
         found.append("tools")
     thinks = any(part in name.lower() for name in identifiers(config) for part in _ALWAYS_THINKING)
     parses_thinking = rendering.parser not in {"", _PARSER_WITHOUT_THINKING}

@@ -103,7 +103,7 @@ def plan_blobs(
         CheckpointError: experts do not fit together, or a type cannot be read back.
         QuantizationError: the source is quantised already and more is asked, or in a way that has no name in the store.
     """
-    if rule is not None and any(isinstance(entry, QuantizedEntry) for entry in table.entries.values()):
+    if rule is not None and not all(isinstance(entry, DenseEntry) for entry in table.entries.values()):
         raise QuantizationError("the model is quantised already; create it without --quantize")
     prefix = f"{component}/" if component else ""
     blobs: list[PlannedBlob] = []
@@ -112,10 +112,8 @@ def plan_blobs(
         entry = table.entries[name]
         match = _EXPERT.fullmatch(name) if not component else None
         if isinstance(entry, BlocksEntry):
-            raise QuantizationError(
-                f"tensor {name} is in OpenAI's mxfp4, which the store has no name for; run the folder"
-            )
-        if isinstance(entry, QuantizedEntry):
+            blobs.append(_mxfp4_blob(prefix + name, entry))
+        elif isinstance(entry, QuantizedEntry):
             blobs.append(_packed_blob(prefix + name, entry))
         elif match is not None:
             experts[match["group"]].append((match, entry.values))
@@ -177,6 +175,14 @@ def _packed_blob(name: str, entry: QuantizedEntry) -> PlannedBlob:
         if member is not None
     )
     return PlannedBlob(name, tensors, _metadata_of(name, entry))
+
+
+def _mxfp4_blob(name: str, entry: BlocksEntry) -> PlannedBlob:
+    """OpenAI's bytes are those of the store's mxfp4; only the words they are counted in differ."""
+    *outer, groups, nbytes = entry.blocks.stored.shape
+    weight = PlannedTensor(name, "U32", (*outer, groups * nbytes // 4), (entry.blocks,))
+    scale = PlannedTensor(f"{name}.scale", "U8", entry.scales.stored.shape, (entry.scales,))
+    return PlannedBlob(name, (weight, scale), {"quant_type": "mxfp4", "group_size": "32"})
 
 
 def _metadata_of(name: str, entry: QuantizedEntry) -> dict[str, str]:

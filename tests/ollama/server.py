@@ -21,6 +21,7 @@ class Server:
 
     def __init__(self, version, store, home, *, runner=RUNNER, **environ):
         self.version = version
+        self.home = Path(home)
         self.address = "127.0.0.1:0"
         self.lines = []
         self._grown = threading.Condition()

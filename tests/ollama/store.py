@@ -48,9 +48,10 @@ class Store:
         }
         self._write_manifest(name, described, layers)
 
-    def add_gguf(self, name, file, *, template=CHATML, system="", parameters=None):
-        """Add a GGUF file as it is, as the classic parent's models are."""
+    def add_gguf(self, name, file, *, template=CHATML, system="", parameters=None, **more):
+        """Add a GGUF file as it is, as the classic parent's models are; `more` are files of other kinds of layer."""
         layers = [self._blob(file, f"{IMAGE}.model"), *self._texts(template, system, parameters)]
+        layers += [self._blob(other, f"{IMAGE}.{kind}") for kind, other in more.items()]
         family = GGUFReader(file).fields["general.architecture"].contents()
         self._write_manifest(name, {"model_format": "gguf", "model_family": family, "model_families": [family]}, layers)
 

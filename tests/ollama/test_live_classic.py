@@ -133,3 +133,19 @@ def test_a_file_damaged_on_disk_is_refused_in_the_runners_words(start, tmp_path,
         with pytest.raises(ollama.ResponseError, match=r"blk\.1\.ffn_no\.weight: the architecture has no such"):
             server.client.generate("broken", "fox", options=GREEDY)
         assert server.client.generate("whole", "fox", options=GREEDY).eval_count == 12
+
+
+def test_a_quantised_cache_is_made_where_the_server_is_told_so(start):
+    with start(OLLAMA_KV_CACHE_TYPE="q8_0", OLLAMA_FLASH_ATTENTION=1) as server:
+        assert "Paris" in server.client.generate("smol", "What is the capital of France?", options=GREEDY).response
+        server.wait_for("memory plan.*cache_type=q8_0")
+        with pytest.raises(ollama.ResponseError, match="q8_0 cache needs heads of a multiple of 32"):
+            server.client.generate("tiny", "fox", options=GREEDY)
+
+
+@pytest.mark.parametrize(("kind", "field"), [("projector", "ProjectorPath"), ("adapter", "LoraPath")])
+def test_a_model_with_parts_that_cannot_be_honoured_is_refused(start, tmp_path, parity, kind, field):
+    store = Store(tmp_path / "models")
+    store.add_gguf("parts", parity / "llama_gqa.gguf", **{kind: parity / "qwen2.gguf"})
+    with start(store) as server, pytest.raises(ollama.ResponseError, match=f"{field} is not supported"):
+        server.client.generate("parts", "fox", options=GREEDY)

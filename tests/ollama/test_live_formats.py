@@ -116,6 +116,6 @@ def test_the_command_line_takes_a_format(server):
 
 def test_the_command_line_takes_a_schema(server):
     schema = City.model_json_schema()
-    done = run_ollama(server, "run", "smol", "--format", json.dumps(schema), QUESTION)
+    done = run_ollama(server, "run", "smol", "--nowordwrap", "--format", json.dumps(schema), QUESTION)
     assert done.returncode == 0, done.stderr
     jsonschema.validate(json.loads(done.stdout), schema)

@@ -1,4 +1,4 @@
-"""Pictures through the last Ollama that has image models, by every way its users have."""
+"""Pictures through the Ollamas that have image models, by every way their users have."""
 
 import asyncio
 import base64
@@ -13,12 +13,14 @@ from PIL import Image
 ollama = pytest.importorskip("ollama", reason="needs Ollama's Python client; `make test-ollama` installs it")
 httpx = pytest.importorskip("httpx", reason="comes with Ollama's Python client")
 
-from tests.ollama.programs import VERSIONS, skip_without  # noqa: E402
 from tests.ollama.server import RUNNER, Server, run_ollama  # noqa: E402
 from tests.ollama.store import Store  # noqa: E402
 
-pytestmark = [pytest.mark.ollama, pytest.mark.timeout(180)]
-VERSION = VERSIONS["images"]
+pytestmark = [
+    pytest.mark.ollama,
+    pytest.mark.timeout(180),
+    pytest.mark.parametrize("version", ["classic", "images"], indirect=True, scope="module"),
+]
 FAMILIES = ("flux2_klein", "z_image")
 SMALL = {"width": 64, "height": 48, "steps": 2}
 LONG = {"width": 256, "height": 256, "steps": 1000}
@@ -37,9 +39,8 @@ def pipelines(parity, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(pipelines, tmp_path_factory):
-    skip_without(f"ollama-{VERSION}")
-    with Server(VERSION, pipelines, tmp_path_factory.mktemp("home")) as running:
+def server(version, pipelines, tmp_path_factory):
+    with Server(version, pipelines, tmp_path_factory.mktemp("home")) as running:
         yield running
 
 

@@ -158,6 +158,42 @@ def test_a_model_that_mlx_quantised_is_kept_as_it_is(tmp_path, store, spec):
     assert [each["name"] for each in manifest_of(store, "m")["layers"]][:2] == ["model.norm.weight", "model.q.weight"]
 
 
+@pytest.fixture
+def published_gpt_oss(parity, tmp_path):
+    """The tiny gpt-oss with its experts in mxfp4, in OpenAI's layout."""
+    folder = tmp_path / "published"
+    shutil.copytree(parity / "gpt_oss", folder)
+    tensors = {}
+    for name, value in mx.load(str(folder / "model.safetensors")).items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            words, scales = mx.quantize(value.swapaxes(1, 2), 32, 4, "mxfp4")
+            experts, rows, columns = words.shape
+            tensors |= {f"{name}_blocks": words.view(mx.uint8).reshape(experts, rows, columns // 4, 16)}
+            tensors |= {f"{name}_scales": scales}
+        else:
+            tensors[name] = value
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    return folder
+
+
+def test_experts_in_openais_mxfp4_are_kept_to_the_bit_under_the_stores_name_for_it(published_gpt_oss, store):
+    create(published_gpt_oss, store)
+    before, after = values(open_checkpoint(str(published_gpt_oss), store)), values(open_checkpoint("m", store))
+    packed = [name for name, value in before.items() if isinstance(value, PackedArrays)]
+    assert len(packed) == 4
+    assert before.keys() == after.keys()
+    assert all(same_packed(after[name], before[name]) for name in packed)
+    blob = layer_of(store, "m", packed[0])
+    assert json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"] == {
+        "quant_type": "mxfp4",
+        "group_size": "32",
+    }
+    assert config_of(store, "m")["file_type"] == "mxfp4"
+    np.testing.assert_array_equal(logits("m", store), logits(published_gpt_oss, store))
+    with pytest.raises(QuantizationError, match="quantised already"):
+        create(published_gpt_oss, store, "q", quantize="int4")
+
+
 def test_layers_quantised_unlike_the_rest_keep_their_own_kind(tmp_path, store):
     dense = mx.array(np.random.default_rng(1).normal(size=(16, 128)), mx.float16)
     tensors = {}

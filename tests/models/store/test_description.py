@@ -33,6 +33,7 @@ from models.store.go_json import go_json
         ({"architectures": ["NemotronHForCausalLM"]}, "", "nemotron-3-nano", "nemotron-3-nano"),
         ({"architectures": ["X"], "model_type": "gemma4"}, "", "gemma4", "gemma4"),
         ({"llm_config": {"model_type": "nemotron_h"}}, "", "nemotron-3-nano", "nemotron-3-nano"),
+        ({"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}, "", "", "harmony"),
         ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "", "", ""),
         ({"architectures": "Qwen3", "llm_config": 3}, "", "", ""),
     ],
@@ -49,8 +50,9 @@ def test_renderer_and_parser_are_told_by_the_architecture(config, template, rend
         ({"architectures": ["Qwen3ForCausalLM"]}, "<think></think>", ["completion", "tools", "thinking"]),
         ({"architectures": ["LlamaForCausalLM"]}, "content.split('</think>')", ["completion", "thinking"]),
         ({"architectures": ["L"]}, "content.split('</think>') reasoning_content", ["completion"]),
-        ({"architectures": ["Gemma4"], "vision_config": {}}, "", ["completion", "vision", "tools", "thinking"]),
-        ({"model_type": "x", "audio_config": {}, "vision_config": None}, "", ["completion", "audio"]),
+        ({"architectures": ["Gemma4"], "vision_config": {}}, "", ["completion", "tools", "thinking"]),
+        ({"model_type": "gpt_oss"}, "", ["completion", "thinking"]),
+        ({"model_type": "x", "audio_config": {}, "vision_config": None}, "", ["completion"]),
     ],
 )
 def test_capabilities_are_told_by_configuration_parser_and_template(config, template, expected):
@@ -85,6 +87,7 @@ def test_sampling_defaults_have_ollamas_names_and_nulls_say_nothing():
         ("<start_of_turn> <end_of_turn>", "Gemma"),
         ("'<|' + role + '|>' <|end|> <|assistant|>", "Phi 3"),
         ("<|user|> <|assistant|>", "Zephyr"),
+        ("<|start|>system<|message|> <|channel|>final<|message|> <|end|>", "Harmony, without tools"),
         ("### Instruction:", None),
     ],
 )

@@ -1,4 +1,4 @@
-// Command decode reads a runner's answer lines of the mlx dialect and writes what Ollama's own client makes of them.
+// Command decode reads a runner's answer lines of the mlx or the classic dialect and writes what Ollama's own client makes of them.
 package main
 
 import (

@@ -1,4 +1,4 @@
-//go:build !before_v0_34_2
+//go:build !before_v0_34_2 && !classic
 
 package main
 
