@@ -94,6 +94,8 @@ class MoE:
     """An MLP that all tokens go through besides,"""
     shared_gate: Linear | None = None
     """and what that is multiplied by, through a sigmoid."""
+    on_input: bool = False
+    """Weights are those of what goes into the experts; see `Ops.experts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +273,7 @@ def swiglu(ops: Ops[Tensor], x: Tensor, w: MLP) -> Tensor:
 def moe(ops: Ops[Tensor], x: Tensor, w: MoE) -> Tensor:
     """A mixture of experts. Shapes: x (T, D); returns (T, D)."""
     picks, weights = ops.route(ops.linear(x, w.router), w.routing)
-    y = ops.experts(x, picks, weights, w.experts, w.gate)
+    y = ops.experts(x, picks, weights, w.experts, w.gate, on_input=w.on_input)
     if w.shared is None:
         return y
     shared = swiglu(ops, x, w.shared)

@@ -75,6 +75,8 @@ class Attention:
     """None: the layer has no positions."""
     window: int | None = None
     """A query sees itself and the `window - 1` tokens before it; None: all of them."""
+    chunk: int | None = None
+    """A text is divided into runs of so many tokens, and a query sees its own run alone. There is no window then."""
     softcap: float | None = None
     """Scores s become softcap * tanh(s / softcap). Source: Gemma 2 (arXiv 2408.00118)."""
     sinks: Vector | None = None
@@ -185,8 +187,13 @@ class Ops(Protocol[Tensor]):
         """The picked experts and their weights. Shapes: logits (T, E); returns whole numbers and floats (T, picked)."""
         ...
 
-    def experts(self, x: Tensor, picks: Tensor, weights: Tensor, experts: Experts, activation: Gate) -> Tensor:
-        """The weighted sum of what the picked experts make. Shapes: x (T, D), picks, weights (T, k); returns (T, D)."""
+    def experts(
+        self, x: Tensor, picks: Tensor, weights: Tensor, experts: Experts, activation: Gate, *, on_input: bool = False
+    ) -> Tensor:
+        """The weighted sum of what the picked experts make; `on_input`: the sum of what they make of a weighted input.
+
+        Shapes: x (T, D), picks, weights (T, k); returns (T, D).
+        """
         ...
 
     def activate(self, x: Tensor, activation: Activation) -> Tensor:

@@ -134,9 +134,19 @@ class Compute(ABC):
             weights = weights * self._weights.vector(routing.expert_scales)[picks].astype(weights.dtype)
         return picks, weights
 
-    def experts(self, x: mx.array, picks: mx.array, weights: mx.array, experts: Experts, activation: Gate) -> mx.array:
+    def experts(
+        self,
+        x: mx.array,
+        picks: mx.array,
+        weights: mx.array,
+        experts: Experts,
+        activation: Gate,
+        *,
+        on_input: bool = False,
+    ) -> mx.array:
         """See `Ops.experts`."""
-        return self._weights.experts(experts).run(x, picks, weights, self._activations.gated(activation))
+        gated = self._activations.gated(activation)
+        return self._weights.experts(experts).run(x, picks, weights, gated, on_input=on_input)
 
     def glu(self, gate: mx.array, up: mx.array, activation: Gate) -> mx.array:
         """See `Ops.glu`."""
@@ -304,7 +314,7 @@ class StepOps(Compute):
             seen = [seen[0], seen[0][..., : held.kv.value_dim]]
         elif held.bits is not None:
             seen = [_unpacked(seen[:3], held.bits), _unpacked(seen[3:], held.bits)]
-        mask = part.mask(held.capacity(part.slab.capacity), spec.window)
+        mask = part.mask(held.capacity(part.slab.capacity), spec.window, spec.chunk)
         out = self._attended(queries, seen[0], seen[1], spec, mask)
         if part.length > 1:
             out = out.swapaxes(1, 2)
@@ -371,6 +381,8 @@ class TextOps(WholeOps):
         mask = places[None] <= places[:, None]
         if spec.window is not None:
             mask = mask & (places[None] > places[:, None] - spec.window)
+        if spec.chunk is not None:
+            mask = mask & (places[None] // spec.chunk == places[:, None] // spec.chunk)
         if self._visible is not None:
             mask = mask & (places[None] < self._visible)
         out = self._attended(queries, keys, values, spec, mask)

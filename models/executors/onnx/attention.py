@@ -50,6 +50,8 @@ class AttentionNodes:
         self._masked = masked
         self._scales: dict[PositionScale, str] = {}
         self._held: dict[int, tuple[list[str], list[str]]] = {}
+        self.chunks: set[int] = set()
+        """Lengths of the runs that layers see alone; each has an input `chunk.LENGTH`."""
         self.again: dict[str, str] = {}
         """Outputs that are a slab once more, by name: what is written there is what it holds."""
         self.ropes: list[RopeConfig] = []
@@ -120,7 +122,7 @@ class AttentionNodes:
         suffix = ".window" if windowed else ""
         rotations = self._rotations(spec.rope) if spec.rope is not None and rotate else ["", ""]
         inputs = [*qkv, *pasts, self._input(f"last{suffix}"), self._input("total"), *rotations, ""]
-        inputs += [self._input("bias") if self._masked else "", sinks, "", "", "", "", self._input(f"valid{suffix}")]
+        inputs += [self._added(spec), sinks, "", "", "", "", self._input(f"valid{suffix}")]
         looked = graph.name("attention")
         presents = [f"present.{name}" for name in outputs] or [graph.name("present") for _ in pasts]
         attributes: dict[str, int | float | str | list[int]] = {
@@ -135,6 +137,16 @@ class AttentionNodes:
         }
         graph.append_node("GroupQueryAttention", inputs, [looked, *presents], CONTRIB, attributes)
         return looked
+
+    def _added(self, spec: Attention) -> str:
+        """What is added to the scores, if anything."""
+        if spec.chunk is None:
+            return self._input("bias") if self._masked else ""
+        assert not self._masked
+        self.chunks.add(spec.chunk)
+        name = f"chunk.{spec.chunk}"
+        self._graph.inputs[name] = TensorType(FLOAT, ("B", 1, "S", "total"))
+        return name
 
     def _widened(self, qkv: str, heads: int, dim: int, width: int) -> str:
         """Heads filled up with zeros, which change no score. Shapes: (T, heads * dim); (T, heads * width)."""

@@ -71,6 +71,8 @@ class Loaded:
     """A step runs an even number of tokens."""
     looks_twice: bool = False
     """See `OnnxOptions.drafts`."""
+    chunks: Sequence[int] = ()
+    """See `AttentionNodes.chunks`."""
     lookups: Mapping[str, Lookup] = field(default_factory=dict)
     """What the tables' inputs are looked up by."""
     scores: Mapping[str, tuple[int | None, RelativeBias | None]] = field(default_factory=dict)
@@ -115,6 +117,7 @@ class OnnxExecutor:
         for index, rope in enumerate(loaded.ropes):
             rope.reach(run.reach)
             inputs |= {f"cos.{index}": rope.cos, f"sin.{index}": rope.sin}
+        inputs |= {f"chunk.{length}": steps.chunked(run, length, int(inputs["total"])) for length in loaded.chunks}
         inputs |= {f"cells.{heads}": steps.cells(run, heads, slabs.capacity) for heads in self._written_by_cells}
         made = {name: np.empty((len(inputs["wanted"]), width), np.float32) for name, width in loaded.outputs.items()}
         views = slabs.views(run.first, run.end)

@@ -252,10 +252,12 @@ class Recorder:
         picks, weights = self._experts.route(logits.name, logits.width, routing, bias, scales)
         return _named(routing.picked, picks), _named(routing.picked, weights)
 
-    def experts(self, x: Value, picks: Value, weights: Value, experts: Experts, activation: Gate) -> Value:
+    def experts(
+        self, x: Value, picks: Value, weights: Value, experts: Experts, activation: Gate, *, on_input: bool = False
+    ) -> Value:
         """See `Ops.experts`."""
         names = (x.name, picks.name, weights.name)
-        return Value(x.width, lambda: self._experts.record(*names, experts, activation))
+        return Value(x.width, lambda: self._experts.record(*names, experts, activation, on_input=on_input))
 
     def activate(self, x: Value, activation: Activation) -> Value:
         """See `Ops.activate`."""

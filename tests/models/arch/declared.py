@@ -36,9 +36,11 @@ SIZES: dict[str, Any] = {
 }
 
 
-# A quarter of a head must be a pair or more.
+# A quarter of a head must be a pair or more; heads of keys must divide those of queries.
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "StableLmForCausalLM": {"head_dim": 8},
+    "Llama4ForCausalLM": {"num_key_value_heads": 2},
+    "Llama4ForConditionalGeneration": {"num_key_value_heads": 2},
     "Gemma3TextModel": {"use_bidirectional_attention": True},
 }
 
