@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from models.config_reader import JSON
 from models.errors import CheckpointError
 from models.gguf_metadata import GGUFMetadata
 
 Config: TypeAlias = dict[str, JSON]
+Array: TypeAlias = npt.NDArray[np.float32]
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -144,6 +148,10 @@ def _always(_: GGUFMetadata) -> bool:
     return True
 
 
+def _no_numbers(_: GGUFMetadata) -> Mapping[str, Array]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class GGUFLayout:
     """How llama.cpp's converter writes an architecture."""
@@ -173,6 +181,8 @@ class GGUFLayout:
     """What the names within layers begin with, before the layer's number."""
     half: str = "float16"
     """The type of 16 bits to compute in; some activations leave float16's range."""
+    numbers: Callable[[GGUFMetadata], Mapping[str, Array]] = _no_numbers
+    """Small tensors, by Hugging Face's whole names, that the file has among its metadata. Raises CheckpointError."""
     dense: tuple[str, ...] = ()
     """Matrices behind pooling, in order, where a file has them; each is a component `linear` of that name."""
 
@@ -188,6 +198,7 @@ def layout(
     norm_shift: float = 0.0,
     other_parts: tuple[str, ...] = (),
     half: str = "float16",
+    numbers: Callable[[GGUFMetadata], Mapping[str, Array]] = _no_numbers,
     dense: tuple[str, ...] = (),
     top: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
@@ -214,5 +225,6 @@ def layout(
         norm_shift=norm_shift,
         other_parts=other_parts,
         half=half,
+        numbers=numbers,
         dense=dense,
     )

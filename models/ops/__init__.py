@@ -28,6 +28,7 @@ from models.ops.weights import (
     Norm,
     Vector,
     Weight,
+    Xielu,
     weights_in,
 )
 
@@ -55,5 +56,6 @@ __all__ = [
     "Routing",
     "Vector",
     "Weight",
+    "Xielu",
     "weights_in",
 ]

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from models.ops.rope import RopeConfig
 from models.ops.routing import Routing
-from models.ops.weights import Embedding, Experts, LatentUp, LayerNorm, Matrix, Norm, Vector
+from models.ops.weights import Embedding, Experts, LatentUp, LayerNorm, Matrix, Norm, Vector, Xielu
 
-Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid"]
+Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "softplus", "tanh"]
 """`gelu` is the exact one, `gelu_tanh` its usual approximation (arXiv 1606.08415); `relu2` is squared (2109.08668)."""
 
 Tensor = TypeVar("Tensor")
@@ -201,7 +201,10 @@ class Ops(Protocol[Tensor]):
         ...
 
     def mul(self, x: Tensor, y: Tensor) -> Tensor:
-        """Shapes: x (T, D), y (T, D) or (T, 1); returns (T, D)."""
+        """Where `y` is narrower, each of its values is for as many neighbours.
+
+        Shapes: x (T, D), y (T, D) or (T, n), n a divisor of D; returns (T, D).
+        """
         ...
 
     def weigh(self, x: Tensor, factors: Vector) -> Tensor:
@@ -210,6 +213,32 @@ class Ops(Protocol[Tensor]):
 
     def scale(self, x: Tensor, factor: float) -> Tensor:
         """Shapes: x (T, D); returns the same."""
+        ...
+
+    def xielu(self, x: Tensor, numbers: Xielu) -> Tensor:
+        """Shapes: x (T, F); returns the same."""
+        ...
+
+    def mix(self, x: Tensor, weights: Tensor, parts: int) -> Tensor:
+        """Sums of parts that lie side by side, by weights that are each token's own.
+
+        Shapes: x (T, parts * D), weights (T, n * parts), those of one sum behind each other; returns (T, n * D).
+        Source: AltUp (arXiv 2301.13310).
+        """
+        ...
+
+    def match_size(self, x: Tensor, like: Tensor, floor: float) -> Tensor:
+        """Each token scaled so that its mean square is that of `like`; its own counts as `floor` at least.
+
+        Shapes: both (T, D); returns (T, D).
+        """
+        ...
+
+    def rise_above(self, x: Tensor, deviations: float) -> Tensor:
+        """What rises above the token's mean by so many standard deviations, less both, and 0 for the rest.
+
+        Shapes: (T, F); returns the same. Source: Spark Transformer (arXiv 2506.06644).
+        """
         ...
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:

@@ -53,6 +53,10 @@ def random_tensor(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     if is_norm_weight(name):
         return rng.uniform(0.5, 1.6, shape).astype(np.float32)
+    if ".act_fn." in name:
+        # Apertus's: the last is where the curve below zero begins, and published as next to none.
+        least, most = (-0.6, -0.2) if name.endswith("eps") else (-0.8, 0.8)
+        return np.array(rng.uniform(least, most, shape), np.float32)
     if name.endswith(("scale", "scalar")):
         return rng.uniform(0.7, 1.4, shape).astype(np.float32)
     if name.endswith("bias"):
@@ -91,7 +95,8 @@ def random_weights(model: PreTrainedModel, case: Case, seed: int) -> Arrays:
     if config.get("tie_word_embeddings", "text_config" in config):
         del names["lm_head.weight"]
     weights = {name: random_tensor(name, shape, seed) for name, shape in names.items()}
-    return {name: w - np.float32(case.norms_add if is_norm_weight(name) else 0.0) for name, w in weights.items()}
+    shifts = {name: np.float32(case.norms_add) for name in names if is_norm_weight(name)}
+    return {name: w - shifts[name] if name in shifts else w for name, w in weights.items()}
 
 
 def speaker(model: PreTrainedModel) -> PreTrainedModel:

@@ -10,8 +10,9 @@ from models.arch import Model
 from models.checkpoint import Checkpoint
 from models.errors import ExecutionError
 from models.executors.base import Embedder
+from models.executors.mlx.activations import Activations
 from models.executors.mlx.loading import compute_dtype, load_weights
-from models.executors.mlx.ops import Activations, Wavelengths, WholeOps, position_factors
+from models.executors.mlx.ops import Wavelengths, WholeOps, position_factors
 from models.executors.mlx.weights import Policy, Weights
 from models.mlx_memory import configure, give_back
 from models.ops import Attention, Embedding, PositionScale, RelativeBias, RopeConfig

@@ -113,7 +113,7 @@ class OnnxExecutor:
         inputs = steps.arrays(run, capacity=slabs.capacity, even=loaded.even_rows, twice=loaded.looks_twice) | more
         ids = np.array([token for row in run.rows for token in row.tokens], np.int64)
         ids = np.append(ids, ids[-1:].repeat(len(inputs["unpad"]) - len(ids)))
-        inputs |= {name: table.rows(ids) for name, table in loaded.tables.items()}
+        inputs |= {name: table.rows(loaded.lookups[name].rows_of(ids)) for name, table in loaded.tables.items()}
         for index, rope in enumerate(loaded.ropes):
             rope.reach(run.reach)
             inputs |= {f"cos.{index}": rope.cos, f"sin.{index}": rope.sin}

@@ -4,23 +4,23 @@ Values are lazy, so that what the kernels do in one is recorded as one: a sum th
 and v that go into attention untouched are one product, gate and up that part at once are two.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from models.executors.onnx.attention import AttentionNodes
 from models.executors.onnx.bidirectional import BidirectionalNodes
 from models.executors.onnx.experts import ExpertNodes
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.latent import LatentNodes, latent_nbytes
+from models.executors.onnx.pointwise import PointwiseNodes
 from models.executors.onnx.products import ProductNodes
 from models.ops import (
     Activation,
     Attention,
-    ClampedSwish,
     Embedding,
     Experts,
     Gate,
@@ -35,16 +35,10 @@ from models.ops import (
     RopeConfig,
     Routing,
     Vector,
+    Xielu,
 )
 
 FLOAT = np.dtype(np.float32)
-_ACTIVATIONS: Mapping[Activation, tuple[str, str, dict[str, Any]]] = {
-    "silu": ("QuickGelu", CONTRIB, {"alpha": 1.0}),
-    "gelu": ("Gelu", "", {}),
-    "gelu_tanh": ("Gelu", "", {"approximate": "tanh"}),
-    "relu": ("Relu", "", {}),
-    "sigmoid": ("Sigmoid", "", {}),
-}
 
 
 class Value:
@@ -116,6 +110,10 @@ class Lookup:
     by_position: bool = True
     """Else all tokens have the first row."""
 
+    def rows_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The rows of these tokens."""
+        return np.where(ids < self.table.rows, ids, 0) if self.table.is_partial else ids
+
 
 class Recorder:
     """Implements `Ops[Value]`. The graph's inputs are what `models.executors.onnx.steps` fills. Thread: any."""
@@ -124,7 +122,8 @@ class Recorder:
         self._graph = graph
         self._products = products
         self._attention = attention
-        self._experts = ExpertNodes(graph, products, self._gated)
+        self._pointwise = PointwiseNodes(graph)
+        self._experts = ExpertNodes(graph, products, self._pointwise.gated)
         self._latent = LatentNodes(graph, attention)
         self.bidirectional = BidirectionalNodes(graph)
         self.ups: list[LatentUp] = []
@@ -243,7 +242,7 @@ class Recorder:
 
     def glu(self, gate: Value, up: Value, activation: Gate) -> Value:
         """See `Ops.glu`."""
-        return Value(gate.width, lambda: self._gated(gate.name, up.name, activation))
+        return Value(gate.width, lambda: self._pointwise.gated(gate.name, up.name, activation))
 
     def route(self, logits: Value, routing: Routing) -> tuple[Value, Value]:
         """See `Ops.route`."""
@@ -261,11 +260,31 @@ class Recorder:
 
     def activate(self, x: Value, activation: Activation) -> Value:
         """See `Ops.activate`."""
-        return Value(x.width, lambda: self._activated(x.name, activation))
+        return Value(x.width, lambda: self._pointwise.activated(x.name, activation))
 
     def mul(self, x: Value, y: Value) -> Value:
         """See `Ops.mul`."""
+        if y.width not in (1, x.width):
+            return Value(x.width, lambda: self._pointwise.scaled(x.name, y.name, y.width))
         return Value(x.width, lambda: self._graph.add("Mul", [x.name, y.name])[0])
+
+    def xielu(self, x: Value, numbers: Xielu) -> Value:
+        """See `Ops.xielu`."""
+        names = [self.vector(each) for each in (numbers.above, numbers.below, numbers.slope, numbers.least)]
+        return Value(x.width, lambda: self._pointwise.xielu(x.name, *names))
+
+    def mix(self, x: Value, weights: Value, parts: int) -> Value:
+        """See `Ops.mix`."""
+        made = weights.width // parts
+        return Value(x.width // parts * made, lambda: self._pointwise.mixed(x.name, weights.name, parts, made))
+
+    def match_size(self, x: Value, like: Value, floor: float) -> Value:
+        """See `Ops.match_size`."""
+        return Value(x.width, lambda: self._pointwise.matched(x.name, like.name, floor))
+
+    def rise_above(self, x: Value, deviations: float) -> Value:
+        """See `Ops.rise_above`."""
+        return Value(x.width, lambda: self._pointwise.risen(x.name, deviations))
 
     def weigh(self, x: Value, factors: Vector) -> Value:
         """See `Ops.weigh`."""
@@ -329,23 +348,6 @@ class Recorder:
         assert self.vectors.setdefault(vector.name, offset) == offset
         self._graph.weights[vector.name] = 4 * vector.width
         return vector.name
-
-    def _activated(self, x: str, activation: Activation) -> str:
-        if activation == "relu2":
-            positive = self._activated(x, "relu")
-            return self._graph.add("Mul", [positive, positive])[0]
-        op, domain, attributes = _ACTIVATIONS[activation]
-        return self._graph.add(op, [x], domain=domain, **attributes)[0]
-
-    def _gated(self, gate: str, up: str, activation: Gate) -> str:
-        """Names of values (n, F): the activated gate times `up`."""
-        add = self._graph.add
-        if not isinstance(activation, ClampedSwish):
-            return add("Mul", [self._activated(gate, activation), up])[0]
-        low, high = self._number(-activation.limit), self._number(activation.limit)
-        (active,) = add("QuickGelu", [add("Min", [gate, high])[0]], domain=CONTRIB, alpha=activation.alpha)
-        (shifted,) = add("Add", [add("Clip", [up, low, high])[0], self._number(activation.shift)])
-        return add("Mul", [active, shifted])[0]
 
     def _norm_weight(self, norm: Norm) -> str:
         if not norm.name:
