@@ -14,7 +14,18 @@ from models.gguf_metadata import GGUFMetadata
 
 __all__ = ["Architecture", "GGUFLayout", "Model", "build_model", "discover", "gguf_layout", "text_config"]
 
-_SHARED = ("base", "blocks", "encoder_blocks", "experts", "gguf", "kinds", "latent", "latent_gguf", "layer_normed")
+_SHARED = (
+    "base",
+    "blocks",
+    "encoder_blocks",
+    "experts",
+    "gguf",
+    "kinds",
+    "latent",
+    "latent_gguf",
+    "layer_normed",
+    "sharing",
+)
 _OF_THE_WHOLE = ("architectures", "tie_word_embeddings", "dtype", "torch_dtype")
 
 
@@ -45,7 +56,8 @@ def build_model(config: Mapping[str, JSON]) -> Model:
         if set(wanted) & set(architecture.hf):
             if config.get("text_config") is None:
                 return architecture.build(config)
-            return replace(architecture.build(text_config(config)), other_parts=architecture.other_parts)
+            model = architecture.build(text_config(config))
+            return replace(model, other_parts=(*model.other_parts, *architecture.other_parts))
     known = ", ".join(sorted(name for architecture in discover() for name in architecture.hf))
     raise UnsupportedArchitecture(f"architecture {', '.join(wanted) or 'unnamed'} is not supported; supported: {known}")
 

@@ -18,6 +18,7 @@ from tiny_tokenizer import BOS, CHAT_TEMPLATE, EOS, PAD, SPECIAL
 from tokenizers import Tokenizer
 
 Arrays = dict[str, np.ndarray]
+BLOCK = 32
 
 TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER = {
@@ -199,7 +200,8 @@ def write(
         heads = twin.heads(name, config)
         shift = twin.norm_shift if name.endswith("norm.weight") else 0.0
         value = halves_to_pairs(weight, heads) if heads else weight + np.float32(shift)
-        if kind != "F32" and value.ndim == 2:
+        # A row that does not divide into blocks stays as it is.
+        if kind != "F32" and value.ndim == 2 and value.shape[1] % BLOCK == 0:
             blocks = gguf.GGMLQuantizationType[kind]
             packed = quants.quantize(value, blocks)
             writer.add_tensor(twin.name(name), packed, raw_dtype=blocks)
