@@ -37,12 +37,13 @@ _LAYER = {
 def decoder_config(metadata: GGUFMetadata, *, per_layer: bool = False) -> Config:
     """What a config.json says of a decoder, from the keys that every architecture has.
 
-    `per_layer`: layers may differ in the width of the MLP and in heads of keys; the first one's are given.
+    `per_layer`: layers may differ in the width of the MLP and in heads; the first one's are given.
 
     Raises:
         CheckpointError: the metadata lacks what every model needs, or holds impossible values.
     """
-    hidden, heads = metadata.count("embedding_length"), metadata.count("attention.head_count")
+    hidden = metadata.count("embedding_length")
+    heads = _first(metadata, "attention.head_count") if per_layer else metadata.count("attention.head_count")
     head_dim = metadata.integer("attention.key_length") or hidden // heads
     if head_dim == 0:
         raise CheckpointError(f"its metadata has {heads} attention heads for a width of {hidden}", file=metadata.file)

@@ -110,6 +110,11 @@ class PositionScale:
     period: int
     shift: int = 0
 
+    def factors(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Shapes: positions (T,); returns (T, 1). Thread: any."""
+        periods = np.floor((positions + self.shift) / self.period)
+        return (1 + self.beta * np.log1p(periods)).astype(np.float32)[:, None]
+
 
 class Ops(Protocol[Tensor]):
     """Operations on (T, …) values of one step. Thread: the executor's."""

@@ -9,13 +9,14 @@ from models.executors.onnx.graph import CONTRIB, Graph
 from models.ops import Activation, ClampedSwish, Gate
 
 FLOAT = np.dtype(np.float32)
+_TERMS = 7
+"""Of a series whose terms shrink by nine: what is left out is less than float32 can tell."""
 _ACTIVATIONS: Mapping[Activation, tuple[str, str, dict[str, Any]]] = {
     "silu": ("QuickGelu", CONTRIB, {"alpha": 1.0}),
     "gelu": ("Gelu", "", {}),
     "gelu_tanh": ("Gelu", "", {"approximate": "tanh"}),
     "relu": ("Relu", "", {}),
     "sigmoid": ("Sigmoid", "", {}),
-    "softplus": ("Softplus", "", {}),
     "tanh": ("Tanh", "", {}),
 }
 
@@ -31,6 +32,8 @@ class PointwiseNodes:
         if activation == "relu2":
             positive = self.activated(x, "relu")
             return self._graph.add("Mul", [positive, positive])[0]
+        if activation == "softplus":
+            return self._softplus(x)
         op, domain, attributes = _ACTIVATIONS[activation]
         return self._graph.add(op, [x], domain=domain, **attributes)[0]
 
@@ -83,6 +86,23 @@ class PointwiseNodes:
         (spread,) = add("Sqrt", [self._mean_square(centred)])
         (least,) = add("Mul", [spread, self._number(deviations)])
         return add("Relu", [add("Sub", [centred, least])[0]])[0]
+
+    def _softplus(self, x: str) -> str:
+        """The value max(x, 0) + log(1 + exp(-|x|)), the logarithm by its series: 2 artanh(e / (2 + e)).
+
+        ONNX Runtime's own Softplus and Log round the last few values of an array otherwise than the rest, so that a
+        token's bits would hang on how many others there are; its Exp does not.
+        """
+        add = self._graph.add
+        (small,) = add("Exp", [add("Neg", [add("Abs", [x])[0]])[0]])
+        (ratio,) = add("Div", [small, add("Add", [small, self._number(2.0)])[0]])
+        (square,) = add("Mul", [ratio, ratio])
+        series = self._number(1 / (2 * _TERMS - 1))
+        for term in range(_TERMS - 1, 0, -1):
+            (higher,) = add("Mul", [series, square])
+            (series,) = add("Add", [higher, self._number(1 / (2 * term - 1))])
+        (twice,) = add("Mul", [ratio, self._number(2.0)])
+        return add("Add", [add("Relu", [x])[0], add("Mul", [twice, series])[0]])[0]
 
     def _mean_square(self, x: str) -> str:
         (square,) = self._graph.add("Mul", [x, x])

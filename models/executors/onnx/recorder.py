@@ -205,7 +205,7 @@ class Recorder:
 
     def position_scale(self, x: Value, scale: PositionScale) -> Value:
         """See `Ops.position_scale`."""
-        return Value(x.width, lambda: self._graph.add("Mul", [x.name, self._attention.scales(scale)])[0])
+        return Value(x.width, lambda: self._graph.add("Mul", [x.name, self._attention.scaling(scale)])[0])
 
     def attention(self, q: Value, k: Value, v: Value, layer: int, spec: Attention) -> Value:
         """See `Ops.attention`."""
