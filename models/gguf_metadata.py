@@ -102,6 +102,21 @@ class GGUFMetadata:
             raise self._wrong(name, value)
         return [bool(item) for item in value[:layers]]
 
+    def has(self, name: str) -> bool:
+        """Whether there is a value of that whole name."""
+        return name in self._values
+
+    def reals(self, name: str, layers: int, *, infinite: bool = False) -> list[float]:
+        """A number of either sign for each layer, under a whole name; one value stands for all."""
+        value = self._values.get(name)
+        values = value if isinstance(value, list) else [value] * layers
+        numbers = [float(each) for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
+        makes_sense = all(math.isfinite(each) or (infinite and not math.isnan(each)) for each in numbers)
+        if len(numbers) < layers or len(numbers) < len(values) or not makes_sense:
+            shown = repr(value)[:60]
+            raise CheckpointError(f"its metadata has {name} = {shown}, which makes no sense", file=self.file)
+        return numbers[:layers]
+
     def _get(self, name: str) -> "GGUFValue | None":
         value = self._values.get(f"{self.arch}.{name}")
         # Some converters write one value a layer. Alike in every layer, it is one value.

@@ -25,6 +25,7 @@ _SHARED = (
     "latent_gguf",
     "layer_normed",
     "recurrent",
+    "sharing",
 )
 _OF_THE_WHOLE = ("architectures", "tie_word_embeddings", "dtype", "torch_dtype")
 
@@ -56,7 +57,8 @@ def build_model(config: Mapping[str, JSON]) -> Model:
         if set(wanted) & set(architecture.hf):
             if config.get("text_config") is None:
                 return architecture.build(config)
-            return replace(architecture.build(text_config(config)), other_parts=architecture.other_parts)
+            model = architecture.build(text_config(config))
+            return replace(model, other_parts=(*model.other_parts, *architecture.other_parts))
     known = ", ".join(sorted(name for architecture in discover() for name in architecture.hf))
     raise UnsupportedArchitecture(f"architecture {', '.join(wanted) or 'unnamed'} is not supported; supported: {known}")
 

@@ -94,6 +94,10 @@ class MoE:
     """An MLP that all tokens go through besides,"""
     shared_gate: Linear | None = None
     """and what that is multiplied by, through a sigmoid."""
+    softcap: float | None = None
+    """Of the router's logits."""
+    on_input: bool = False
+    """Weights are those of what goes into the experts; see `Ops.experts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +279,9 @@ def swiglu(ops: Ops[Tensor], x: Tensor, w: MLP) -> Tensor:
 
 def moe(ops: Ops[Tensor], x: Tensor, w: MoE) -> Tensor:
     """A mixture of experts. Shapes: x (T, D); returns (T, D)."""
-    picks, weights = ops.route(ops.linear(x, w.router), w.routing)
-    y = ops.experts(x, picks, weights, w.experts, w.gate)
+    logits = ops.linear(x, w.router)
+    picks, weights = ops.route(logits if w.softcap is None else ops.softcap(logits, w.softcap), w.routing)
+    y = ops.experts(x, picks, weights, w.experts, w.gate, on_input=w.on_input)
     if w.shared is None:
         return y
     shared = swiglu(ops, x, w.shared)

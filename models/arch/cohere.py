@@ -46,9 +46,7 @@ class Layer:
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
     config = blocks.completed(config, _DEFAULTS)
-    for key, value in _FIXED.items():
-        if config.get(key) not in (None, value):
-            raise CheckpointError(f"{key} {config[key]!r} is not supported", file=blocks.FILE)
+    refuse_others(config)
     reader = ConfigReader(config)
     dims = blocks.read_dims(config, eps="layer_norm_eps")
     # The limit of a Command R is beside what its makers call the positions.
@@ -56,6 +54,13 @@ def build(config: Mapping[str, JSON]) -> Model:
     bias = reader.flag("attention_bias", default=False)
     layers = [_layer(dims, index, bias=bias) for index in range(dims.num_layers)]
     return _model(dims, layers, _specs(config, dims), reader.number("logit_scale"))
+
+
+def refuse_others(config: Mapping[str, JSON]) -> None:
+    """Raise CheckpointError where a configuration names what no published model has."""
+    for key, value in _FIXED.items():
+        if config.get(key) not in (None, value):
+            raise CheckpointError(f"{key} {config[key]!r} is not supported", file=blocks.FILE)
 
 
 def _specs(config: Mapping[str, JSON], dims: Dims) -> list[Attention]:

@@ -7,7 +7,7 @@ stacked experts.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from models.arch import blocks, gguf, kinds
+from models.arch import blocks, gguf, kinds, sharing
 from models.arch.base import Architecture, Model, Stack, Tensor
 from models.arch.blocks import Dims
 from models.arch.experts import STACKS, experts
@@ -15,7 +15,7 @@ from models.arch.gemma2 import norm
 from models.config_reader import JSON, ConfigReader
 from models.errors import CheckpointError
 from models.gguf_metadata import GGUFMetadata
-from models.ops import KV, Activation, Attention, Embedding, Experts, Joined, Linear, Norm, Ops, Routing, Vector
+from models.ops import Activation, Attention, Experts, Linear, Norm, Ops, Routing, Vector
 
 _DEFAULTS: Mapping[str, JSON] = {
     "vocab_size": 262144,
@@ -52,18 +52,6 @@ _STACKS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Attending:
-    """The weights of attention: a layer that looks at another's state has those of queries alone."""
-
-    qkv: Joined
-    """Queries, keys and values; where values are the keys before their norm, the first two."""
-    out: Linear
-    q_norm: Norm
-    k_norm: Norm | None
-    v_norm: Norm | None
-
-
-@dataclass(frozen=True, slots=True)
 class Mixture:
     """The experts that work beside the MLP, and the norms around both."""
 
@@ -78,62 +66,25 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True)
-class PerLayer:
-    """How a layer takes in its own embedding of each token."""
-
-    gate: Linear
-    out: Linear
-    behind: Norm
-
-
-@dataclass(frozen=True, slots=True)
 class Layer:
     """Attention and MLP, each between two norms and beside a residual; what comes out is scaled as a whole."""
 
     norm1: Norm
-    attention: Attending
+    attention: sharing.Attending
     norm1_behind: Norm
     norm2: Norm
     mlp: blocks.MLP
     mixture: Mixture | None
     norm2_behind: Norm
-    per_layer: PerLayer | None
+    per_layer: sharing.PerLayer | None
     scalar: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class PerLayerInputs:
-    """The tokens' embeddings for every layer: one table, and a product of the common embedding."""
-
-    table: Embedding
-    projection: Linear
-    norm: Norm
 
 
 @dataclass(frozen=True, slots=True)
 class Weights(blocks.Decoder[Layer, Norm]):
     """The whole decoder's."""
 
-    per_layer: PerLayerInputs | None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Each layer's attention, and which state it looks at."""
-
-    specs: tuple[Attention, ...]
-    own: int
-    """Layers with a state of their own, the first so many."""
-    state_of: tuple[int, ...]
-
-    @property
-    def state(self) -> tuple[KV, ...]:
-        """One that later layers look at holds everything, for a window moves when it is written."""
-        shared = set(self.state_of[self.own :])
-        return tuple(
-            KV(spec.kv_heads, spec.head_dim, spec.head_dim, None if layer in shared else spec.window)
-            for layer, spec in enumerate(self.specs[: self.own])
-        )
+    per_layer: sharing.PerLayerInputs | None
 
 
 def build(config: Mapping[str, JSON]) -> Model:
@@ -161,16 +112,13 @@ def build(config: Mapping[str, JSON]) -> Model:
     if double and plan.own < dims.num_layers:
         dims = replace(dims, intermediate_size=2 * dims.intermediate_size)
     model = blocks.model_with(dims, weights, plan.specs, forward, finish)
-    return replace(model, state=plan.state, stacks=_STACKS)
+    return replace(model, state=plan.state, stacks=_STACKS, other_parts=plan.unused)
 
 
-def _plan(config: Mapping[str, JSON], dims: Dims) -> Plan:
-    reader, layers = ConfigReader(config), dims.num_layers
+def _plan(config: Mapping[str, JSON], dims: Dims) -> sharing.Plan:
+    reader = ConfigReader(config)
     # The last layer sees everything whatever its kind is said to be.
     sliding = (*kinds.sliding_but_every(config, 6)[:-1], False)
-    own = layers - reader.integer("num_kv_shared_layers", 0)
-    if not 0 < own <= layers or not set(sliding[own:]) <= set(sliding[:own]):
-        raise CheckpointError("num_kv_shared_layers leaves a kind of layer without keys", file=blocks.FILE)
     head_dim, kv_heads = reader.size("global_head_dim"), dims.num_kv_heads
     if reader.flag("attention_k_eq_v", default=False):
         kv_heads = reader.size("num_global_key_value_heads", kv_heads)
@@ -182,50 +130,27 @@ def _plan(config: Mapping[str, JSON], dims: Dims) -> Plan:
     ropes = kinds.ropes_by_kind(config, head_dim, full=1_000_000.0, sliding=10000.0, sliding_dims=dims.head_dim)
     slides = Attention(dims.num_heads, dims.num_kv_heads, dims.head_dim, 1.0, ropes[True], window)
     sees = Attention(dims.num_heads, kv_heads, head_dim, 1.0, ropes[False])
-    last = {kind: max(layer for layer in range(own) if sliding[layer] == kind) for kind in set(sliding[:own])}
-    state_of = tuple(layer if layer < own else last[sliding[layer]] for layer in range(layers))
-    return Plan(tuple(slides if each else sees for each in sliding), own, state_of)
+    specs = [slides if each else sees for each in sliding]
+    return sharing.plan(specs, sliding, reader.integer("num_kv_shared_layers", 0))
 
 
-def _layer(config: Mapping[str, JSON], dims: Dims, plan: Plan, index: int, *, double: bool) -> Layer:
+def _layer(config: Mapping[str, JSON], dims: Dims, plan: sharing.Plan, index: int, *, double: bool) -> Layer:
     reader, name = ConfigReader(config), f"model.layers.{index}"
     shares = index >= plan.own
     wide = replace(dims, intermediate_size=dims.intermediate_size * (1 + (double and shares)))
     width = reader.integer("hidden_size_per_layer_input")
+    spec, bias = plan.specs[index], reader.flag("attention_bias", default=False)
+    alike = reader.flag("attention_k_eq_v", default=False) and spec.window is None
     return Layer(
         _norm(dims, f"{name}.input_layernorm"),
-        _attention(config, dims, f"{name}.self_attn", plan.specs[index], shares=shares),
+        sharing.attending(dims, f"{name}.self_attn", spec, shares=shares, alike=alike, bias=bias),
         _norm(dims, f"{name}.post_attention_layernorm"),
         _norm(dims, f"{name}.pre_feedforward_layernorm"),
         blocks.mlp(wide, name),
         _mixture(config, dims, name) if reader.flag("enable_moe_block", default=False) else None,
         _norm(dims, f"{name}.post_feedforward_layernorm"),
-        PerLayer(
-            Linear(f"{name}.per_layer_input_gate", dims.hidden_size, width),
-            Linear(f"{name}.per_layer_projection", width, dims.hidden_size),
-            _norm(dims, f"{name}.post_per_layer_input_norm"),
-        )
-        if width
-        else None,
+        sharing.per_layer(dims, name, width) if width else None,
         Vector(f"{name}.layer_scalar", 1),
-    )
-
-
-def _attention(config: Mapping[str, JSON], dims: Dims, name: str, spec: Attention, *, shares: bool) -> Attending:
-    reader = ConfigReader(config)
-    bias = reader.flag("attention_bias", default=False)
-    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    alike = reader.flag("attention_k_eq_v", default=False) and spec.window is None
-    parts = {"q": queries} if shares else {"q": queries, "k": keys} if alike else {"q": queries, "k": keys, "v": keys}
-    return Attending(
-        Joined(
-            tuple(Linear(f"{name}.{part}_proj", dims.hidden_size, rows, bias) for part, rows in parts.items()),
-            precise=True,
-        ),
-        Linear(f"{name}.o_proj", queries, dims.hidden_size, bias),
-        Norm(f"{name}.q_norm", spec.head_dim, dims.eps),
-        None if shares else Norm(f"{name}.k_norm", spec.head_dim, dims.eps),
-        None if shares else Norm("", spec.head_dim, dims.eps),
     )
 
 
@@ -245,7 +170,7 @@ def _mixture(config: Mapping[str, JSON], dims: Dims, name: str) -> Mixture:
     )
 
 
-def _per_layer_inputs(config: Mapping[str, JSON], dims: Dims) -> PerLayerInputs | None:
+def _per_layer_inputs(config: Mapping[str, JSON], dims: Dims) -> sharing.PerLayerInputs | None:
     reader = ConfigReader(config)
     width = reader.integer("hidden_size_per_layer_input")
     if not width:
@@ -253,50 +178,28 @@ def _per_layer_inputs(config: Mapping[str, JSON], dims: Dims) -> PerLayerInputs 
     rows = reader.size("vocab_size_per_layer_input")
     if width < 0 or rows < dims.vocab_size:
         raise CheckpointError(f"{rows} x {width} are no embeddings for each layer and token", file=blocks.FILE)
-    return PerLayerInputs(
-        Embedding("model.embed_tokens_per_layer", rows, dims.num_layers * width),
-        Linear("model.per_layer_model_projection", dims.hidden_size, dims.num_layers * width),
-        Norm("model.per_layer_projection_norm", width, dims.eps),
-    )
+    return sharing.per_layer_inputs(dims, rows, width)
 
 
 def _norm(dims: Dims, name: str) -> Norm:
     return replace(norm(dims, name), offset=0.0)
 
 
-def _forward(ops: Ops[Tensor], w: Weights, plan: Plan, dims: Dims) -> Tensor:
+def _forward(ops: Ops[Tensor], w: Weights, plan: sharing.Plan, dims: Dims) -> Tensor:
     x = ops.scale(ops.embed(w.embed), dims.hidden_size**0.5)
-    inputs = () if w.per_layer is None else _embeddings_of_layers(ops, x, w.per_layer, dims)
+    inputs = () if w.per_layer is None else sharing.embeddings_of_layers(ops, x, w.per_layer, dims)
     x = ops.residual(x, 0)
     for index, (layer, spec) in enumerate(zip(w.layers, plan.specs, strict=True)):
-        looked = _looked(ops, ops.rms_norm(x, layer.norm1), layer.attention, plan.state_of[index], spec)
+        looked = sharing.looked(ops, ops.rms_norm(x, layer.norm1), layer.attention, plan.state_of[index], spec)
         x = ops.add(x, ops.rms_norm(looked, layer.norm1_behind))
         made = blocks.swiglu(ops, ops.rms_norm(x, layer.norm2), layer.mlp)
         if layer.mixture is not None:
             made = ops.add(ops.rms_norm(made, layer.mixture.mlp_behind), _mixed(ops, x, layer.mixture, dims.activation))
         x = ops.add(x, ops.rms_norm(made, layer.norm2_behind))
         if layer.per_layer is not None:
-            own = ops.glu(ops.linear(x, layer.per_layer.gate), inputs[index], dims.activation)
-            x = ops.add(x, ops.rms_norm(ops.linear(own, layer.per_layer.out), layer.per_layer.behind))
+            x = ops.add(x, sharing.taken_in(ops, x, inputs[index], layer.per_layer, dims))
         x = ops.residual(ops.weigh(x, layer.scalar), index + 1)
     return ops.rms_norm(x, w.norm)
-
-
-def _embeddings_of_layers(ops: Ops[Tensor], x: Tensor, w: PerLayerInputs, dims: Dims) -> tuple[Tensor, ...]:
-    """Each layer's embeddings of the tokens. Shapes: x (T, D); returns (T, P) for each."""
-    projected = ops.rms_norm(ops.scale(ops.linear(x, w.projection), dims.hidden_size**-0.5), w.norm)
-    both = ops.add(projected, ops.scale(ops.embed(w.table), w.norm.width**0.5))
-    return ops.split(ops.scale(both, 2**-0.5), (w.norm.width,) * dims.num_layers)
-
-
-def _looked(ops: Ops[Tensor], x: Tensor, w: Attending, state: int, spec: Attention) -> Tensor:
-    """A layer's attention. Shapes: x (T, D); returns (T, D)."""
-    q, *kv = ops.split(ops.linear(x, w.qkv), w.qkv.sizes)
-    q = ops.rms_norm(q, w.q_norm)
-    if w.k_norm is None or w.v_norm is None:
-        return ops.linear(ops.look_again(q, state, spec), w.out)
-    k, v = ops.rms_norm(kv[0], w.k_norm), ops.rms_norm(kv[-1], w.v_norm)
-    return ops.linear(ops.attention(q, k, v, state, spec), w.out)
 
 
 def _mixed(ops: Ops[Tensor], x: Tensor, w: Mixture, activation: Activation) -> Tensor:

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from models.config_reader import JSON
 from models.errors import CheckpointError
 from models.gguf_metadata import GGUFMetadata
 
 Config: TypeAlias = dict[str, JSON]
+Array: TypeAlias = npt.NDArray[np.float32]
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER = {
@@ -33,12 +37,13 @@ _LAYER = {
 def decoder_config(metadata: GGUFMetadata, *, per_layer: bool = False) -> Config:
     """What a config.json says of a decoder, from the keys that every architecture has.
 
-    `per_layer`: layers may differ in the width of the MLP and in heads of keys; the first one's are given.
+    `per_layer`: layers may differ in the width of the MLP and in heads; the first one's are given.
 
     Raises:
         CheckpointError: the metadata lacks what every model needs, or holds impossible values.
     """
-    hidden, heads = metadata.count("embedding_length"), metadata.count("attention.head_count")
+    hidden = metadata.count("embedding_length")
+    heads = _first(metadata, "attention.head_count") if per_layer else metadata.count("attention.head_count")
     head_dim = metadata.integer("attention.key_length") or hidden // heads
     if head_dim == 0:
         raise CheckpointError(f"its metadata has {heads} attention heads for a width of {hidden}", file=metadata.file)
@@ -144,6 +149,10 @@ def _always(_: GGUFMetadata) -> bool:
     return True
 
 
+def _no_numbers(_: GGUFMetadata) -> Mapping[str, Array]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class GGUFLayout:
     """How llama.cpp's converter writes an architecture."""
@@ -175,6 +184,8 @@ class GGUFLayout:
     """The type of 16 bits to compute in; some activations leave float16's range."""
     rates: tuple[str, ...] = ()
     """Tensors of a layer that are stored as -exp(x) of what Hugging Face has."""
+    numbers: Callable[[GGUFMetadata], Mapping[str, Array]] = _no_numbers
+    """Small tensors, by Hugging Face's whole names, that the file has among its metadata. Raises CheckpointError."""
     dense: tuple[str, ...] = ()
     """Matrices behind pooling, in order, where a file has them; each is a component `linear` of that name."""
 
@@ -191,6 +202,7 @@ def layout(
     other_parts: tuple[str, ...] = (),
     half: str = "float16",
     rates: tuple[str, ...] = (),
+    numbers: Callable[[GGUFMetadata], Mapping[str, Array]] = _no_numbers,
     dense: tuple[str, ...] = (),
     top: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
@@ -218,5 +230,6 @@ def layout(
         other_parts=other_parts,
         half=half,
         rates=rates,
+        numbers=numbers,
         dense=dense,
     )

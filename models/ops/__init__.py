@@ -30,6 +30,7 @@ from models.ops.weights import (
     ShortConv,
     Vector,
     Weight,
+    Xielu,
     weights_in,
 )
 
@@ -61,5 +62,6 @@ __all__ = [
     "StateSpace",
     "Vector",
     "Weight",
+    "Xielu",
     "weights_in",
 ]

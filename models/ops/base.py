@@ -13,9 +13,9 @@ import numpy.typing as npt
 from models.ops.recurrent import DeltaRule, StateSpace
 from models.ops.rope import RopeConfig
 from models.ops.routing import Routing
-from models.ops.weights import Embedding, Experts, LatentUp, LayerNorm, Matrix, Norm, ShortConv, Vector
+from models.ops.weights import Embedding, Experts, LatentUp, LayerNorm, Matrix, Norm, ShortConv, Vector, Xielu
 
-Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid"]
+Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "softplus", "tanh"]
 """`gelu` is the exact one, `gelu_tanh` its usual approximation (arXiv 1606.08415); `relu2` is squared (2109.08668)."""
 
 Tensor = TypeVar("Tensor")
@@ -76,6 +76,8 @@ class Attention:
     """None: the layer has no positions."""
     window: int | None = None
     """A query sees itself and the `window - 1` tokens before it; None: all of them."""
+    chunk: int | None = None
+    """A text is divided into runs of so many tokens, and a query sees its own run alone. There is no window then."""
     softcap: float | None = None
     """Scores s become softcap * tanh(s / softcap). Source: Gemma 2 (arXiv 2408.00118)."""
     sinks: Vector | None = None
@@ -108,6 +110,11 @@ class PositionScale:
     beta: float
     period: int
     shift: int = 0
+
+    def factors(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Shapes: positions (T,); returns (T, 1). Thread: any."""
+        periods = np.floor((positions + self.shift) / self.period)
+        return (1 + self.beta * np.log1p(periods)).astype(np.float32)[:, None]
 
 
 class Ops(Protocol[Tensor]):
@@ -209,10 +216,12 @@ class Ops(Protocol[Tensor]):
         """The picked experts and their weights. Shapes: logits (T, E); returns whole numbers and floats (T, picked)."""
         ...
 
-    def experts(self, x: Tensor, picks: Tensor, weights: Tensor, experts: Experts, activation: Gate) -> Tensor:
-        """The weighted sum of what the picked experts make; those without a gate take an `Activation` alone.
+    def experts(
+        self, x: Tensor, picks: Tensor, weights: Tensor, experts: Experts, activation: Gate, *, on_input: bool = False
+    ) -> Tensor:
+        """The weighted sum of what the picked experts make; `on_input`: the sum of what they make of a weighted input.
 
-        Shapes: x (T, D), picks and weights (T, k); returns (T, D).
+        Those without a gate take an `Activation` alone. Shapes: x (T, D), picks, weights (T, k); returns (T, D).
         """
         ...
 
@@ -221,7 +230,10 @@ class Ops(Protocol[Tensor]):
         ...
 
     def mul(self, x: Tensor, y: Tensor) -> Tensor:
-        """Shapes: x (T, D), y (T, D) or (T, 1); returns (T, D)."""
+        """Where `y` is narrower, each of its values is for as many neighbours.
+
+        Shapes: x (T, D), y (T, D) or (T, n), n a divisor of D; returns (T, D).
+        """
         ...
 
     def weigh(self, x: Tensor, factors: Vector) -> Tensor:
@@ -230,6 +242,32 @@ class Ops(Protocol[Tensor]):
 
     def scale(self, x: Tensor, factor: float) -> Tensor:
         """Shapes: x (T, D); returns the same."""
+        ...
+
+    def xielu(self, x: Tensor, numbers: Xielu) -> Tensor:
+        """Shapes: x (T, F); returns the same."""
+        ...
+
+    def mix(self, x: Tensor, weights: Tensor, parts: int) -> Tensor:
+        """Sums of parts that lie side by side, by weights that are each token's own.
+
+        Shapes: x (T, parts * D), weights (T, n * parts), those of one sum behind each other; returns (T, n * D).
+        Source: AltUp (arXiv 2301.13310).
+        """
+        ...
+
+    def match_size(self, x: Tensor, like: Tensor, floor: float) -> Tensor:
+        """Each token scaled so that its mean square is that of `like`; its own counts as `floor` at least.
+
+        Shapes: both (T, D); returns (T, D).
+        """
+        ...
+
+    def rise_above(self, x: Tensor, deviations: float) -> Tensor:
+        """What rises above the token's mean by so many standard deviations, less both, and 0 for the rest.
+
+        Shapes: (T, F); returns the same. Source: Spark Transformer (arXiv 2506.06644).
+        """
         ...
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:

@@ -17,6 +17,8 @@ class Routing:
     picked: int
     score: Literal["softmax", "sigmoid"] = "softmax"
     """Over all experts."""
+    by_logits: bool = False
+    """The choice is by the logits: of two that are large, sigmoid may make the same score. There are no groups then."""
     normalized: bool = True
     """The picked weights are divided by their sum."""
     floor: float = 0.0

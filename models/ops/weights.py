@@ -52,6 +52,8 @@ class Embedding:
     name: str
     rows: int
     width: int
+    is_partial: bool = False
+    """There are tokens beyond it; they have the first row."""
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """The name and shape of its tensor."""
@@ -101,10 +103,26 @@ class Vector:
     width: int
     as_row: bool = False
     """Stored as a matrix of one row."""
+    as_number: bool = False
+    """Stored without an axis."""
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """The name and shape of its tensor."""
-        yield self.name, (1, self.width) if self.as_row else (self.width,)
+        yield self.name, () if self.as_number else (1, self.width) if self.as_row else (self.width,)
+
+
+@dataclass(frozen=True, slots=True)
+class Xielu:
+    """The numbers of an activation that is a square above 0 and bends like an exponential below.
+
+    With a = softplus(above), b = slope + softplus(below): a * x * x + slope * x, and below 0
+    b * (exp(min(x, least)) - 1 - x) + slope * x. Source: arXiv 2411.13010.
+    """
+
+    above: Vector
+    below: Vector
+    slope: Vector
+    least: Vector
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,8 @@ class GGUFFile:
 
     def infos(self, component: str = "") -> Iterator[TensorInfo]:
         """See `Checkpoint.infos`."""
+        for name, number in self._numbers(component).items():
+            yield TensorInfo(name, number.shape, number.nbytes, quantized=False, file=self._label, kind="F32")
         for name, tensor in self._named(component):
             quantized = tensor.kind not in PLAIN and len(tensor.shape) > 1
             yield TensorInfo(
@@ -106,8 +108,14 @@ class GGUFFile:
 
     def tensors(self, component: str = "") -> Iterator[NamedTensor]:
         """See `Checkpoint.tensors`. Values are `Blocks`, but for plain types and for vectors."""
+        for name, number in self._numbers(component).items():
+            yield NamedTensor(name, number.copy, self._label)
         for name, tensor in self._named(component):
             yield NamedTensor(name, partial(self._value, tensor), str(tensor.path), *self._divided(tensor))
+
+    def _numbers(self, component: str) -> Mapping[str, Array]:
+        """Tensors that the file has among its metadata."""
+        return {} if component or self._layout is None else self._layout.numbers(self._metadata)
 
     def _named(self, component: str) -> Iterator[tuple[str, GGUFTensor]]:
         if component:

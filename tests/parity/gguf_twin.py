@@ -18,6 +18,7 @@ from tiny_tokenizer import BOS, CHAT_TEMPLATE, EOS, PAD, SPECIAL
 from tokenizers import Tokenizer
 
 Arrays = dict[str, np.ndarray]
+BLOCK = 32
 
 TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER = {
@@ -42,6 +43,11 @@ def _nothing(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     """Nothing besides."""
 
 
+def _no_numbers(writer: gguf.GGUFWriter, weights: Arrays) -> Arrays:
+    """None of them is metadata."""
+    return {}
+
+
 def as_they_are(weights: Arrays, config: Mapping[str, Any]) -> Arrays:
     return weights
 
@@ -58,6 +64,8 @@ class Twin:
     """Projections whose rows are reordered in each head."""
     metadata: Callable[[gguf.GGUFWriter, Mapping[str, Any]], None] = _nothing
     """Writes the keys that not every architecture has."""
+    numbers: Callable[[gguf.GGUFWriter, Arrays], Arrays] = _no_numbers
+    """Writes those weights that are metadata there, and returns them."""
     stored: Callable[[Arrays, Mapping[str, Any]], Arrays] = as_they_are
     """The weights as they are stored, under Hugging Face's names or GGUF's; what changes their values or shapes."""
     restored: Callable[[Arrays, Mapping[str, Any]], Arrays] = as_they_are
@@ -201,11 +209,15 @@ def write(
     twin.metadata(writer, config)
     write_vocabulary(writer, tokenizer)
     stored: Arrays = {}
-    for name, weight in twin.stored(weights, config).items():
+    numbers = twin.numbers(writer, weights)
+    tensors = {name: weight for name, weight in weights.items() if name not in numbers}
+    for name, weight in twin.stored(tensors, config).items():
         heads = twin.heads(name, config)
         shift = twin.norm_shift if name.endswith("norm.weight") else 0.0
         value = halves_to_pairs(weight, heads) if heads else weight + np.float32(shift)
-        if kind != "F32" and value.ndim == 2 and not twin.name(name).endswith(NEVER_QUANTIZED):
+        # A row that does not divide into blocks stays as it is.
+        divides = value.ndim == 2 and value.shape[1] % BLOCK == 0
+        if kind != "F32" and divides and not twin.name(name).endswith(NEVER_QUANTIZED):
             blocks = gguf.GGMLQuantizationType[kind]
             packed = quants.quantize(value, blocks)
             writer.add_tensor(twin.name(name), packed, raw_dtype=blocks)
@@ -217,4 +229,4 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return twin.restored(stored, config)
+    return twin.restored(stored, config) | numbers

@@ -10,8 +10,9 @@ from models.arch import Model
 from models.checkpoint import Checkpoint
 from models.errors import ExecutionError
 from models.executors.base import Embedder
+from models.executors.mlx.activations import Activations
 from models.executors.mlx.loading import compute_dtype, load_weights
-from models.executors.mlx.ops import Activations, Wavelengths, WholeOps, position_factors
+from models.executors.mlx.ops import Wavelengths, WholeOps, position_factors
 from models.executors.mlx.recurrent import Run
 from models.executors.mlx.weights import Policy, Weights
 from models.mlx_memory import configure, give_back
@@ -34,7 +35,7 @@ class PassOps(WholeOps):
         super().__init__(weights, mx.array(ids.reshape(-1)), Activations(), wavelengths)
         self._count, self._length = len(texts), length
         self._visible = None if visible.all() else mx.array(visible)[:, None, None, :]
-        self._masks: dict[tuple[int | None, bool], mx.array | None] = {}
+        self._masks: dict[tuple[int | None, int | None, bool], mx.array | None] = {}
         self._biases: dict[RelativeBias, mx.array] = {}
 
     def embed_positions(self, table: Embedding, first: int = 0) -> mx.array:
@@ -71,7 +72,7 @@ class PassOps(WholeOps):
 
     def _mask(self, spec: Attention) -> mx.array | None:
         """What is seen, or what is added to the scores. Shapes: (B or 1, H or 1, S, S); None: all is seen."""
-        key = (spec.window, spec.bidirectional)
+        key = (spec.window, spec.chunk, spec.bidirectional)
         if key not in self._masks:
             self._masks[key] = self._seen(spec)
         seen = self._masks[key]
@@ -90,6 +91,8 @@ class PassOps(WholeOps):
         limits = [] if spec.bidirectional else [distance >= 0]
         if spec.window is not None:
             limits.append(mx.abs(distance) < spec.window)
+        if spec.chunk is not None:
+            limits.append(places[:, None] // spec.chunk == places[None] // spec.chunk)
         for limit in limits:
             seen = limit[None, None] if seen is None else seen & limit
         return seen

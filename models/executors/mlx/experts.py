@@ -55,8 +55,16 @@ class HeldExperts:
     down: Stack
     gated: bool
 
-    def run(self, x: mx.array, picks: mx.array, weights: mx.array, activate: Callable[..., mx.array]) -> mx.array:
-        """The weighted sum of the picked experts; `activate` is given gate and up, or up alone.
+    def run(
+        self,
+        x: mx.array,
+        picks: mx.array,
+        weights: mx.array,
+        activate: Callable[..., mx.array],
+        *,
+        on_input: bool = False,
+    ) -> mx.array:
+        """See `Ops.experts`; `activate` is given gate and up, or up alone.
 
         Shapes: x (T, D), picks and weights (T, k); returns (T, D).
         """
@@ -64,13 +72,16 @@ class HeldExperts:
         flat, is_sorted = picks.reshape(-1), tokens * each >= SORTED_PICKS
         order = mx.argsort(flat) if is_sorted else mx.arange(tokens * each)
         rows, own = x[order // each][:, None], flat[order]
+        if on_input:
+            rows = rows * weights.reshape(-1)[order][:, None, None].astype(rows.dtype)
         parts = [stack.multiply(rows, own, is_sorted=is_sorted) for stack in self.gate_up]
         if self.gated and len(parts) == 1:
             parts = [*mx.split(parts[0], 2, axis=-1)]
         made = self.down.multiply(activate(*parts)[:, None], own, is_sorted=is_sorted)
         if is_sorted:
             made = made[mx.argsort(order)]
-        return (made.reshape(tokens, each, -1) * weights[..., None].astype(made.dtype)).sum(axis=1)
+        made = made.reshape(tokens, each, -1)
+        return (made if on_input else made * weights[..., None].astype(made.dtype)).sum(axis=1)
 
     def arrays(self) -> list[mx.array]:
         """What is held."""
@@ -123,7 +134,8 @@ def route(logits: mx.array, routing: Routing, bias: mx.array | None) -> tuple[mx
     """The picked experts and their weights. Shapes: logits (T, E), bias (E,) or None; returns two (T, picked)."""
     logits = logits.astype(mx.float32)
     scores = mx.softmax(logits, axis=-1) if routing.score == "softmax" else mx.sigmoid(logits)
-    chosen = scores if bias is None else scores + bias.astype(mx.float32)
+    ranked = logits if routing.by_logits else scores
+    chosen = ranked if bias is None else ranked + bias.astype(mx.float32)
     if routing.groups > 1:
         grouped = chosen.reshape(len(chosen), routing.groups, -1)
         worth = mx.topk(grouped, routing.best_of_group, axis=-1).sum(axis=-1)

@@ -1,12 +1,13 @@
 """The operations on MLX arrays: every row of a part at once, linear layers over all tokens of a step."""
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
 
+from models.executors.mlx import pointwise
+from models.executors.mlx.activations import Activations
 from models.executors.mlx.experts import route
 from models.executors.mlx.kinds import GROUP
 from models.executors.mlx.parts import Part
@@ -16,7 +17,6 @@ from models.executors.mlx.weights import Weights
 from models.ops import (
     Activation,
     Attention,
-    ClampedSwish,
     Embedding,
     Experts,
     Gate,
@@ -29,56 +29,8 @@ from models.ops import (
     RopeConfig,
     Routing,
     Vector,
+    Xielu,
 )
-
-Unary = Callable[[mx.array], mx.array]
-
-
-def _gelu_tanh(x: mx.array) -> mx.array:
-    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-_ACTIVATIONS: Mapping[Activation, Unary] = {
-    "silu": lambda x: x * mx.sigmoid(x),
-    "gelu": lambda x: 0.5 * x * (1 + mx.erf(x * math.sqrt(0.5))),
-    "gelu_tanh": _gelu_tanh,
-    "relu": lambda x: mx.maximum(x, 0),
-    "relu2": lambda x: mx.square(mx.maximum(x, 0)),
-    "sigmoid": mx.sigmoid,
-}
-
-
-def _glu(activation: Gate) -> Callable[[mx.array, mx.array], mx.array]:
-    if isinstance(activation, ClampedSwish):
-        limit, alpha, shift = activation.limit, activation.alpha, activation.shift
-
-        def clamped(gate: mx.array, up: mx.array) -> mx.array:
-            gate = mx.minimum(gate, limit)
-            return gate * mx.sigmoid(alpha * gate) * (mx.clip(up, -limit, limit) + shift)
-
-        return clamped
-    unary = _ACTIVATIONS[activation]
-    return lambda gate, up: unary(gate) * up
-
-
-class Activations:
-    """The activations, and gated ones as one kernel where they are compiled. Thread: the executor's."""
-
-    def __init__(self, *, compiled: bool = False) -> None:
-        """`compiled` calls a compiler at run time on MLX's CPU backend, which may not be there."""
-        self._compiled = compiled
-        self._gated: dict[Gate, Callable[[mx.array, mx.array], mx.array]] = {}
-
-    def unary(self, activation: Activation) -> Unary:
-        """The activation by itself."""
-        return _ACTIVATIONS[activation]
-
-    def gated(self, activation: Gate) -> Callable[[mx.array, mx.array], mx.array]:
-        """The activated first times the second. Shapes: both (T, F); returns (T, F)."""
-        if activation not in self._gated:
-            glu = _glu(activation)
-            self._gated[activation] = mx.compile(glu, shapeless=True) if self._compiled else glu
-        return self._gated[activation]
 
 
 class Compute(Recurrence):
@@ -95,7 +47,8 @@ class Compute(Recurrence):
 
     def embed(self, table: Embedding) -> mx.array:
         """See `Ops.embed`."""
-        return self._weights.table(table).rows(self._tokens)
+        tokens = mx.where(self._tokens < table.rows, self._tokens, 0) if table.is_partial else self._tokens
+        return self._weights.table(table).rows(tokens)
 
     def linear(self, x: mx.array, matrix: Matrix) -> mx.array:
         """See `Ops.linear`."""
@@ -135,14 +88,24 @@ class Compute(Recurrence):
             weights = weights * self._weights.vector(routing.expert_scales)[picks].astype(weights.dtype)
         return picks, weights
 
-    def experts(self, x: mx.array, picks: mx.array, weights: mx.array, experts: Experts, activation: Gate) -> mx.array:
+    def experts(
+        self,
+        x: mx.array,
+        picks: mx.array,
+        weights: mx.array,
+        experts: Experts,
+        activation: Gate,
+        *,
+        on_input: bool = False,
+    ) -> mx.array:
         """See `Ops.experts`."""
-        return self._weights.experts(experts).run(x, picks, weights, self._activated(experts, activation))
+        activate = self._activated(experts, activation)
+        return self._weights.experts(experts).run(x, picks, weights, activate, on_input=on_input)
 
     def _activated(self, experts: Experts, activation: Gate) -> Callable[..., mx.array]:
         if experts.gated:
             return self._activations.gated(activation)
-        assert not isinstance(activation, ClampedSwish)
+        assert isinstance(activation, str)
         return self._activations.unary(activation)
 
     def glu(self, gate: mx.array, up: mx.array, activation: Gate) -> mx.array:
@@ -155,7 +118,24 @@ class Compute(Recurrence):
 
     def mul(self, x: mx.array, y: mx.array) -> mx.array:
         """See `Ops.mul`."""
-        return x * y
+        return x * y if y.shape[-1] in (1, x.shape[-1]) else pointwise.scaled(x, y)
+
+    def xielu(self, x: mx.array, numbers: Xielu) -> mx.array:
+        """See `Ops.xielu`."""
+        parts = (numbers.above, numbers.below, numbers.slope, numbers.least)
+        return pointwise.xielu(x, *[self._weights.vector(each).astype(x.dtype) for each in parts])
+
+    def mix(self, x: mx.array, weights: mx.array, parts: int) -> mx.array:
+        """See `Ops.mix`."""
+        return pointwise.mixed(x, weights, parts)
+
+    def match_size(self, x: mx.array, like: mx.array, floor: float) -> mx.array:
+        """See `Ops.match_size`."""
+        return pointwise.matched(x, like, floor)
+
+    def rise_above(self, x: mx.array, deviations: float) -> mx.array:
+        """See `Ops.rise_above`."""
+        return pointwise.risen(x, deviations)
 
     def weigh(self, x: mx.array, factors: Vector) -> mx.array:
         """See `Ops.weigh`."""
@@ -311,7 +291,7 @@ class StepOps(Compute):
             seen = [seen[0], seen[0][..., : held.kv.value_dim]]
         elif held.bits is not None:
             seen = [_unpacked(seen[:3], held.bits), _unpacked(seen[3:], held.bits)]
-        mask = part.mask(held.capacity(part.slab.capacity), spec.window)
+        mask = part.mask(held.capacity(part.slab.capacity), spec.window, spec.chunk)
         out = self._attended(queries, seen[0], seen[1], spec, mask)
         if part.length > 1:
             out = out.swapaxes(1, 2)
@@ -404,6 +384,8 @@ class TextOps(WholeOps):
         mask = places[None] <= places[:, None]
         if spec.window is not None:
             mask = mask & (places[None] > places[:, None] - spec.window)
+        if spec.chunk is not None:
+            mask = mask & (places[None] // spec.chunk == places[:, None] // spec.chunk)
         if self._visible is not None:
             mask = mask & (places[None] < self._visible)
         out = self._attended(queries, keys, values, spec, mask)

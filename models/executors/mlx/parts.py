@@ -25,7 +25,7 @@ class Part:
     """The rows' places. Shape: int32 (B, 1)."""
     taken: slice | mx.array | None = field(init=False)
     """The same to take the rows out of a slab: None for all of it, a slice of neighbours, else int32 (B,)."""
-    _masks: dict[tuple[int, int | None], mx.array] = field(default_factory=dict)
+    _masks: dict[tuple[int, int | None, int | None], mx.array] = field(default_factory=dict)
     _cells: dict[int, mx.array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,13 +53,13 @@ class Part:
             self._cells[capacity] = self.positions % capacity
         return self._cells[capacity]
 
-    def mask(self, capacity: int, window: int | None) -> mx.array:
+    def mask(self, capacity: int, window: int | None, chunk: int | None = None) -> mx.array:
         """Where each token may look. Shape: bool (B, 1, L, capacity).
 
         Place j of a ring holds the newest position p with p % capacity = j; a slab that is not one is a ring that has
         not come round.
         """
-        key = (capacity, window)
+        key = (capacity, window, chunk)
         if key not in self._masks:
             last = self.begins[:, None, None] + (self.length - 1)
             held = last - (last - mx.arange(capacity, dtype=mx.int32)) % capacity
@@ -67,6 +67,8 @@ class Part:
             mask = (held >= 0) & (held <= queries)
             if window is not None:
                 mask = mask & (held > queries - window)
+            if chunk is not None:
+                mask = mask & (held // chunk == queries // chunk)
             self._masks[key] = mask[:, None]
         return self._masks[key]
 

@@ -50,11 +50,13 @@ class AttentionNodes:
         self._state = state
         self._cache_type = cache_type
         self._masked = masked
-        self._scales: dict[PositionScale, str] = {}
         self._held: dict[int, tuple[list[str], list[str]]] = {}
+        self.chunks: set[int] = set()
+        """Lengths of the runs that layers see alone; each has an input `chunk.LENGTH`."""
         self.again: dict[str, str] = {}
         """Outputs that are a slab once more, by name: what is written there is what it holds."""
         self.ropes: list[RopeConfig] = []
+        self.scales: list[PositionScale] = []
 
     def record(self, qkv: str, layer: int, spec: Attention, sinks: str = "") -> str:
         """The attention of a layer. Shapes: qkv (T, (H + 2K) * d), sinks (H,); the result's name, (T, H * d)."""
@@ -122,7 +124,7 @@ class AttentionNodes:
         suffix = ".window" if windowed else ""
         rotations = self._rotations(spec.rope) if spec.rope is not None and rotate else ["", ""]
         inputs = [*qkv, *pasts, self._input(f"last{suffix}"), self._input("total"), *rotations, ""]
-        inputs += [self._input("bias") if self._masked else "", sinks, "", "", "", "", self._input(f"valid{suffix}")]
+        inputs += [self._added(spec), sinks, "", "", "", "", self._input(f"valid{suffix}")]
         looked = graph.name("attention")
         presents = [f"present.{name}" for name in outputs] or [graph.name("present") for _ in pasts]
         attributes: dict[str, int | float | str | list[int]] = {
@@ -137,6 +139,16 @@ class AttentionNodes:
         }
         graph.append_node("GroupQueryAttention", inputs, [looked, *presents], CONTRIB, attributes)
         return looked
+
+    def _added(self, spec: Attention) -> str:
+        """What is added to the scores, if anything."""
+        if spec.chunk is None:
+            return self._input("bias") if self._masked else ""
+        assert not self._masked
+        self.chunks.add(spec.chunk)
+        name = f"chunk.{spec.chunk}"
+        self._graph.inputs[name] = TensorType(FLOAT, ("B", 1, "S", "total"))
+        return name
 
     def _widened(self, qkv: str, heads: int, dim: int, width: int) -> str:
         """Heads filled up with zeros, which change no score. Shapes: (T, heads * dim); (T, heads * width)."""
@@ -204,19 +216,13 @@ class AttentionNodes:
         )
         return graph.add("Squeeze", [turned, row])[0]
 
-    def scales(self, scale: PositionScale) -> str:
-        """The factor of each token. Shapes: the result's name, (T, 1)."""
-        if scale not in self._scales:
-            graph = self._graph
-            number = [graph.constant(np.array(value, FLOAT)) for value in (scale.shift, scale.period, 1, scale.beta)]
-            (positions,) = graph.add("Cast", [self._input("positions")], to=1)
-            (shifted,) = graph.add("Add", [positions, number[0]])
-            (periods,) = graph.add("Floor", [graph.add("Div", [shifted, number[1]])[0]])
-            (grown,) = graph.add("Log", [graph.add("Add", [periods, number[2]])[0]])
-            (factors,) = graph.add("Add", [graph.add("Mul", [grown, number[3]])[0], number[2]])
-            column = graph.constant(np.array([-1, 1], np.int64))
-            self._scales[scale] = graph.add("Reshape", [factors, column])[0]
-        return self._scales[scale]
+    def scaling(self, scale: PositionScale) -> str:
+        """The factor of each token, made on the host. Shapes: the input's name, (T, 1)."""
+        if scale not in self.scales:
+            self.scales.append(scale)
+        name = f"scale.{self.scales.index(scale)}"
+        self._graph.inputs[name] = TensorType(FLOAT, ("T", 1))
+        return name
 
     def _kv(self, layer: int) -> KV:
         state = self._state[layer]

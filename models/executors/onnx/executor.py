@@ -23,7 +23,7 @@ from models.executors.onnx.slabs import WINDOW_SLACK, state_nbytes
 from models.executors.onnx.state import HostCheckpoint, HostSegment, Slabs
 from models.executors.onnx.tables import EmbeddingTable
 from models.executors.replay import MOST_REPLAYED, Replays
-from models.ops import RelativeBias
+from models.ops import PositionScale, RelativeBias
 from models.process_memory import trim
 from models.sampling import Draw, Drawn
 from models.sampling.host import sample
@@ -73,6 +73,10 @@ class Loaded:
     """A step runs an even number of tokens."""
     looks_twice: bool = False
     """See `OnnxOptions.drafts`."""
+    scales: Sequence[PositionScale] = ()
+    """What queries grow by; each has an input."""
+    chunks: Sequence[int] = ()
+    """See `AttentionNodes.chunks`."""
     lookups: Mapping[str, Lookup] = field(default_factory=dict)
     """What the tables' inputs are looked up by."""
     scores: Mapping[str, tuple[int | None, RelativeBias | None]] = field(default_factory=dict)
@@ -136,10 +140,13 @@ class OnnxExecutor:
                     slabs.clear(row.slot)
         ids = np.array([token for row in run.rows for token in row.tokens], np.int64)
         ids = np.append(ids, ids[-1:].repeat(len(inputs["unpad"]) - len(ids)))
-        inputs |= {name: table.rows(ids) for name, table in loaded.tables.items()}
+        inputs |= {name: table.rows(loaded.lookups[name].rows_of(ids)) for name, table in loaded.tables.items()}
         for index, rope in enumerate(loaded.ropes):
             rope.reach(run.reach)
             inputs |= {f"cos.{index}": rope.cos, f"sin.{index}": rope.sin}
+        positions = inputs["positions"][0]
+        inputs |= {f"scale.{index}": scale.factors(positions) for index, scale in enumerate(loaded.scales)}
+        inputs |= {f"chunk.{length}": steps.chunked(run, length, int(inputs["total"])) for length in loaded.chunks}
         inputs |= {f"cells.{heads}": steps.cells(run, heads, slabs.capacity) for heads in self._written_by_cells}
         made = {name: np.empty((len(inputs["wanted"]), width), np.float32) for name, width in loaded.outputs.items()}
         views = slabs.views(run.first, run.end)

@@ -40,7 +40,8 @@ class ExpertNodes:
         """
         add = self._graph.add
         (scores,) = add("Softmax", [logits], axis=-1) if routing.score == "softmax" else add("Sigmoid", [logits])
-        chosen = add("Add", [scores, bias])[0] if bias else scores
+        ranked = logits if routing.by_logits else scores
+        chosen = add("Add", [ranked, bias])[0] if bias else ranked
         if routing.groups > 1:
             chosen = self._of_best_groups(chosen, count, routing)
         _, picks = add("TopK", [chosen, self._whole(routing.picked)], outputs=2, axis=-1)
@@ -56,8 +57,10 @@ class ExpertNodes:
         self._graph.kinds[picks] = np.dtype(np.int64)
         return picks, weights
 
-    def record(self, x: str, picks: str, weights: str, experts: Experts, activation: Gate) -> str:
-        """The name of the weighted sum. Shapes: x (T, D), picks and weights (T, k); (T, D)."""
+    def record(
+        self, x: str, picks: str, weights: str, experts: Experts, activation: Gate, *, on_input: bool = False
+    ) -> str:
+        """The name of the weighted sum; see `Ops.experts`. Shapes: x (T, D), picks and weights (T, k); (T, D)."""
         graph, count = self._graph, len(experts.each)
         shape = graph.add("Concat", [graph.add("Shape", [x], start=0, end=1)[0], self._whole(count)], axis=0)[0]
         (nothing,) = graph.add("ConstantOfShape", [shape])
@@ -73,7 +76,7 @@ class ExpertNodes:
                 conditions += self._conditions(used, index, min(index + TOGETHER, count))
             condition = conditions[index]
             number = graph.constant(np.array(index, np.int64))
-            then = self._branch((x, total), (mine, number), expert, activation)
+            then = self._branch((x, total), (mine, number), expert, activation, on_input=on_input)
             total = graph.choose(condition, then, self._same(total))
         return total
 
@@ -85,7 +88,9 @@ class ExpertNodes:
         graph.kinds |= dict.fromkeys(conditions, np.dtype(np.bool_))
         return conditions
 
-    def _branch(self, values: tuple[str, str], own_row: tuple[str, str], expert: Expert, activation: Gate) -> Branch:
+    def _branch(
+        self, values: tuple[str, str], own_row: tuple[str, str], expert: Expert, activation: Gate, *, on_input: bool
+    ) -> Branch:
         """One expert's share added to the total. Shapes: x and total (T, D); weights (experts, T) and which row."""
         graph, (x, total) = self._graph, values
 
@@ -93,9 +98,11 @@ class ExpertNodes:
             (weight,) = graph.add("Gather", own_row, axis=0)
             (rows,) = graph.add("Reshape", [graph.add("NonZero", [weight])[0], self._whole(-1)])
             (own,) = graph.add("Gather", [x, rows], axis=0)
-            made = self._computed(own, expert, activation)
             (factors,) = graph.add("Unsqueeze", [graph.add("Gather", [weight, rows], axis=0)[0], self._whole(1)])
-            (share,) = graph.add("Mul", [made, factors])
+            if on_input:
+                share = self._computed(graph.add("Mul", [own, factors])[0], expert, activation)
+            else:
+                (share,) = graph.add("Mul", [self._computed(own, expert, activation), factors])
             (places,) = graph.add("Unsqueeze", [rows, self._whole(1)])
             return graph.add("ScatterND", [total, places, share], reduction="add")[0]
 

@@ -164,6 +164,8 @@ def load(
         nbytes,
         even_rows=_wants_even_rows(recording, options),
         looks_twice=options.drafts,
+        scales=recording.attention.scales,
+        chunks=tuple(recording.attention.chunks),
         lookups=lookups,
         scores=recorder.bidirectional.scores,
         bias_tables=bias_tables,

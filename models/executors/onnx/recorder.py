@@ -4,24 +4,24 @@ Values are lazy, so that what the kernels do in one is recorded as one: a sum th
 and v that go into attention untouched are one product, gate and up that part at once are two.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from models.executors.onnx.attention import AttentionNodes
 from models.executors.onnx.bidirectional import BidirectionalNodes
 from models.executors.onnx.experts import ExpertNodes
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.latent import LatentNodes, latent_nbytes
+from models.executors.onnx.pointwise import PointwiseNodes
 from models.executors.onnx.products import ProductNodes
 from models.executors.onnx.recurrent import RecurrentNodes
 from models.ops import (
     Activation,
     Attention,
-    ClampedSwish,
     DeltaRule,
     Embedding,
     Experts,
@@ -39,16 +39,10 @@ from models.ops import (
     ShortConv,
     StateSpace,
     Vector,
+    Xielu,
 )
 
 FLOAT = np.dtype(np.float32)
-_ACTIVATIONS: Mapping[Activation, tuple[str, str, dict[str, Any]]] = {
-    "silu": ("QuickGelu", CONTRIB, {"alpha": 1.0}),
-    "gelu": ("Gelu", "", {}),
-    "gelu_tanh": ("Gelu", "", {"approximate": "tanh"}),
-    "relu": ("Relu", "", {}),
-    "sigmoid": ("Sigmoid", "", {}),
-}
 
 
 class Value:
@@ -120,6 +114,10 @@ class Lookup:
     by_position: bool = True
     """Else all tokens have the first row."""
 
+    def rows_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The rows of these tokens."""
+        return np.where(ids < self.table.rows, ids, 0) if self.table.is_partial else ids
+
 
 class Recorder:
     """Implements `Ops[Value]`. The graph's inputs are what `models.executors.onnx.steps` fills. Thread: any."""
@@ -131,10 +129,11 @@ class Recorder:
         self._graph = graph
         self._products = products
         self._attention = attention
-        self._experts = ExpertNodes(graph, products, self._gated, self._activated)
+        self._pointwise = PointwiseNodes(graph)
+        self._experts = ExpertNodes(graph, products, self._pointwise.gated, self._pointwise.activated)
         self._latent = LatentNodes(graph, attention)
         self.bidirectional = BidirectionalNodes(graph)
-        self.recurrent = RecurrentNodes(graph, self.vector, even=even, exact=exact)
+        self.recurrent = RecurrentNodes(graph, self._pointwise, self.vector, even=even, exact=exact)
         self.ups: list[LatentUp] = []
         self.vectors: dict[str, float] = {}
         """What is added to a vector as it is stored, by its tensor's name."""
@@ -214,13 +213,12 @@ class Recorder:
 
     def position_scale(self, x: Value, scale: PositionScale) -> Value:
         """See `Ops.position_scale`."""
-        return Value(x.width, lambda: self._graph.add("Mul", [x.name, self._attention.scales(scale)])[0])
+        return Value(x.width, lambda: self._graph.add("Mul", [x.name, self._attention.scaling(scale)])[0])
 
     def attention(self, q: Value, k: Value, v: Value, layer: int, spec: Attention) -> Value:
         """See `Ops.attention`."""
         if spec.bidirectional:
-            width = spec.heads * spec.head_dim
-            return Value(width, lambda: self._looked(q, k, v, spec))
+            return Value(spec.heads * spec.head_dim, lambda: self._looked(q, k, v, spec))
         self._appended[layer] = (k, v)
         sinks = "" if spec.sinks is None else self.vector(spec.sinks)
 
@@ -250,13 +248,11 @@ class Recorder:
 
     def delta_rule(self, q: Value, k: Value, v: Value, a: Value, b: Value, *, layer: int, spec: DeltaRule) -> Value:
         """See `Ops.delta_rule`."""
-        parts = (q, k, v, a, b)
-        return Value(v.width, lambda: self.recurrent.delta_rule([part.name for part in parts], layer, spec))
+        return Value(v.width, lambda: self.recurrent.delta_rule([x.name for x in (q, k, v, a, b)], layer, spec))
 
     def state_space(self, x: Value, b: Value, c: Value, dt: Value, *, layer: int, spec: StateSpace) -> Value:
         """See `Ops.state_space`."""
-        parts = (x, b, c, dt)
-        return Value(x.width, lambda: self.recurrent.state_space([part.name for part in parts], layer, spec))
+        return Value(x.width, lambda: self.recurrent.state_space([y.name for y in (x, b, c, dt)], layer, spec))
 
     def join(self, parts: Sequence[Value], heads: int) -> Value:
         """See `Ops.join`."""
@@ -265,7 +261,7 @@ class Recorder:
 
     def glu(self, gate: Value, up: Value, activation: Gate) -> Value:
         """See `Ops.glu`."""
-        return Value(gate.width, lambda: self._gated(gate.name, up.name, activation))
+        return Value(gate.width, lambda: self._pointwise.gated(gate.name, up.name, activation))
 
     def route(self, logits: Value, routing: Routing) -> tuple[Value, Value]:
         """See `Ops.route`."""
@@ -274,18 +270,40 @@ class Recorder:
         picks, weights = self._experts.route(logits.name, logits.width, routing, bias, scales)
         return _named(routing.picked, picks), _named(routing.picked, weights)
 
-    def experts(self, x: Value, picks: Value, weights: Value, experts: Experts, activation: Gate) -> Value:
+    def experts(
+        self, x: Value, picks: Value, weights: Value, experts: Experts, activation: Gate, *, on_input: bool = False
+    ) -> Value:
         """See `Ops.experts`."""
         names = (x.name, picks.name, weights.name)
-        return Value(x.width, lambda: self._experts.record(*names, experts, activation))
+        return Value(x.width, lambda: self._experts.record(*names, experts, activation, on_input=on_input))
 
     def activate(self, x: Value, activation: Activation) -> Value:
         """See `Ops.activate`."""
-        return Value(x.width, lambda: self._activated(x.name, activation))
+        return Value(x.width, lambda: self._pointwise.activated(x.name, activation))
 
     def mul(self, x: Value, y: Value) -> Value:
         """See `Ops.mul`."""
+        if y.width not in (1, x.width):
+            return Value(x.width, lambda: self._pointwise.scaled(x.name, y.name, y.width))
         return Value(x.width, lambda: self._graph.add("Mul", [x.name, y.name])[0])
+
+    def xielu(self, x: Value, numbers: Xielu) -> Value:
+        """See `Ops.xielu`."""
+        names = [self.vector(each) for each in (numbers.above, numbers.below, numbers.slope, numbers.least)]
+        return Value(x.width, lambda: self._pointwise.xielu(x.name, *names))
+
+    def mix(self, x: Value, weights: Value, parts: int) -> Value:
+        """See `Ops.mix`."""
+        made = weights.width // parts
+        return Value(x.width // parts * made, lambda: self._pointwise.mixed(x.name, weights.name, parts, made))
+
+    def match_size(self, x: Value, like: Value, floor: float) -> Value:
+        """See `Ops.match_size`."""
+        return Value(x.width, lambda: self._pointwise.matched(x.name, like.name, floor))
+
+    def rise_above(self, x: Value, deviations: float) -> Value:
+        """See `Ops.rise_above`."""
+        return Value(x.width, lambda: self._pointwise.risen(x.name, deviations))
 
     def weigh(self, x: Value, factors: Vector) -> Value:
         """See `Ops.weigh`."""
@@ -349,23 +367,6 @@ class Recorder:
         assert self.vectors.setdefault(vector.name, offset) == offset
         self._graph.weights[vector.name] = 4 * vector.width
         return vector.name
-
-    def _activated(self, x: str, activation: Activation) -> str:
-        if activation == "relu2":
-            positive = self._activated(x, "relu")
-            return self._graph.add("Mul", [positive, positive])[0]
-        op, domain, attributes = _ACTIVATIONS[activation]
-        return self._graph.add(op, [x], domain=domain, **attributes)[0]
-
-    def _gated(self, gate: str, up: str, activation: Gate) -> str:
-        """Names of values (n, F): the activated gate times `up`."""
-        add = self._graph.add
-        if not isinstance(activation, ClampedSwish):
-            return add("Mul", [self._activated(gate, activation), up])[0]
-        low, high = self._number(-activation.limit), self._number(activation.limit)
-        (active,) = add("QuickGelu", [add("Min", [gate, high])[0]], domain=CONTRIB, alpha=activation.alpha)
-        (shifted,) = add("Add", [add("Clip", [up, low, high])[0], self._number(activation.shift)])
-        return add("Mul", [active, shifted])[0]
 
     def _norm_weight(self, norm: Norm) -> str:
         if not norm.name:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
+from models.executors.onnx.pointwise import PointwiseNodes
 from models.executors.onnx.scan import Scan
 from models.ops import DeltaRule, ShortConv, StateSpace, Vector
 
 FLOAT, INT32, INT64, BOOL = (np.dtype(kind) for kind in (np.float32, np.int32, np.int64, np.bool_))
 AT_ONCE = "at_once"
 """Input: the step is one row of a chunk's length, which a state space may run by products. Shape: bool, ()."""
-_SINGLE, _DOUBLE = 1, 11
-"""ONNX's numbers of the types. Source: onnx 1.23, TensorProto.DataType."""
 ENDS, TOKENS, RUN = "ends", "tokens", "tokens.run"
 """Inputs: where each slot's tokens end, int32 (B + 1,); how many there are and how many are run, int64 (1,)."""
 
@@ -36,7 +35,9 @@ def kept_input(taps: int) -> str:
 class RecurrentNodes:
     """Records recurrent layers. Thread: any."""
 
-    def __init__(self, graph: Graph, vector: Callable[[Vector], str], *, even: bool, exact: bool) -> None:
+    def __init__(
+        self, graph: Graph, pointwise: PointwiseNodes, vector: Callable[[Vector], str], *, even: bool, exact: bool
+    ) -> None:
         """Record into `graph`, which `vector` gives vectors.
 
         Where `even`, a step may run its last token once more, which no state may see. Where `exact`, the cuts of a row
@@ -44,6 +45,7 @@ class RecurrentNodes:
         """
         self._exact = exact
         self._graph = graph
+        self._pointwise = pointwise
         self._vector = vector
         self._even = even
         self.convolutions: list[ShortConv] = []
@@ -91,7 +93,7 @@ class RecurrentNodes:
         """See `Ops.state_space`. `parts`: x, b, c and dt; returns the result's name, (T, heads * head_dim)."""
         add = self._graph.add
         x, b, c, dt = (self._own(part) for part in parts)
-        steps = self._softplus(add("Add", [dt, self._vector(spec.dt_bias)])[0])
+        steps = self._pointwise.activated(add("Add", [dt, self._vector(spec.dt_bias)])[0], "softplus")
         if spec.least_dt > 0 or np.isfinite(spec.most_dt):
             bounds = [self._graph.constant(np.array(value, FLOAT)) for value in (spec.least_dt, spec.most_dt)]
             (steps,) = add("Clip", [steps, *bounds])
@@ -121,15 +123,6 @@ class RecurrentNodes:
 
     def _ends(self) -> str:
         return self._input(ENDS, TensorType(INT32, ("B+1",)))
-
-    def _softplus(self, x: str) -> str:
-        """By float64: the kernels' vectors and what is left behind them differ in the last bits."""
-        add = self._graph.add
-        (wide,) = add("Cast", [x], to=_DOUBLE)
-        (small,) = add("Exp", add("Neg", add("Abs", [wide])))
-        one = self._graph.constant(np.array(1, np.float64))
-        (rest,) = add("Log", add("Add", [small, one]))
-        return add("Cast", add("Add", [*add("Relu", [wide]), rest]), to=_SINGLE)[0]
 
     def _state(self, shape: tuple[int, ...], layer: int) -> tuple[str, str]:
         """The names of a layer's state before the step and behind it."""

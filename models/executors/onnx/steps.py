@@ -149,6 +149,15 @@ def _taps(ends: Array, taps: int) -> tuple[Array, Array]:
     return np.concatenate(picked, axis=1), np.stack(kept)
 
 
+def chunked(run: Run, length: int, total: int) -> Array:
+    """What keeps each query to its own run of `length` tokens. Shapes: float32 (slots, 1, longest, total)."""
+    added = np.zeros((run.end - run.first, 1, run.longest, total), np.float32)
+    of_key, places = np.arange(total) // length, np.arange(run.longest)[:, None]
+    for row in run.rows:
+        added[row.slot - run.first, 0][of_key != (row.begin + places) // length] = -np.inf
+    return added
+
+
 def cells(run: Run, heads: int, capacity: int) -> Array:
     """Where the tokens' keys go among all cells of a slab (slots, heads, capacity). Shapes: int64 (T * heads, 1)."""
     places = [

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.arch import Model
-from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm, PositionScale
+from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm, PositionScale, Xielu
 
 
 class Noting:
@@ -50,6 +50,12 @@ class Noting:
     def activate(self, x: str, activation: Activation) -> str:
         self.activations.append(activation)
         return activation
+
+    def xielu(self, x: str, numbers: Xielu) -> str:
+        return "bent"
+
+    def mul(self, x: str, y: str) -> str:
+        return "product"
 
     def scale(self, x: str, factor: float) -> str:
         self.factors.append(factor)

@@ -36,7 +36,7 @@ SIZES: dict[str, Any] = {
 }
 
 
-# A quarter of a head must be a pair or more.
+# A quarter of a head must be a pair or more; heads of keys must divide those of queries.
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "StableLmForCausalLM": {"head_dim": 8},
     "Lfm2ForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
@@ -60,6 +60,11 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     },
     "BambaForCausalLM": {"num_key_value_heads": 4, "mamba_n_heads": 4, "mamba_d_state": 6, "head_dim": 4},
     "FalconH1ForCausalLM": {"num_key_value_heads": 4, "mamba_d_ssm": 40, "mamba_n_heads": 4, "mamba_d_state": 6},
+    "Llama4ForCausalLM": {"num_key_value_heads": 2},
+    "Llama4ForConditionalGeneration": {"num_key_value_heads": 2},
+    "LagunaForCausalLM": {"num_key_value_heads": 2},
+    "Gemma3nForCausalLM": {"num_kv_shared_layers": 0},
+    "Gemma3nForConditionalGeneration": {"num_kv_shared_layers": 0},
     "Gemma3TextModel": {"use_bidirectional_attention": True},
 }
 

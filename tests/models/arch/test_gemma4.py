@@ -36,6 +36,13 @@ def test_layers_that_share_have_no_keys_and_no_state_and_what_they_look_at_holds
     assert names == {f"model.layers.4.self_attn.{part}.weight" for part in ("q_proj", "q_norm", "o_proj")}
 
 
+def test_keys_that_checkpoints_carry_for_layers_that_share_are_passed_over():
+    model = gemma4(num_hidden_layers=3, layer_types=[FULL] * 3, num_kv_shared_layers=1)
+    assert set(model.other_parts) == {
+        f"layers.2.self_attn.{part}." for part in ("k_proj", "v_proj", "k_norm", "v_norm")
+    }
+
+
 def test_layers_that_share_may_have_an_mlp_of_twice_the_width():
     said = {"layer_types": [FULL] * 3, "num_kv_shared_layers": 1}
     shapes = tensors(gemma4(**said, use_double_wide_mlp=True))

@@ -5,7 +5,7 @@ and new spellings, absent keys, nulls and keys nobody reads are part of what a l
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gguf_twin import Arrays, Twin, as_they_are
@@ -33,6 +33,8 @@ class Case:
     """The weights as published checkpoints name and shape them, from those of the reference library's modules."""
     norms_add: float = 0.0
     """What the model adds to a norm's weight as stored."""
+    whole: Mapping[str, object] = field(default_factory=dict)
+    """The config.json of a multimodal checkpoint around, whose other parts the reference library cannot make here."""
     renamed: tuple[tuple[str, str], ...] = ()
     """How published checkpoints begin names otherwise than the reference library: what it says, and what they say."""
 
