@@ -13,7 +13,7 @@ from runner.dialects.base import Timeouts
 from runner.engine.executor_thread import ExecutorThread
 from runner.engine.loop import EngineLoop
 from runner.engine.types import EngineState
-from tests.fakes import POISON, FakeExecutor, Gate, scripted
+from tests.fakes import POISON, FakeExecutor, Gate, SlowCompiler, scripted
 from tests.fakes_wire import ScriptedLoader, serve
 from tests.runner.engine.serving import make_engine
 
@@ -139,6 +139,25 @@ async def test_a_step_that_fails_ends_its_request_with_a_line_and_no_other(diale
                 assert last["done"] == "error"
                 assert last["error"]
         assert (await complete(served, dialect, "again", options={"num_predict": 2}))[0] == 200
+
+
+@every_dialect
+async def test_a_format_that_proves_wrong_while_its_prompt_is_read_is_400_before_any_header(dialect):
+    compiler, executor = SlowCompiler(), FakeExecutor("free")
+    asked = {"prompt": "the prompt", "format": {"type": "foo"}, "grammar": ""}
+    async with served_model(dialect, executor, grammars=compiler) as served:
+        wrong = asyncio.create_task(served.post("/completion", json=asked))
+        async with asyncio.timeout(30):
+            while len(executor.slots.get(0, ())) < len("the prompt"):
+                await served.get("/health")
+        assert (await complete(served, dialect, scripted(0)))[1] == "free"
+        assert not wrong.done()
+        compiler.let_go.set()
+        status, reason = await wrong
+        assert status == 400
+        assert reason.startswith(b"invalid structured output grammar: ")
+        assert b"foo" in reason
+        await idle(served, executor)
 
 
 @every_dialect
