@@ -248,7 +248,7 @@ def hidden_of(tokens: Sequence[int]) -> np.ndarray:
 class Gate:
     """A `before_step` that holds the model up at one step until it is opened."""
 
-    PATIENCE_S = 30
+    PATIENCE_S = 60
 
     def __init__(self, step: int) -> None:
         self._step = step
