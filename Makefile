@@ -33,8 +33,11 @@ run: $(VENV)/.installed  ## Ask the default model a question: make run PROMPT="W
 run-image: $(VENV)/.installed  ## Make a picture with the demonstration model: make run-image PROMPT="a blue star on black"
 	@$(BIN)/ollama-mlx-runner try --image "$${PICTURE}" -o image.png
 
+# Two processes, each with files of its own: half of the tests wait for a child process rather than for a core.
+IN_TWO := -n 2 --dist loadfile
+
 test: $(VENV)/.installed-dev  ## Run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest $(IN_TWO)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -45,7 +48,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 check: lint types  ## What CI runs: lint, import contracts, types, tests with coverage
-	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered
+	$(BIN)/pytest $(IN_TWO) --cov --cov-report=term-missing:skip-covered
 
 bench: $(VENV)/.installed-dev  ## Measure beside others, into bench-results/: make bench BENCH="--rounds 5"
 	$(BIN)/python -m tests.bench $(BENCH)

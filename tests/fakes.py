@@ -17,6 +17,7 @@ from models.detokenizer import StreamingDetokenizer
 from models.embedding import NotFinite
 from models.errors import TokenizerError
 from models.executors.base import Checkpoint, Row, Segment, Step
+from models.grammar import Compiled, Grammar, GrammarCompiler
 from models.sampling import Draw, Drawn
 from models.sampling.host import sample
 
@@ -80,6 +81,9 @@ class FakeLogits:
 
     def read(self) -> np.ndarray:
         return self._values
+
+    def last(self) -> "FakeLogits":
+        return FakeLogits(self._values[-1:])
 
 
 class FakeSampled:
@@ -276,7 +280,7 @@ def hidden_of(tokens: Sequence[int]) -> np.ndarray:
 class Gate:
     """A `before_step` that holds the model up at one step until it is opened."""
 
-    PATIENCE_S = 30
+    PATIENCE_S = 60
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -330,6 +334,27 @@ class ByteTokenizer:
 
     def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text, add_bos=True) for text in texts]
+
+
+class SlowCompiler(GrammarCompiler):
+    """Whatever it compiles waits until it may go on."""
+
+    PATIENCE_S = 60
+
+    def __init__(self) -> None:
+        super().__init__(ByteTokenizer(), VOCABULARY)
+        self.begun = 0
+        self.let_go = threading.Event()
+
+    def read(self, grammar: Grammar, *, spaced: bool = False) -> Callable[[], Compiled]:
+        rest = super().read(grammar, spaced=spaced)
+
+        def waiting() -> Compiled:
+            self.begun += 1
+            assert self.let_go.wait(self.PATIENCE_S), "nobody let the compiler go on"
+            return rest()
+
+        return waiting
 
 
 class FakeEmbeddingModel:

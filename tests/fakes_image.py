@@ -121,7 +121,7 @@ def _pixels(latents: mx.array) -> Pixels:
 class UnitGate:
     """A `before_unit` that holds the pipeline up at one unit until it is opened."""
 
-    PATIENCE_S = 30
+    PATIENCE_S = 60
 
     def __init__(self, unit: int) -> None:
         self._unit = unit

@@ -91,6 +91,10 @@ class Logits(Protocol):
         """Wait for them. Shapes: (N, V)."""
         ...
 
+    def last(self) -> Self:
+        """Those of the last place alone, to be drawn from later."""
+        ...
+
 
 class Sampled(Protocol):
     """Tokens that were drawn, perhaps not computed yet."""

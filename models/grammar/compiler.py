@@ -8,8 +8,9 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
@@ -17,7 +18,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from models.errors import GrammarError
 from models.grammar.formats import GBNF, Grammar, JSONSchema
 from models.grammar.matcher import Matcher, reason_of
-from models.grammar.schema import MAX_BYTES, Schema, narrowed, parsed
+from models.grammar.schema import Schema, check_size, narrowed, parsed
 from models.grammar.vocabulary import Pieces, engine_vocabulary
 
 KEPT, KEPT_CHARACTERS = 64, 1 << 21
@@ -79,12 +80,33 @@ class GrammarCompiler:
         Raises:
             GrammarError: it cannot be enforced; the message says why.
         """
+        return self.kept(grammar, spaced=spaced) or self.read(grammar, spaced=spaced)()
+
+    def kept(self, grammar: Grammar, *, spaced: bool = False) -> Compiled | None:
+        """The grammar if it was compiled before and is kept."""
         key = (grammar, spaced)
         with self._lock:
             if (found := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
-                return found
-        compiled = self._compiled(grammar, spaced=spaced)
+            return found
+
+    def read(self, grammar: Grammar, *, spaced: bool = False) -> Callable[[], Compiled]:
+        """Read it as far as that takes no time to speak of; what is returned does the rest, and keeps the grammar.
+
+        Raises:
+            GrammarError: it is none, or larger or deeper than a request may bring. What is returned raises it as well,
+                where the engine cannot do with the grammar.
+        """
+        match grammar:
+            case GBNF(text):
+                check_size(text, "grammar")
+                build = partial(self._of_gbnf, text)
+            case JSONSchema(text):
+                build = partial(self._of_schema, parsed(text), spaced=spaced)
+        return partial(self._keep, (grammar, spaced), build)
+
+    def _keep(self, key: tuple[Grammar, bool], build: Callable[[], Compiled]) -> Compiled:
+        compiled = build()
         with self._lock:
             self._kept[key] = compiled
             while len(self._kept) > KEPT or sum(len(each.text) for each, _ in self._kept) > KEPT_CHARACTERS:
@@ -101,12 +123,8 @@ class GrammarCompiler:
                 self._tokenizer = engine_vocabulary(self._pieces, self._width)
             return self._tokenizer
 
-    def _compiled(self, grammar: Grammar, *, spaced: bool) -> Compiled:
-        match grammar:
-            case GBNF(text):
-                return self._built(_lark_of_gbnf(text))
-            case JSONSchema(text):
-                return self._of_schema(parsed(text), spaced=spaced)
+    def _of_gbnf(self, text: str) -> Compiled:
+        return self._built(_lark_of_gbnf(text))
 
     def _of_schema(self, schema: Schema, *, spaced: bool) -> Compiled:
         reason = ""
@@ -146,8 +164,6 @@ def _lark_of_schema(attempt: _Attempt, *, spaced: bool) -> str:
 
 
 def _lark_of_gbnf(text: str) -> str:
-    if len(text) > MAX_BYTES:
-        raise GrammarError(f"the grammar is larger than {MAX_BYTES >> 20} MiB")
     try:
         return gbnf_to_lark(_ESCAPE.sub(_unescaped, text))
     except Exception as error:

@@ -65,8 +65,7 @@ def parsed(text: str) -> Schema:
     Raises:
         GrammarError: it is no schema, or larger or deeper than a request may bring.
     """
-    if len(text) > MAX_BYTES:
-        raise GrammarError(f"the schema is larger than {MAX_BYTES >> 20} MiB")
+    check_size(text, "schema")
     try:
         schema: JSON = json.loads(text)
         json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
@@ -83,6 +82,12 @@ def parsed(text: str) -> Schema:
     if not isinstance(schema, dict):
         raise GrammarError("a schema must be an object")
     return _Plain.of(schema, text)(schema)
+
+
+def check_size(text: str, what: str) -> None:
+    """Raises GrammarError where a request may not bring so much."""
+    if len(text) > MAX_BYTES:
+        raise GrammarError(f"the {what} is larger than {MAX_BYTES >> 20} MiB")
 
 
 def narrowed(schema: Schema) -> Schema:

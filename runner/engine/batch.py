@@ -5,7 +5,7 @@ from collections.abc import Sequence as Items
 from concurrent.futures import wait
 from dataclasses import dataclass
 
-from models.executors.base import Executor, Row, Sampled, Step
+from models.executors.base import Executor, Logits, Row, Sampled, Step
 from models.sampling import Draw, Drawn, Sampling
 from runner.engine.constraint import MaskWorker
 from runner.engine.scheduler import Chunk
@@ -49,6 +49,8 @@ class Batch:
 
     decode: tuple[Run, ...]
     chunk: Chunk | None
+    mute: bool = False
+    """The chunk completes the prompt of a row that may not speak yet: its logits are kept, and nothing is drawn."""
 
     @property
     def rows(self) -> list[Sequence]:
@@ -59,17 +61,18 @@ class Batch:
     @property
     def runs(self) -> tuple[Run, ...]:
         """The rows that yield tokens, in the order in which they are drawn."""
-        return self.decode if self.chunk is None or not self.chunk.is_last else (*self.decode, Run(self.chunk.row))
+        speaks = self.chunk is not None and self.chunk.is_last and not self.mute
+        return (*self.decode, Run(self.chunk.row)) if self.chunk is not None and speaks else self.decode
 
     def begin(self, executor: Executor, masks: MaskWorker) -> "UnderWay":
         """Have the executor begin the step, and the masks made meanwhile. Thread: the executor's."""
         begun_ns = time.perf_counter_ns()
         # Where steps are under way, each has something to wait for: what is drawn behind an unfinished prompt is not
         # looked at.
-        marks = executor.depth > 0
+        marks = executor.depth > 0 or self.mute
         pending = masks.begin([(row.constraint, run.drafts) for run in self.runs if (row := run.row).constraint])
         try:
-            logits = executor.forward(self.step(marks=marks))
+            logits = self._logits(executor, marks=marks)
         finally:
             wait(pending)
         sampled = None if logits is None else executor.sample(logits, self.draws(marks=marks))
@@ -80,8 +83,15 @@ class Batch:
         if (chunk := self.chunk) is not None:
             chunk.row.fed += chunk.length
             if chunk.is_last:
-                chunk.row.status = SequenceStatus.DECODE
+                chunk.row.status = SequenceStatus.HELD if self.mute else SequenceStatus.DECODE
+                chunk.row.first_logits = logits.last() if self.mute and logits is not None else None
         return UnderWay(self, sampled, begun_ns)
+
+    def _logits(self, executor: Executor, *, marks: bool) -> Logits | None:
+        """Those of the step; of a row that was held they are kept already."""
+        if self.chunk is not None and (kept := self.chunk.row.first_logits) is not None:
+            return kept
+        return executor.forward(self.step(marks=marks))
 
     def step(self, *, marks: bool = False) -> Step:
         """What the executor runs; if it `marks`, something is drawn for a chunk that yields nothing too."""
@@ -95,7 +105,7 @@ class Batch:
     def draws(self, *, marks: bool = False) -> list[Draw]:
         """What is drawn for the same step, place behind place."""
         draws = [draw for run in self.runs for draw in run.draws()]
-        if marks and self.chunk is not None and not self.chunk.is_last:
+        if marks and self.chunk is not None and (self.mute or not self.chunk.is_last):
             draws.append(Draw(_GREEDY, 0.0, self.chunk.row.slot))
         return draws
 

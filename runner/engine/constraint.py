@@ -1,14 +1,16 @@
 """What one row's answer is held to: the masks of its next places.
 
-A `Constraint` follows the row's tokens, through its thinking and then through its grammar. Masks are made in a thread
-of their own while the model runs; the engine waits for them when it draws. What goes wrong with a row's grammar is kept
-as that row's `error`, for the engine to end this row and no other.
+A grammar is compiled while the row's prompt is read: a `PendingConstraint` stands for what comes of it. A `Constraint`
+follows the row's tokens, through its thinking and then through its grammar. Masks are made in a thread of their own
+while the model runs; the engine waits for them when it draws. What goes wrong with a row's grammar is kept as that
+row's `error`, for the engine to end this row and no other.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import takewhile
+from typing import TypeVar
 
 from models.errors import GrammarError
 from models.grammar import Compiled, GrammarCompiler, OutputFormat, Pieces
@@ -16,6 +18,8 @@ from runner.engine.thinking import Thinking, ThinkingPlans
 from runner.errors import BadRequest
 
 logger = logging.getLogger("runner.engine")
+
+T = TypeVar("T")
 
 
 class Constraint:
@@ -83,6 +87,23 @@ class Constraint:
         self.error = self.error or f"the answer's grammar failed: {error}"
 
 
+class PendingConstraint:
+    """A row's constraint, which may be still to be made."""
+
+    def __init__(self, make: Callable[[], Constraint]) -> None:
+        self.made: Constraint | None = None
+        """None: not yet. Thread: any."""
+        self._make = make
+
+    def complete(self) -> None:
+        """Make it, once. Takes long, and cannot be interrupted. Thread: any.
+
+        Raises:
+            BadRequest: the format cannot be enforced; the message says why.
+        """
+        self.made = self._make()
+
+
 class Constraints:
     """Makes the constraints of requests. Thread: any, several at once."""
 
@@ -91,19 +112,32 @@ class Constraints:
         self._compiler, self._pieces = compiler, pieces
         self._plans = ThinkingPlans(pieces, width)
 
-    def prepare(self, wanted: OutputFormat) -> Constraint:
-        """What holds an answer to its format.
+    def prepare(self, wanted: OutputFormat) -> PendingConstraint:
+        """What holds an answer to its format: complete if its grammar was compiled before.
 
         Raises:
-            BadRequest: the format cannot be enforced; the message says why.
+            BadRequest: it is none. Whether it can be enforced is found out when the constraint is completed.
         """
-        try:
-            grammar = self._compiler.compile(wanted.grammar, spaced=bool(wanted.closings))
-        except GrammarError as error:
-            raise BadRequest(f"invalid structured output grammar: {error}") from error
+        grammar, spaced = wanted.grammar, bool(wanted.closings)
+        if (kept := self._compiler.kept(grammar, spaced=spaced)) is not None:
+            pending = PendingConstraint(lambda: self._made(wanted, kept))
+            pending.complete()
+            return pending
+        rest = _understood(lambda: self._compiler.read(grammar, spaced=spaced))
+        return PendingConstraint(lambda: self._made(wanted, _understood(rest)))
+
+    def _made(self, wanted: OutputFormat, grammar: Compiled) -> Constraint:
         if grammar.ignored:
             logger.warning("a format is enforced in part", extra={"fields": {"ignored": "; ".join(grammar.ignored)}})
         return Constraint(grammar, self._plans.plan(wanted.closings, grammar), self._pieces)
+
+
+def _understood(part: Callable[[], T]) -> T:
+    """What a part of compiling gives. Raises BadRequest where the format cannot be enforced."""
+    try:
+        return part()
+    except GrammarError as error:
+        raise BadRequest(f"invalid structured output grammar: {error}") from error
 
 
 class MaskWorker:

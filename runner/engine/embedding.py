@@ -149,6 +149,9 @@ class EmbeddingEngine:
             lower_case=self._lower_case,
         )
 
+    def completion(self, prepared: object) -> None:
+        """Nothing is left. Thread: any."""
+
     def add(self, request_id: RequestId, prepared: object) -> None:
         """Queue what `prepare` returned."""
         assert isinstance(prepared, PreparedTexts)

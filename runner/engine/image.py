@@ -153,6 +153,9 @@ class ImageEngine:
             self._memory.check(pipeline, prepared.pictures[0], held=held)
         return prepared
 
+    def completion(self, prepared: object) -> None:
+        """Nothing is left. Thread: any."""
+
     def add(self, request_id: RequestId, prepared: object) -> None:
         """Queue what `prepare` returned."""
         assert isinstance(prepared, PreparedImage)

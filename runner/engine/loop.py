@@ -13,13 +13,14 @@ a place in the batch for ever.
 import asyncio
 import itertools
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from runner.engine.executor_thread import ExecutorThread
+from runner.engine.reader import Reader
 from runner.engine.types import (
     Engine,
     EngineState,
@@ -28,7 +29,6 @@ from runner.engine.types import (
     Output,
     Request,
     RequestId,
-    TextChunk,
 )
 from runner.errors import AlreadyLoaded, Busy, GenerationError, NotReady
 
@@ -42,6 +42,8 @@ Emit: TypeAlias = Callable[[list[Output], EngineStatus], None]
 """Hands a tick's outputs to the event loop. Thread: the executor's."""
 
 MAX_PENDING = 1024
+COMPLETIONS = 4
+"""Requests that are completed at once. In threads of their own, so that preparing others waits for none of them."""
 UNLOAD_BOUND_S = 1.0
 
 
@@ -66,45 +68,6 @@ class _Load:
         self.progress = progress
 
 
-@dataclass(slots=True)
-class _Reader:
-    """The queue between one request's row and whoever reads it."""
-
-    pending: deque[Output] = field(default_factory=deque)
-    ended: bool = False
-    waiter: asyncio.Future[None] | None = None
-
-    def put(self, output: Output) -> None:
-        """Hand over an output."""
-        self.pending.append(output)
-        self.ended = output.is_last
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    def __aiter__(self) -> AsyncIterator[Output]:
-        return self
-
-    async def __anext__(self) -> Output:
-        while not self.pending:
-            if self.ended:
-                raise StopAsyncIteration
-            self.waiter = asyncio.get_running_loop().create_future()
-            await self.waiter
-        output = self.pending.popleft()
-        if isinstance(output, TextChunk) and self.pending and isinstance(self.pending[0], TextChunk):
-            return self._merged(output)
-        return output
-
-    def _merged(self, first: TextChunk) -> TextChunk:
-        """One chunk of all that have come while nobody read."""
-        chunks = [first]
-        while self.pending and isinstance(following := self.pending[0], TextChunk):
-            chunks.append(following)
-            self.pending.popleft()
-        logprobs = tuple(itertools.chain.from_iterable(chunk.logprobs for chunk in chunks))
-        return TextChunk(first.id, "".join(chunk.text for chunk in chunks), logprobs)
-
-
 class EngineLoop:
     """Drives one engine. All methods belong to the event loop's thread."""
 
@@ -121,10 +84,12 @@ class EngineLoop:
         self._quiet.set()
         self._closing = False
         self._ids = itertools.count(1)
-        self._readers: dict[RequestId, _Reader] = {}
+        self._readers: dict[RequestId, Reader] = {}
         self._preparing = 0
         self._added: dict[RequestId, object] = {}
         self._cancelled: list[RequestId] = []
+        self._completed = False
+        self._completing = ThreadPoolExecutor(COMPLETIONS, "completion")
 
     @property
     def status(self) -> EngineStatus:
@@ -179,10 +144,11 @@ class EngineLoop:
     async def submit(self, request: Request) -> AsyncIterator[AsyncIterator[Output]]:
         """Admit a request: `async with loop.submit(request) as outputs: async for output in outputs`.
 
-        Entering prepares it (off the event loop) and queues it; leaving early, by whatever way, cancels it.
+        Entering prepares it (off the event loop), queues it and waits until its preparation is complete, which may be
+        after its computing has begun; leaving early, by whatever way, cancels it.
 
         Raises:
-            BadRequest: on entering; nothing was queued.
+            BadRequest: on entering; nothing is queued.
             NotReady: on entering; no engine.
             Busy: on entering; the queue is full.
         """
@@ -197,14 +163,34 @@ class EngineLoop:
         if self._ready_engine() is not engine:
             raise NotReady("the model was replaced")
         request_id = next(self._ids)
-        reader = self._readers[request_id] = _Reader()
+        reader = self._readers[request_id] = Reader()
         self._added[request_id] = prepared
         self._quiet.clear()
         self._wake.set()
         try:
+            await self._complete(engine.completion(prepared), reader)
             yield reader
         finally:
             self._cancel(request_id)
+
+    async def _complete(self, completion: Callable[[], None] | None, reader: Reader) -> None:
+        """Have a queued request completed, or see it fail meanwhile. Raises what `completion` raises.
+
+        One that has begun runs to its end, even if nobody wants it any more.
+        """
+        if completion is None:
+            return
+        loop = asyncio.get_running_loop()
+        reader.waiter = loop.create_future()
+        running = loop.run_in_executor(self._completing, completion)
+        try:
+            await asyncio.wait((running, reader.waiter), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+                self._completed = True
+                self._wake.set()
+        finally:
+            running.cancel()
 
     async def tokenize(self, text: str, *, add_bos: bool) -> list[int]:
         """Token ids of `text`. Raises NotReady, BadRequest."""
@@ -229,6 +215,7 @@ class EngineLoop:
                 await self.unload()
         except TimeoutError:
             logger.warning("the step in flight did not end in time")
+        self._completing.shutdown(wait=False)
 
     def _ready_engine(self) -> Engine:
         if self._closing:
@@ -270,17 +257,19 @@ class EngineLoop:
         def emit(outputs: list[Output], status: EngineStatus) -> None:
             loop.call_soon_threadsafe(self._receive, engine, outputs, status)
 
+        idle = True
         while True:
-            if not (self._added or self._cancelled or self._readers):
+            if idle and not self._has_news():
                 self._wake.clear()
                 await self._wake.wait()
             added, self._added = self._added, {}
             cancelled, self._cancelled = self._cancelled, []
-            await self._thread.call(run, engine, added, cancelled, emit, self._has_news)
+            self._completed = False
+            idle = await self._thread.call(run, engine, added, cancelled, emit, self._has_news)
 
     def _has_news(self) -> bool:
         """Whether the executor's thread had better come back for what it does not know yet. Thread: any."""
-        return bool(self._added or self._cancelled)
+        return bool(self._added or self._cancelled or self._completed)
 
     def _receive(self, engine: Engine, outputs: list[Output], status: EngineStatus) -> None:
         """Take over what a tick emitted, before the tick ends: whoever is in `_added` is not in `status` yet."""
@@ -352,11 +341,15 @@ def run(
     cancelled: list[RequestId],
     emit: Emit,
     has_news: Callable[[], bool],
-) -> None:
-    """One step of the engine after the other, until it is idle or there is news for it. Thread: the executor's."""
+) -> bool:
+    """One step of the engine after the other, until it is idle or there is news for it. Thread: the executor's.
+
+    Returns whether it is idle: there may be no news any more.
+    """
     tick(engine, added, cancelled, emit)
-    while not engine.idle and not has_news():
+    while not (idle := engine.idle) and not has_news():
         tick(engine, {}, [], emit)
+    return idle
 
 
 def tick(engine: Engine, added: dict[RequestId, object], cancelled: list[RequestId], emit: Emit) -> None:

@@ -48,7 +48,7 @@ def prepare_text(
         draft: Tokens a row may draft at once; the request may ask for fewer.
 
     Raises:
-        BadRequest: the request cannot be served.
+        BadRequest: the request cannot be served; a format may still prove to be none that can be enforced.
         NotImplementedHere: it is for pictures or embeddings.
         PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
     """

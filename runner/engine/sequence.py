@@ -12,8 +12,9 @@ from enum import Enum
 from typing import Protocol
 
 from models.detokenizer import StreamingDetokenizer
+from models.executors.base import Logits
 from models.sampling import Draw, Sampling, TokenCounts, uniform
-from runner.engine.constraint import Constraint
+from runner.engine.constraint import Constraint, PendingConstraint
 from runner.engine.drafting import Drafter, RowDrafting
 from runner.engine.stop import StopAutomaton, StopMatcher
 from runner.engine.types import FinishReason, RequestId, TextChunk, TextDone, TokenLogprob
@@ -60,6 +61,8 @@ class SequenceStatus(Enum):
 
     WAITING = "waiting"
     PREFILL = "prefill"
+    HELD = "held"
+    """Its prompt is read, and what its answer is held to is not known yet."""
     DECODE = "decode"
     DONE = "done"
 
@@ -84,7 +87,7 @@ class PreparedText:
     top_logprobs: int
     draft: int = 0
     """Tokens drafted at once, at most."""
-    constraint: Constraint | None = None
+    constraint: PendingConstraint | None = None
     """What the answer is held to; the row's own from here on."""
 
 
@@ -119,7 +122,8 @@ class Sequence:
         """Where prefill pauses until the row was stored, in order."""
         self.counts: TokenCounts | None = None
         """What penalties look back on."""
-        self.constraint = prepared.constraint
+        self.first_logits: Logits | None = None
+        """Of a row that is held: those of its first token."""
         self.drafting: RowDrafting | None = None
         self.status = SequenceStatus.WAITING
         self.generated = 0
@@ -145,6 +149,16 @@ class Sequence:
             self.counts = TokenCounts(request.tokens, request.penalty_window)
         if request.draft:
             self.drafting = RowDrafting(make_drafter(), request.draft)
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What holds the answer to its format, once that is made. None also where there is none."""
+        return None if (pending := self.request.constraint) is None else pending.made
+
+    @property
+    def may_speak(self) -> bool:
+        """What the answer is held to, if to anything, is known."""
+        return self.request.constraint is None or self.request.constraint.made is not None
 
     @property
     def unfed(self) -> int:

@@ -23,7 +23,7 @@ from runner.engine.drafting import Drafter, PromptLookup, StepCosts
 from runner.engine.prefix_cache import CHECKPOINT_TOKENS, STORE_TOKENS, PrefixCache
 from runner.engine.preparation import encode, prepare_text
 from runner.engine.reporting import ProgressReport, figures, told
-from runner.engine.scheduler import Scheduler
+from runner.engine.scheduler import Chunk, Scheduler
 from runner.engine.sequence import NO_SLOT, PreparedText, Sequence, SequenceStatus, Vocabulary
 from runner.engine.types import EngineState, EngineStatus, Failed, Output, Request, RequestId
 from runner.errors import GenerationError
@@ -84,6 +84,7 @@ class TextEngine:
         self._leaving: list[Sequence] = []
         self._outputs: list[Output] = []
         self._last_read_ns = 0
+        self._stalled = False
         self._report = ProgressReport()
 
     @property
@@ -93,8 +94,8 @@ class TextEngine:
 
     @property
     def idle(self) -> bool:
-        """No request is queued or running."""
-        return self._scheduler.idle
+        """No request is queued or running, or all that run are held."""
+        return self._scheduler.idle or self._stalled
 
     def status(self) -> EngineStatus:
         """The present figures."""
@@ -122,7 +123,7 @@ class TextEngine:
         """Check and tokenise; the memory by the figures of the last step. Thread: any.
 
         Raises:
-            BadRequest: the request cannot be served.
+            BadRequest: the request cannot be served. What `completion` gives may yet find out the same.
             NotImplementedHere: it is for pictures.
             PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
             InsufficientMemory: there is none for it, and will not be when all others have ended.
@@ -139,6 +140,12 @@ class TextEngine:
             admission.check(prepared, self._usage)
         return prepared
 
+    def completion(self, prepared: object) -> Callable[[], None] | None:
+        """See `Engine.completion`: a grammar is compiled while the prompt is read. Thread: any."""
+        assert isinstance(prepared, PreparedText)
+        pending = prepared.constraint
+        return None if pending is None or pending.made is not None else pending.complete
+
     def add(self, request_id: RequestId, prepared: object) -> None:
         """Queue what `prepare` returned."""
         assert isinstance(prepared, PreparedText)
@@ -154,6 +161,7 @@ class TextEngine:
 
     def step(self) -> list[Output]:
         """Begin as many steps as may be under way, and read the oldest."""
+        self._stalled = False
         self._admit()
         self._forget_unwanted()
         while len(self._under_way) <= self._executor.depth and not self._must_read_first and self._begin_step():
@@ -162,6 +170,8 @@ class TextEngine:
             self._at_risk = [row for step in self._under_way for row in step.batch.rows]
             self._read(self._under_way.popleft())
             self._at_risk = []
+        elif not self._leaving and not self._outputs:
+            self._stalled = any(row.status is SequenceStatus.HELD for row in self._scheduler.running)
         self._forget_unwanted()
         self._report.look(self._scheduler.running)
         return self._take_outputs()
@@ -258,13 +268,22 @@ class TextEngine:
 
     def _begin_step(self) -> bool:
         """Begin the step that follows all others; False if there is nothing to run."""
-        batch = Batch(tuple(self._decoding()), self._scheduler.next_chunk())
+        batch = self._next_batch()
         if not batch.rows:
             return False
         self._at_risk = batch.rows
         self._under_way.append(batch.begin(self._executor, self._masks))
         self._at_risk = []
         return True
+
+    def _next_batch(self) -> Batch:
+        """What runs next; of a row that was held and may speak now, no more than the draw from what it has."""
+        for row in self._scheduler.running:
+            if row.status is SequenceStatus.HELD and row.may_speak:
+                return Batch((), Chunk(row, 0, is_last=True))
+        chunk = self._scheduler.next_chunk()
+        mute = chunk is not None and chunk.is_last and not chunk.row.may_speak
+        return Batch(tuple(self._decoding()), chunk, mute=mute)
 
     def _decoding(self) -> list[Run]:
         """The rows that decode in the next step, with what they draft."""

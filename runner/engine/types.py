@@ -3,6 +3,7 @@
 All are frozen values; none holds an array of an executor.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import ClassVar, Literal, Protocol, TypeAlias
@@ -296,8 +297,16 @@ class Engine(Protocol):
         """
         ...
 
+    def completion(self, prepared: object) -> Callable[[], None] | None:
+        """What is left of preparing, which may run beside the request's computing. Thread: any.
+
+        It is to be called once, in any thread, and raises what `prepare` raises; the request is to be cancelled then.
+        None: nothing is left.
+        """
+        ...
+
     def add(self, request_id: RequestId, prepared: object) -> None:
-        """Queue a prepared request."""
+        """Queue a prepared request, whether it is complete or not."""
         ...
 
     def cancel(self, request_id: RequestId) -> None:
@@ -326,7 +335,7 @@ class Engine(Protocol):
 
     @property
     def idle(self) -> bool:
-        """No request is queued or running."""
+        """There is nothing to do before a request is added, cancelled or complete."""
         ...
 
     def status(self) -> EngineStatus:

@@ -37,11 +37,17 @@ class Engines:
             executor, self.tokenizer, context_length=CONTEXT, parallel=max(ROWS), prefill_chunk=CHUNK
         )
 
+    def _add(self, number: int, request: TextRequest) -> None:
+        prepared = self.engine.prepare(request)
+        if (completion := self.engine.completion(prepared)) is not None:
+            completion()
+        self.engine.add(number, prepared)
+
     def steps_s(self, requests: Sequence[TextRequest]) -> list[float]:
         """Seconds of each step in which all of the rows decode."""
         engine = self.engine
         for number, request in enumerate(requests):
-            engine.add(number, engine.prepare(request))
+            self._add(number, request)
         taken = []
         while not engine.idle:
             rows = engine._scheduler.running
@@ -57,7 +63,7 @@ class Engines:
         """The texts of all answers."""
         engine, texts = self.engine, [""] * len(requests)
         for number, request in enumerate(requests):
-            engine.add(number, engine.prepare(request))
+            self._add(number, request)
         while not engine.idle:
             for output in engine.step():
                 if isinstance(output, Failed):

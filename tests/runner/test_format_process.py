@@ -33,7 +33,7 @@ SCHEMA = {
     "required": ["capital", "population", "waters"],
 }
 PROMPT = "<|im_start|>user\nTell me about {} as JSON.<|im_end|>\n<|im_start|>assistant\n"
-COUNTRIES = ("France", "Japan", "Brazil", "Kenya")
+COUNTRIES = ("France", "Kenya")
 PATHS = {DialectName.MLX: "/v1/completions", DialectName.CLASSIC: "/completion", DialectName.IMAGEGEN: "/completion"}
 DRAFTED = ["--draft=4", "--parallel=4", "--context=2048"]
 

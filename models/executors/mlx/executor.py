@@ -52,6 +52,10 @@ class DeviceLogits:
             mx.eval(self.values)
         return np.array(self.values)
 
+    def last(self) -> "DeviceLogits":
+        """See `Logits.last`."""
+        return DeviceLogits(self.values[-1:])
+
 
 @dataclass(slots=True)
 class _Last:

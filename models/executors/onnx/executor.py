@@ -45,6 +45,10 @@ class HostLogits:
         """See `Logits.read`."""
         return self.values
 
+    def last(self) -> "HostLogits":
+        """See `Logits.last`."""
+        return HostLogits(self.values[-1:])
+
 
 @dataclass(frozen=True, slots=True)
 class HostSampled:

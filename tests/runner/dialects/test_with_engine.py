@@ -13,7 +13,7 @@ from runner.dialects.base import Timeouts
 from runner.engine.executor_thread import ExecutorThread
 from runner.engine.loop import EngineLoop
 from runner.engine.types import EngineState
-from tests.fakes import POISON, FakeExecutor, Gate, scripted
+from tests.fakes import POISON, FakeExecutor, Gate, SlowCompiler, scripted
 from tests.fakes_wire import ScriptedLoader, serve
 from tests.runner.engine.serving import make_engine
 
@@ -54,7 +54,7 @@ async def complete(served, dialect, prompt, **fields):
 
 async def idle(served, executor):
     """Wait until no row is left."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while served.loop.status.running or served.loop.status.waiting or executor.living_slots():
             await served.get("/health")
 
@@ -139,6 +139,25 @@ async def test_a_step_that_fails_ends_its_request_with_a_line_and_no_other(diale
                 assert last["done"] == "error"
                 assert last["error"]
         assert (await complete(served, dialect, "again", options={"num_predict": 2}))[0] == 200
+
+
+@every_dialect
+async def test_a_format_that_proves_wrong_while_its_prompt_is_read_is_400_before_any_header(dialect):
+    compiler, executor = SlowCompiler(), FakeExecutor("free")
+    asked = {"prompt": "the prompt", "format": {"type": "foo"}, "grammar": ""}
+    async with served_model(dialect, executor, grammars=compiler) as served:
+        wrong = asyncio.create_task(served.post("/completion", json=asked))
+        async with asyncio.timeout(60):
+            while len(executor.slots.get(0, ())) < len("the prompt"):
+                await served.get("/health")
+        assert (await complete(served, dialect, scripted(0)))[1] == "free"
+        assert not wrong.done()
+        compiler.let_go.set()
+        status, reason = await wrong
+        assert status == 400
+        assert reason.startswith(b"invalid structured output grammar: ")
+        assert b"foo" in reason
+        await idle(served, executor)
 
 
 @every_dialect
@@ -236,7 +255,7 @@ async def test_status_answers_while_a_step_is_stuck(dialect):
     async with served_model(dialect, FakeExecutor("a", before_step=gate)) as served:
         first = asyncio.create_task(complete(served, dialect, scripted(0)))
         await gate.reached()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await served.get("/health"))[0] == 200
         gate.open()
         await first

@@ -48,6 +48,14 @@ def real_executor(model: Path, kind: str, **options) -> Executor:
     return executor
 
 
+def admit(engine: TextEngine, number: RequestId, request: TextRequest) -> None:
+    """Prepare a request to the end, and queue it."""
+    prepared = engine.prepare(request)
+    if (completion := engine.completion(prepared)) is not None:
+        completion()
+    engine.add(number, prepared)
+
+
 def to_the_end(engine: TextEngine) -> list[Output]:
     """Tick until nobody is left."""
     outputs = []
@@ -62,7 +70,7 @@ def run(engine: TextEngine, *requests: TextRequest) -> list[Answer]:
     outputs: dict[RequestId, list[Output]] = {}
     for number, request in enumerate(requests):
         outputs[number] = []
-        engine.add(number, engine.prepare(request))
+        admit(engine, number, request)
     for output in to_the_end(engine):
         outputs[output.id].append(output)
     return [Answer(outputs[number]) for number in range(len(requests))]

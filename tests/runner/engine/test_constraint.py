@@ -3,6 +3,7 @@ import logging
 import pytest
 
 from models.grammar import GBNF, GrammarCompiler, JSONSchema, OutputFormat
+from models.grammar.schema import MAX_BYTES, MAX_DEPTH
 from runner.engine.constraint import Constraint, Constraints, MaskWorker
 from runner.errors import BadRequest
 from tests.fakes import EOS, VOCABULARY, ByteTokenizer
@@ -16,26 +17,52 @@ def constraints(**options) -> Constraints:
 
 
 def held(said: str = "", grammar=LIST) -> Constraint:
-    made = constraints().prepare(OutputFormat(grammar))
+    pending = constraints().prepare(OutputFormat(grammar))
+    pending.complete()
+    made = pending.made
     for token in said.encode():
         made.accept(token)
     return made
 
 
-def test_a_format_that_cannot_be_enforced_is_a_bad_request():
-    for grammar in (JSONSchema('{"type":"foo"}'), JSONSchema("["), GBNF("root")):
-        with pytest.raises(BadRequest, match=r"^invalid structured output grammar: ."):
+REFUSED = r"^invalid structured output grammar: ."
+
+
+def test_what_is_no_format_is_a_bad_request_before_anything_is_compiled():
+    deep = "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)
+    large = "x" * (MAX_BYTES + 1)
+    for grammar in (JSONSchema("["), JSONSchema(deep), JSONSchema("false"), JSONSchema(large), GBNF(large)):
+        with pytest.raises(BadRequest, match=REFUSED):
             constraints().prepare(OutputFormat(grammar))
+
+
+def test_a_format_that_cannot_be_enforced_is_a_bad_request_when_it_is_compiled():
+    for grammar in (JSONSchema('{"type":"foo"}'), JSONSchema('{"enum":[]}'), GBNF("root")):
+        pending = constraints().prepare(OutputFormat(grammar))
+        with pytest.raises(BadRequest, match=REFUSED):
+            pending.complete()
+        assert pending.made is None
+
+
+def test_what_was_compiled_before_is_complete_at_once():
+    makes = constraints()
+    first = makes.prepare(OutputFormat(LIST))
+    assert first.made is None
+    first.complete()
+    second = makes.prepare(OutputFormat(LIST))
+    assert second.made is not None
+    assert second.made is not first.made
+    assert makes.prepare(OutputFormat(LIST, ("</think>",))).made is None, "white space is allowed behind the closing"
 
 
 def test_what_is_not_enforced_is_named_in_the_log(caplog: pytest.LogCaptureFixture):
     wanted = OutputFormat(JSONSchema('{"uniqueItems":true}'))
     with caplog.at_level(logging.WARNING):
-        constraints().prepare(wanted)
+        constraints().prepare(wanted).complete()
     (record,) = caplog.records
     assert "uniqueItems" in record.fields["ignored"]
     with pytest.raises(BadRequest, match="uniqueItems"):
-        constraints(strict=True).prepare(wanted)
+        constraints(strict=True).prepare(wanted).complete()
 
 
 def test_masks_are_of_the_next_place_and_of_those_behind_drafts():

@@ -22,7 +22,7 @@ async def test_an_exception_is_raised_to_the_caller(thread: ExecutorThread):
 
 async def test_a_cancelled_caller_takes_nothing_back(thread: ExecutorThread):
     gate, ran = threading.Event(), []
-    blocked = asyncio.create_task(thread.call(gate.wait, 10))
+    blocked = asyncio.create_task(thread.call(gate.wait, 60))
     queued = asyncio.create_task(thread.call(ran.append, "queued"))
     await asyncio.sleep(0)
     for task in (blocked, queued):

@@ -49,7 +49,7 @@ async def ask(loop, request):
 
 async def admitted(loop, count):
     """Wait until so many requests are about to be handed over."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(loop._added) < count:  # noqa: ASYNC110 - whoever prepares them tells nobody
             await asyncio.sleep(0)
 
@@ -152,7 +152,7 @@ async def test_a_place_is_told_without_waiting_for_another_step(serve):
     await second_step.reached()
     async with loop.submit(ImageRequest("waits")) as outputs:
         second_step.open()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await anext(outputs) == ImageQueued(2, 1)
         third_step.open()
     await first

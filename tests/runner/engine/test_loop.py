@@ -89,7 +89,7 @@ async def test_text_can_be_tokenized_while_a_step_runs(serve: Serve):
 async def test_a_token_is_handed_over_before_the_next_step_is_begun(serve: Serve, monkeypatch: pytest.MonkeyPatch):
     go_on = threading.Event()
     loop = await serve(FakeExecutor("yes"))
-    monkeypatch.setattr(TextEngine, "proceed", lambda self: go_on.wait(10))
+    monkeypatch.setattr(TextEngine, "proceed", lambda self: go_on.wait(60))
     async with loop.submit(TextRequest(scripted(0))) as outputs:
         assert (await anext(outputs)).text == "y"
         assert loop.status.running == 1
@@ -359,14 +359,14 @@ async def test_progress_is_seen_while_loading(thread: ExecutorThread):
     def build(progress):
         progress(0.25)
         seen.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return make_engine(FakeExecutor("yes"))
 
     assert loop.status.state is EngineState.LAUNCHED
     with pytest.raises(NotReady, match="no model"):
         await ask(loop, TextRequest("x"))
     loading = asyncio.create_task(loop.load(build))
-    await asyncio.to_thread(seen.wait, 10)
+    await asyncio.to_thread(seen.wait, 60)
     assert (loop.status.state, loop.status.progress) == (EngineState.LOADING, 0.25)
     with pytest.raises(NotReady, match="loading"):
         await ask(loop, TextRequest("x"))
@@ -411,7 +411,7 @@ async def test_closing_abandons_a_load(thread: ExecutorThread):
     loop = EngineLoop(thread)
     begun = threading.Event()
     loading = asyncio.create_task(loop.load(endless_load(begun, [])))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 60)
     await loop.close(0)
     with pytest.raises(LoadAbandoned):
         await loading
@@ -424,12 +424,12 @@ async def test_cancelling_the_caller_of_load_abandons_it(thread: ExecutorThread)
     loop = EngineLoop(thread)
     begun = threading.Event()
     loading = asyncio.create_task(loop.load(endless_load(begun, [])))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 60)
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await loading
     # The thread is free again only because the load gave up.
-    await asyncio.wait_for(thread.call(int), 10)
+    await asyncio.wait_for(thread.call(int), 60)
     await asyncio.wait([loop._loading])
     assert loop.status.state is EngineState.LAUNCHED
     await loop.load(lambda progress: make_engine(FakeExecutor("yes")))
@@ -444,11 +444,11 @@ async def test_an_engine_whose_load_was_abandoned_too_late_is_freed(thread: Exec
     def build(progress):
         engines.append(make_engine(FakeExecutor("yes")))
         built.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return engines[0]
 
     loading = asyncio.create_task(loop.load(build))
-    await asyncio.to_thread(built.wait, 10)
+    await asyncio.to_thread(built.wait, 60)
     closing = asyncio.create_task(loop.close(0))
     await asyncio.sleep(0)
     go_on.set()

@@ -95,8 +95,8 @@ def test_stop_strings_that_are_too_long_are_refused():
 def test_thousands_of_stop_strings_cost_little_per_character():
     rng = random.Random(1)
     matcher = StopMatcher(build_stops(tuple("a" * 40 + str(rng.random()) for _ in range(MAX_STOPS))))
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(2_000):
         matcher.push("aaaaaaaaab")
     # A comparison with every stop string would take minutes.
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2

@@ -65,14 +65,14 @@ def test_rows_in_company_say_what_recomputing_says(executor: Executor):
     assert any(row.generated + row.prompt_len > LIMIT for row in rows), "no context was shifted"
 
 
-STORY = "The old lighthouse stood on a rocky point, and every evening its keeper climbed the stairs. " * 12
+STORY = "The old lighthouse stood on a rocky point, and every evening its keeper climbed the stairs. " * 4
 COMPANY = [
-    TextRequest("The capital of France is", SamplingParams(temperature=0), num_predict=40),
-    TextRequest(STORY, SamplingParams(temperature=0), num_predict=30),
-    TextRequest("Once upon a time", SamplingParams(temperature=0.8, seed=7), num_predict=40),
-    TextRequest(STORY + "One day", SamplingParams(temperature=1.0, top_k=40, seed=8), num_predict=30),
-    TextRequest("A list of colours:", SamplingParams(temperature=0.7, repeat_penalty=1.2, seed=9), num_predict=40),
-    TextRequest("def add(a, b):", SamplingParams(temperature=0, frequency_penalty=0.5), num_predict=40),
+    TextRequest("The capital of France is", SamplingParams(temperature=0), num_predict=16),
+    TextRequest(STORY, SamplingParams(temperature=0), num_predict=12),
+    TextRequest("Once upon a time", SamplingParams(temperature=0.8, seed=7), num_predict=16),
+    TextRequest(STORY + "One day", SamplingParams(temperature=1.0, top_k=40, seed=8), num_predict=12),
+    TextRequest("A list of colours:", SamplingParams(temperature=0.7, repeat_penalty=1.2, seed=9), num_predict=16),
+    TextRequest("def add(a, b):", SamplingParams(temperature=0, frequency_penalty=0.5), num_predict=16),
 ]
 ROWS, CONTEXT, CHUNK = 4, 1024, 64
 

@@ -472,28 +472,35 @@ def real(request: pytest.FixtureRequest, parity: Path) -> Executor:
     return real_executor(parity / name, kind, slots=3)
 
 
+REQUESTS = [
+    TextRequest(prompt, params, num_predict=32, num_ctx=60 if n % 2 else None, shift=True, logprobs=True)
+    for n, (prompt, params) in enumerate(zip(["a tale", "some more " * 3, "zyx", "!" * 40] * 2, KINDS, strict=False))
+]
+
+
+def real_engine(real: Executor, **options) -> TextEngine:
+    settings = {"context_length": 256, "parallel": 3, "prefill_chunk": 8}
+    return TextEngine(real, ByteTokenizer(), prefix_cache=PrefixCache(real, 1 << 24), **(settings | options))
+
+
+@pytest.fixture(scope="module")
+def undrafted(real: Executor) -> tuple[list[Answer], list[list[int]]]:
+    """What a real model answers without drafts, and what its rows hold in the end."""
+    return run(real_engine(real), *REQUESTS), streams(real_engine(real), *REQUESTS)
+
+
 @pytest.mark.parametrize("lies", LIES)
-def test_real_models_say_the_same_with_drafts(real: Executor, lies: str, monkeypatch: pytest.MonkeyPatch):
+def test_real_models_say_the_same_with_drafts(
+    real: Executor, undrafted: tuple[list[Answer], list[list[int]]], lies: str, monkeypatch: pytest.MonkeyPatch
+):
     # Rows are stored while drafts are in flight.
     monkeypatch.setattr(text_module, "STORE_TOKENS", 4)
-    requests = [
-        TextRequest(prompt, params, num_predict=50, num_ctx=72 if n % 2 else None, shift=True, logprobs=True)
-        for n, (prompt, params) in enumerate(
-            zip(["a tale", "some more " * 3, "zyx", "!" * 40] * 2, KINDS, strict=False)
-        )
-    ]
-
-    def engine(**options) -> TextEngine:
-        settings = {"context_length": 256, "parallel": 3, "prefill_chunk": 8}
-        return TextEngine(real, ByteTokenizer(), prefix_cache=PrefixCache(real, 1 << 24), **(settings | options))
-
     # ONNX Runtime sums in an order that depends on the row alone, but for layers with a window.
     rounding = 0 if isinstance(real, OnnxExecutor) and real.first_held(WINDOW) == 0 else 1e-4
-    plain = run(engine(), *requests)
-    said = streams(engine(), *requests)
-    serving = measured(engine(draft=DRAFT, make_drafter=lambda: Oracle(said, LIES[lies])))
+    plain, said = undrafted
+    serving = measured(real_engine(real, draft=DRAFT, make_drafter=lambda: Oracle(said, LIES[lies])))
     for _ in range(2):
-        drafted = run(serving, *requests)
+        drafted = run(serving, *REQUESTS)
         assert [each.text for each in drafted] == [each.text for each in plain]
         for one, other in zip(drafted, plain, strict=True):
             assert one.done.eval_tokens == other.done.eval_tokens

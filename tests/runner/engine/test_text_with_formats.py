@@ -17,7 +17,7 @@ from runner.engine.prefix_cache import PrefixCache
 from runner.engine.types import FinishReason, SamplingParams, TextRequest
 from tests.fakes import POISON, FakeExecutor, scripted
 from tests.models.grammar.vocabularies import compiled
-from tests.runner.engine.serving import Answer, make_engine, real_executor, run, to_the_end
+from tests.runner.engine.serving import Answer, admit, make_engine, real_executor, run, to_the_end
 
 GREEDY, HOT = SamplingParams(temperature=0), SamplingParams(temperature=1.5, top_k=0, top_p=1.0)
 SCHEMA = {
@@ -214,7 +214,7 @@ def test_logits_that_are_no_numbers_end_a_held_row(depth: int):
 
 def test_a_request_that_leaves_takes_its_constraint_along(depth: int):
     engine = make_engine(FakeExecutor(depth=depth))
-    engine.add(1, engine.prepare(request()))
+    admit(engine, 1, request())
     for _ in range(5):
         engine.step()
         engine.proceed()

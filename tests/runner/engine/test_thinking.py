@@ -4,7 +4,7 @@ import pytest
 
 from models.grammar import Compiled, GrammarCompiler, JSONSchema, OutputFormat
 from models.tokenizer import Tokenizer
-from runner.engine.constraint import Constraint, Constraints
+from runner.engine.constraint import Constraint, Constraints, PendingConstraint
 from runner.engine.thinking import ThinkingPlans
 from tests.models.grammar.vocabularies import allowed
 from tests.models.test_tokenizer import load, sentencepiece
@@ -38,9 +38,14 @@ class Words:
         return self.pieces.index(word.encode())
 
 
+def completed(pending: PendingConstraint) -> Constraint:
+    pending.complete()
+    return pending.made
+
+
 def constraint(words: Words, closings=CLOSINGS, grammar=OBJECT) -> Constraint:
     compiler = GrammarCompiler(words, words.width)
-    return Constraints(compiler, words, words.width).prepare(OutputFormat(grammar, closings))
+    return completed(Constraints(compiler, words, words.width).prepare(OutputFormat(grammar, closings)))
 
 
 def said(held: Constraint, words: Words, *pieces: str) -> list[set[int] | None]:
@@ -159,7 +164,7 @@ def tokenizer() -> Tokenizer:
 
 def test_closings_are_found_in_a_real_vocabulary(tokenizer: Tokenizer):
     compiler = GrammarCompiler(tokenizer, tokenizer.vocab_size)
-    held = Constraints(compiler, tokenizer, tokenizer.vocab_size).prepare(OutputFormat(OBJECT, CLOSINGS))
+    held = completed(Constraints(compiler, tokenizer, tokenizer.vocab_size).prepare(OutputFormat(OBJECT, CLOSINGS)))
     for token in tokenizer.encode("I think</think>", add_bos=False):
         assert not held.finished
         held.accept(token)
