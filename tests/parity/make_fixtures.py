@@ -95,7 +95,8 @@ def random_weights(model: PreTrainedModel, case: Case, seed: int) -> Arrays:
     if config.get("tie_word_embeddings", "text_config" in config):
         del names["lm_head.weight"]
     weights = {name: random_tensor(name, shape, seed) for name, shape in names.items()}
-    return {name: w - np.float32(case.norms_add if is_norm_weight(name) else 0.0) for name, w in weights.items()}
+    added = {name for name in weights if is_norm_weight(name) and not name.endswith(case.plain_norms)}
+    return {name: w - np.float32(case.norms_add if name in added else 0.0) for name, w in weights.items()}
 
 
 @torch.inference_mode()

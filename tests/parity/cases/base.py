@@ -33,6 +33,8 @@ class Case:
     """The weights as published checkpoints name and shape them, from those of the reference library's modules."""
     norms_add: float = 0.0
     """What the model adds to a norm's weight as stored."""
+    plain_norms: tuple[str, ...] = ()
+    """Ends of names of the norms to which it adds nothing."""
     renamed: tuple[tuple[str, str], ...] = ()
     """How published checkpoints begin names otherwise than the reference library: what it says, and what they say."""
 
