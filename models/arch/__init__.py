@@ -2,23 +2,24 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 
-from models.arch.base import Architecture, Model
+from models.arch.base import Architecture, Model, Shapes
 from models.arch.gguf import GGUFLayout
 from models.config_reader import JSON, ConfigReader
 from models.errors import UnsupportedArchitecture
 from models.gguf_metadata import GGUFMetadata
 
-__all__ = ["Architecture", "GGUFLayout", "Model", "build_model", "discover", "gguf_layout", "text_config"]
+__all__ = ["Architecture", "GGUFLayout", "Model", "Shapes", "build_model", "discover", "gguf_layout", "text_config"]
 
 _SHARED = (
     "base",
     "blocks",
     "encoder_blocks",
     "experts",
+    "gated_delta",
     "gguf",
     "kinds",
     "latent",
@@ -45,8 +46,10 @@ def discover() -> tuple[Architecture, ...]:
     return found
 
 
-def build_model(config: Mapping[str, JSON]) -> Model:
+def build_model(config: Mapping[str, JSON], shapes: Callable[[], Shapes] | None = None) -> Model:
     """The model that a config.json describes: of a multimodal one the text part. Thread: any.
+
+    `shapes` gives those of the checkpoint's tensors, for what they tell besides (`models.weights.matching.model_of`).
 
     Raises:
         UnsupportedArchitecture: none of this package's; the message lists those there are.
@@ -55,9 +58,11 @@ def build_model(config: Mapping[str, JSON]) -> Model:
     wanted = ConfigReader(config).texts("architectures") or []
     for architecture in discover():
         if set(wanted) & set(architecture.hf):
+            tells = architecture.told_by_tensors
+            told = tells(shapes()) if tells is not None and shapes is not None else {}
             if config.get("text_config") is None:
-                return architecture.build(config)
-            model = architecture.build(text_config(config))
+                return architecture.build({**told, **config})
+            model = architecture.build({**told, **text_config(config)})
             return replace(model, other_parts=(*model.other_parts, *architecture.other_parts))
     known = ", ".join(sorted(name for architecture in discover() for name in architecture.hf))
     raise UnsupportedArchitecture(f"architecture {', '.join(wanted) or 'unnamed'} is not supported; supported: {known}")

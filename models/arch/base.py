@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from models.arch.gguf import GGUFLayout
 from models.config_reader import JSON
 from models.ops import LayerState, Ops
 
 Tensor = TypeVar("Tensor")
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+"""Of a checkpoint's tensors, by name."""
 
 
 class ModelConfig(Protocol):
@@ -106,3 +108,5 @@ class Architecture:
     """Why there is no such layout."""
     is_encoder: bool = False
     """Its models are encoders: see `Model.is_encoder`."""
+    told_by_tensors: Callable[[Shapes], Mapping[str, JSON]] | None = None
+    """What a checkpoint's tensors say that its config.json does not, as more of the latter; that goes first."""

@@ -18,6 +18,13 @@ GGUF_NAMES = {
     "ffn_up_exps": "mlp.experts.*.up_proj",
     "ffn_down_exps": "mlp.experts.*.down_proj",
 }
+GGUF_SHARED = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+    "ffn_gate_up_exps": "mlp.experts.gate_up_proj",
+}
 
 _FLOOR = 1e-20
 """What keeps the sum of no weights from being divided by."""
@@ -67,6 +74,27 @@ def shared_expert(name: str, hidden: int, width: int) -> MLP:
     """Declare the MLP of that name that all tokens go through."""
     gate_up = Joined(tuple(Linear(f"{name}.{part}_proj", hidden, width) for part in ("gate", "up")))
     return MLP(gate_up, Linear(f"{name}.down_proj", width, hidden))
+
+
+def mixture_beside_one(config: Mapping[str, JSON], dims: Dims, name: str, *, normalized: bool) -> MoE:
+    """Declare a mixture and an MLP that all tokens go through, which has a gate of its own.
+
+    `normalized`: what `norm_topk_prob` is where the config does not say.
+
+    Raises:
+        CheckpointError: a value is missing or impossible.
+    """
+    reader, hidden = ConfigReader(config), dims.hidden_size
+    count = reader.size("num_experts")
+    return MoE(
+        Linear(f"{name}.gate", hidden, count),
+        experts(name, count, hidden, reader.size("moe_intermediate_size")),
+        Routing(
+            reader.count("num_experts_per_tok", count), normalized=reader.flag("norm_topk_prob", default=normalized)
+        ),
+        shared=shared_expert(f"{name}.shared_expert", hidden, reader.size("shared_expert_intermediate_size")),
+        shared_gate=Linear(f"{name}.shared_expert_gate", hidden, 1),
+    )
 
 
 def is_sparse(config: Mapping[str, JSON], index: int) -> bool:

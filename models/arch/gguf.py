@@ -52,7 +52,7 @@ def decoder_config(metadata: GGUFMetadata, *, per_layer: bool = False) -> Config
         raise CheckpointError("is missing or no matrix", file=metadata.file, tensor="token_embd.weight")
     kv_heads, width = metadata.integer, metadata.count
     if per_layer:
-        kv_heads = width = partial(_first, metadata)
+        kv_heads, width = partial(_first, metadata), partial(_first_width, metadata)
     config: Config = {
         "hidden_size": hidden,
         "num_hidden_layers": metadata.count("block_count"),
@@ -79,6 +79,12 @@ def decoder_config(metadata: GGUFMetadata, *, per_layer: bool = False) -> Config
 def _first(metadata: GGUFMetadata, name: str) -> int:
     values = metadata.each(name, metadata.count("block_count"))
     return values[0] if values else metadata.count(name)
+
+
+def _first_width(metadata: GGUFMetadata, name: str) -> int:
+    """The width of the first layer's MLP; where the file has none for there are mixtures alone, that of an expert."""
+    widths = metadata.each(name, metadata.count("block_count")) or [0]
+    return widths[0] or metadata.integer("expert_feed_forward_length") or _first(metadata, name)
 
 
 def windowed_config(metadata: GGUFMetadata) -> Config:

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 
 from models.arch import blocks
 from models.arch.base import Architecture, Model
-from models.arch.experts import GGUF_NAMES, STACKS, experts, is_sparse, shared_expert
+from models.arch.experts import GGUF_NAMES, GGUF_SHARED, STACKS, is_sparse, mixture_beside_one
 from models.arch.gguf import Config, decoder_config, layout
 from models.arch.qwen2 import windows
 from models.config_reader import JSON, ConfigReader
 from models.gguf_metadata import GGUFMetadata
-from models.ops import Linear, Routing
 
 
 def build(config: Mapping[str, JSON]) -> Model:
@@ -26,21 +25,10 @@ def build(config: Mapping[str, JSON]) -> Model:
 def _layer(config: Mapping[str, JSON], dims: blocks.Dims, index: int) -> blocks.Layer:
     name, bias = f"model.layers.{index}", ConfigReader(config).flag("qkv_bias", default=True)
     norm1, norm2 = blocks.layer_norm_pair(dims, name)
-    mlp = _moe(config, dims, f"{name}.mlp") if is_sparse(config, index) else blocks.mlp(dims, name)
-    return blocks.Layer(norm1, blocks.attention(dims, name, qkv_bias=bias), norm2, mlp)
-
-
-def _moe(config: Mapping[str, JSON], dims: blocks.Dims, name: str) -> blocks.MoE:
-    reader, hidden = ConfigReader(config), dims.hidden_size
-    count = reader.size("num_experts")
-    normalized = reader.flag("norm_topk_prob", default=False)
-    return blocks.MoE(
-        Linear(f"{name}.gate", hidden, count),
-        experts(name, count, hidden, reader.size("moe_intermediate_size")),
-        Routing(reader.count("num_experts_per_tok", count), normalized=normalized),
-        shared=shared_expert(f"{name}.shared_expert", hidden, reader.size("shared_expert_intermediate_size")),
-        shared_gate=Linear(f"{name}.shared_expert_gate", hidden, 1),
-    )
+    own: blocks.MLP | blocks.MoE = blocks.mlp(dims, name)
+    if is_sparse(config, index):
+        own = mixture_beside_one(config, dims, f"{name}.mlp", normalized=False)
+    return blocks.Layer(norm1, blocks.attention(dims, name, qkv_bias=bias), norm2, own)
 
 
 def _config(metadata: GGUFMetadata) -> Config:
@@ -61,11 +49,7 @@ ARCHITECTURE = Architecture(
             hf="Qwen2MoeForCausalLM",
             model_type="qwen2_moe",
             config=_config,
-            ffn_gate_inp_shexp="mlp.shared_expert_gate",
-            ffn_gate_shexp="mlp.shared_expert.gate_proj",
-            ffn_up_shexp="mlp.shared_expert.up_proj",
-            ffn_down_shexp="mlp.shared_expert.down_proj",
-            names=GGUF_NAMES,
+            names=GGUF_NAMES | GGUF_SHARED,
         ),
     ),
     build=build,

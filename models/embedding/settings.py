@@ -17,6 +17,7 @@ from models.arch import Model, build_model, discover
 from models.checkpoint import JSON, Checkpoint
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError, UnsupportedArchitecture
+from models.weights.matching import model_of
 
 Pooling: TypeAlias = Literal["cls", "mean", "last", "max", "mean_sqrt_len", "weightedmean"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -104,7 +105,7 @@ def read_settings(checkpoint: Checkpoint, asked: Pooling | None = None) -> Embed
     says_so = says_so or _as_int(checkpoint.config.get("gguf_pooling_type")) in _GGUF_POOLINGS
     if not (says_so or _is_encoder(checkpoint)):
         return None
-    model = build_model(embedding_config(checkpoint.config))
+    model = model_of(checkpoint, embedding_config(checkpoint.config))
     if modules is None:
         settings = _of_gguf_or_plain(checkpoint, model, asked)
     elif isinstance(modules, list):

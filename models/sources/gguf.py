@@ -23,7 +23,8 @@ from models.sources.gguf_config import hf_config, hf_name, stem_in_layer, unperm
 from models.sources.gguf_header import GGUFHeader, GGUFTensor, read_header
 from models.sources.gguf_tokenizer import tokenizer_files
 
-_KINDS = "token_types.weight"
+# Matrices of one row, whose axis of one some converters drop.
+_ROWS = ("token_types.weight", "ffn_gate_inp_shexp.weight")
 _SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 
@@ -123,8 +124,7 @@ class GGUFFile:
             return
         for tensor in self._header.tensors.values():
             name = hf_name(tensor.name, self._layout)
-            if tensor.name == _KINDS and len(tensor.shape) == 1:
-                # Some converters drop the axis of a table of one row.
+            if tensor.name.endswith(_ROWS) and len(tensor.shape) == 1:
                 tensor = replace(tensor, shape=(1, *tensor.shape))  # noqa: PLW2901
             if name is not None:
                 check_kind(tensor)

@@ -1,9 +1,11 @@
 """Which tensor of a checkpoint is which weight: a strict comparison of names and shapes, from headers alone."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from math import prod
 
-from models.arch import Model
+from models.arch import Model, build_model
+from models.config_reader import JSON
 from models.errors import CheckpointError
 from models.ops.weights import ShortConv, Vector, Weight, weights_in
 from models.sources.base import Checkpoint, TensorInfo
@@ -12,6 +14,24 @@ from models.weights.stacks import separate_infos
 _SHOWN_NAMES = 5
 _TEXT = "language_model."
 _CONSTANTS = ("rotary_emb.inv_freq", ".attn.masked_bias", ".num_batches_tracked")
+
+
+def model_of(checkpoint: Checkpoint, config: Mapping[str, JSON] | None = None) -> Model:
+    """The model of a checkpoint, by its configuration or that given, and by what its tensors tell besides. Thread: any.
+
+    Raises:
+        UnsupportedArchitecture: none of this package's; the message lists those there are.
+        CheckpointError: a value is missing, impossible or unsupported, or a header is damaged.
+    """
+    own = checkpoint.config if config is None else config
+    return build_model(own, lambda: {info.name: info.shape for info in checkpoint.infos()})
+
+
+def left_out(model: Model, checkpoint: Checkpoint) -> dict[str, int]:
+    """How many tensors there are of each part that the model leaves out; see `Model.other_parts`. Thread: any."""
+    names = (_text_name(info.name).removeprefix(model.prefix) for info in checkpoint.infos())
+    found = (next((part for part in model.other_parts if name.startswith(part)), None) for name in names)
+    return dict(Counter(part for part in found if part is not None))
 
 
 def tensors_of(model: Model, checkpoint: Checkpoint, unused: tuple[str, ...] = ()) -> dict[str, TensorInfo]:

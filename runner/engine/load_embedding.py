@@ -8,13 +8,13 @@ import gc
 import logging
 from dataclasses import dataclass
 
-from models.arch import Model, build_model
+from models.arch import Model
 from models.checkpoint import Checkpoint
 from models.device import device
 from models.embedding import EmbeddingModel, EmbeddingSettings, embedding_config
 from models.embedding.head import load_head
 from models.tokenizer import load_tokenizer
-from models.weights.matching import tensors_of
+from models.weights.matching import model_of, tensors_of
 from runner.config import RunnerConfig
 from runner.engine.blueprint import (
     FLOAT32_BYTES,
@@ -122,7 +122,7 @@ class _Planner:
     ) -> None:
         self._checkpoint = checkpoint
         self._settings = settings
-        self._model = model = build_model(embedding_config(checkpoint.config))
+        self._model = model = model_of(checkpoint, embedding_config(checkpoint.config))
         self._found = tensors_of(model, checkpoint)
         asked = (options.context_per_row, config.context)
         self._asked = min((tokens for tokens in asked if tokens is not None), default=None)

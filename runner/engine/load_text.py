@@ -13,14 +13,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from models.arch import Model, build_model
+from models.arch import Model
 from models.checkpoint import Checkpoint
 from models.device import device
 from models.executors.base import Executor
 from models.fingerprint import fingerprint
 from models.grammar import GrammarCompiler
 from models.tokenizer import load_tokenizer
-from models.weights.matching import tensors_of
+from models.weights.matching import left_out, model_of, tensors_of
 from runner.config import CacheType, RunnerConfig
 from runner.engine.admission import Admission
 from runner.engine.blueprint import (
@@ -165,8 +165,10 @@ class _Planner:
         self._process = process
         self._checkpoint = checkpoint
         self._options = options
-        self._model = build_model(checkpoint.config)
+        self._model = model_of(checkpoint)
         self._found = tensors_of(self._model, checkpoint)
+        for part, count in left_out(self._model, checkpoint).items():
+            logger.info("tensors left out", extra={"fields": {"names": f"{part}*", "count": count}})
         self._device = device()
         self._available = available_bytes(self._device)
         cache_type: CacheType = options.cache_type or process.kv_cache_type

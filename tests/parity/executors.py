@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.arch import build_model
 from models.checkpoint import open_checkpoint
 from models.executors.base import Executor, Row, Step
+from models.weights.matching import model_of
 
 HERE = Path(__file__).parent
 EXECUTORS = ("onnx", "mlx")
@@ -20,7 +20,7 @@ REACH = 128
 def load(path: Path, kind: str, *, weights: str = "float32", cache_type: str = "f16", slots: int = SLOTS) -> Executor:
     """A checkpoint on an executor of that kind."""
     checkpoint = open_checkpoint(str(path), HERE / "no-store")
-    model = build_model(checkpoint.config)
+    model = model_of(checkpoint)
     if kind == "onnx":
         from models.executors.onnx import OnnxExecutor, OnnxOptions
         from models.executors.onnx import load as load_onnx

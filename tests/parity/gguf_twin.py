@@ -129,7 +129,8 @@ def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int
     if scaling and "alpha" in scaling:
         theta *= scaling["alpha"] ** (head_dim / (head_dim - 2))
     writer.add_rope_freq_base(theta)
-    writer.add_rope_dimension_count(int(head_dim * config.get("partial_rotary_factor", 1.0)))
+    share = (scaling or {}).get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    writer.add_rope_dimension_count(int(head_dim * share))
     match scaling and (scaling.get("rope_type") or scaling["type"]):
         case None | "default":
             pass

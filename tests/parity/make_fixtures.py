@@ -102,8 +102,8 @@ def random_weights(model: PreTrainedModel, case: Case, seed: int) -> Arrays:
     if config.get("tie_word_embeddings", "text_config" in config):
         del names["lm_head.weight"]
     weights = {name: random_tensor(name, shape, seed) for name, shape in names.items()}
-    shifts = {name: np.float32(case.norms_add) for name in names if is_norm_weight(name)}
-    return {name: w - shifts[name] if name in shifts else w for name, w in weights.items()}
+    added = {name for name in names if is_norm_weight(name) and not name.endswith(case.plain_norms)}
+    return {name: w - np.float32(case.norms_add) if name in added else w for name, w in weights.items()}
 
 
 def speaker(model: PreTrainedModel) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from tests.parity.executors import EXECUTORS, HERE, load, run
 
 Arrays = dict[str, np.ndarray]
 Config = dict[str, Any]
+PROJECTIONS = {f"{part}_proj.weight": f"{part}_proj.weight" for part in ("gate", "up", "down")}
 
 
 def _convolutions(weights: Mapping[str, np.ndarray]) -> Arrays:
@@ -94,6 +95,15 @@ def _falcon_h1(weights: Arrays, config: Config) -> Arrays:
     }
 
 
+def _qwen(weights: Arrays, config: Config) -> Arrays:
+    """1 added to the norms, but those of the delta rule's outputs; experts in a tensor a projection."""
+    plain = "linear_attn.norm.weight"
+    return {
+        name: w + np.float32(1) if name.endswith("norm.weight") and not name.endswith(plain) else w
+        for name, w in _stacked(_convolutions(weights), PROJECTIONS).items()
+    }
+
+
 LAYOUTS: Mapping[str, Callable[[Arrays, Config], Arrays]] = {
     "lfm2": _plain,
     "lfm2_moe": _lfm2_moe,
@@ -102,6 +112,8 @@ LAYOUTS: Mapping[str, Callable[[Arrays, Config], Arrays]] = {
     "granitemoehybrid": _granite,
     "granitemoehybrid_dense": _granite,
     "falcon_h1": _falcon_h1,
+    "qwen3_next": _qwen,
+    "qwen3_5": _qwen,
 }
 
 

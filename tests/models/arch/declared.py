@@ -36,8 +36,19 @@ SIZES: dict[str, Any] = {
 }
 
 
+GATED_DELTA: dict[str, Any] = {
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 10,
+}
+
 # A quarter of a head must be a pair or more; heads of keys must divide those of queries.
 OWN_SIZES: dict[str, dict[str, Any]] = {
+    "Qwen3NextForCausalLM": GATED_DELTA,
+    "Qwen3_5ForCausalLM": GATED_DELTA,
+    "Qwen3_5MoeForCausalLM": GATED_DELTA,
     "StableLmForCausalLM": {"head_dim": 8},
     "Lfm2ForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
     "Lfm2MoeForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},

@@ -35,6 +35,8 @@ class Case:
     """What the model adds to a norm's weight as stored."""
     whole: Mapping[str, object] = field(default_factory=dict)
     """The config.json of a multimodal checkpoint around, whose other parts the reference library cannot make here."""
+    plain_norms: tuple[str, ...] = ()
+    """Ends of names of the norms to which it adds nothing."""
     renamed: tuple[tuple[str, str], ...] = ()
     """How published checkpoints begin names otherwise than the reference library: what it says, and what they say."""
 
