@@ -95,7 +95,9 @@ def random_weights(model: PreTrainedModel, case: Case, seed: int) -> Arrays:
     if config.get("tie_word_embeddings", "text_config" in config):
         del names["lm_head.weight"]
     weights = {name: random_tensor(name, shape, seed) for name, shape in names.items()}
-    shifts = {name: np.float32(case.norms_add) for name in names if is_norm_weight(name)}
+    shifts = {
+        name: np.float32(case.norms_add) for name in names if is_norm_weight(name) and name.endswith(case.adds_to)
+    }
     return {name: w - shifts[name] if name in shifts else w for name, w in weights.items()}
 
 
@@ -234,12 +236,14 @@ def make(case: Case) -> None:
     save_file(reference, folder / "reference.safetensors")
     if not case.whole:
         check_folder(folder, prompts[0], reference["logits.0"])
+    described = {**case.config, **case.config.get("text_config", {})}
     if case.gguf:
-        gguf_twin.write(HERE / f"{case.name}.gguf", case.gguf, case.config, weights, tokenizer)
+        gguf_twin.write(HERE / f"{case.name}.gguf", case.gguf, described, weights, tokenizer)
     for kind in case.quantized:
         assert case.gguf is not None
         path = HERE / f"{case.name}-{kind}.gguf"
-        rounded = gguf_twin.write(path, case.gguf, case.config, weights, tokenizer, kind)
+        # What the file has not, the text model does not need.
+        rounded = weights | gguf_twin.write(path, case.gguf, described, weights, tokenizer, kind)
         named = {case.name_in_file(name): value for name, value in rounded.items()}
         logits = logits_of(read_back(folder, named), prompts[0])
         save_file({"logits.0": logits}, path.with_suffix(".safetensors"))
