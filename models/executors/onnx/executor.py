@@ -71,6 +71,8 @@ class Loaded:
     """A step runs an even number of tokens."""
     looks_twice: bool = False
     """See `OnnxOptions.drafts`."""
+    suppressed: Sequence[int] = ()
+    """Tokens whose logits are -inf, whatever they are."""
     scales: Sequence[PositionScale] = ()
     """What queries grow by; each has an input."""
     chunks: Sequence[int] = ()
@@ -99,9 +101,12 @@ class OnnxExecutor:
 
     def forward(self, step: Step) -> HostLogits | None:
         """See `Executor.forward`. Computes when it is called."""
+        assert self._loaded is not None
+        suppressed = list(self._loaded.suppressed)
         found: dict[int, Floats] = {}
         for run in steps.runs(step.rows):
             (made,) = self.run(run).values()
+            made[:, suppressed] = -np.inf
             if run.rows == step.rows:
                 return HostLogits(made[: step.wanted]) if step.wanted else None
             ends = np.cumsum([row.wanted for row in run.rows])
