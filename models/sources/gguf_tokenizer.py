@@ -353,4 +353,6 @@ def _generation_config(source: _Metadata, tokens: list[str], defaults: _Defaults
     bos = source.token_id("tokenizer.ggml.bos_token_id", count, defaults.bos)
     if bos is not None:
         config["bos_token_id"] = bos
+    if suppressed := source.integers("tokenizer.ggml.suppress_tokens"):
+        config["suppress_tokens"] = suppressed
     return config

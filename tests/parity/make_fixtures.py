@@ -102,7 +102,8 @@ def random_weights(model: PreTrainedModel, case: Case, seed: int) -> Arrays:
     if config.get("tie_word_embeddings", "text_config" in config):
         del names["lm_head.weight"]
     weights = {name: random_tensor(name, shape, seed) for name, shape in names.items()}
-    added = {name for name in names if is_norm_weight(name) and not name.endswith(case.plain_norms)}
+    norms = {name for name in names if is_norm_weight(name) and name.endswith(case.adds_to)}
+    added = {name for name in norms if not name.endswith(case.plain_norms)}
     return {name: w - np.float32(case.norms_add) if name in added else w for name, w in weights.items()}
 
 
@@ -242,12 +243,14 @@ def make(case: Case) -> None:
     save_file(reference, folder / "reference.safetensors")
     if not case.whole:
         check_folder(folder, prompts[0], reference["logits.0"])
+    described = {**case.config, **case.config.get("text_config", {})}
     if case.gguf:
-        gguf_twin.write(HERE / f"{case.name}.gguf", case.gguf, case.config, weights, tokenizer)
+        gguf_twin.write(HERE / f"{case.name}.gguf", case.gguf, described, weights, tokenizer)
     for kind in case.quantized:
         assert case.gguf is not None
         path = HERE / f"{case.name}-{kind}.gguf"
-        rounded = gguf_twin.write(path, case.gguf, case.config, weights, tokenizer, kind)
+        # What the file has not, the text model does not need.
+        rounded = weights | gguf_twin.write(path, case.gguf, described, weights, tokenizer, kind)
         named = {case.name_in_file(name): value for name, value in rounded.items()}
         logits = logits_of(read_back(folder, named), prompts[0])
         save_file({"logits.0": logits}, path.with_suffix(".safetensors"))

@@ -75,6 +75,8 @@ class MLXExecutor:
     depth: int
     wavelengths: Wavelengths = field(default_factory=Wavelengths)
     activations: Activations = field(default_factory=Activations)
+    suppressed: tuple[int, ...] = ()
+    """Tokens whose logits are -inf, whatever they are."""
     _slabs: Slabs = field(init=False)
     _last: dict[int, _Last] = field(default_factory=dict)
     _replays: Replays[DeviceCheckpoint] = field(init=False)
@@ -131,7 +133,10 @@ class MLXExecutor:
         if places != [*range(len(hidden))]:
             hidden = hidden[mx.array(places, dtype=mx.int32)]
         assert self.model.logits is not None, "an encoder says no words"
-        return DeviceLogits(self.model.logits(ops, hidden).astype(mx.float32))
+        values = self.model.logits(ops, hidden).astype(mx.float32)
+        if self.suppressed:
+            values[:, mx.array(self.suppressed)] = -mx.inf
+        return DeviceLogits(values)
 
     def sample(self, logits: Logits, draws: Sequence[Draw]) -> DeviceSampled:
         """See `Executor.sample`."""

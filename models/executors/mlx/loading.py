@@ -18,6 +18,7 @@ from models.mlx_memory import configure
 from models.ops import Embedding, weights_in
 from models.quantization import packed_nbytes
 from models.sources.base import TensorInfo
+from models.suppressed import suppressed_tokens
 from models.weights.matching import tensors_of
 from models.weights.stacks import separate_tensors
 
@@ -70,7 +71,8 @@ def load(
     specs = layer_specs(model.state, cache_type, dtype, longest_step)
     weights = load_weights(checkpoint, model, policy, dtype, progress=progress, unused=unused)
     depth = int(on_gpu) if depth is None else depth
-    return MLXExecutor(model, weights, specs, depth, Wavelengths(reach), Activations(compiled=on_gpu))
+    suppressed = () if model.is_encoder else suppressed_tokens(checkpoint, model.config.vocab_size)
+    return MLXExecutor(model, weights, specs, depth, Wavelengths(reach), Activations(compiled=on_gpu), suppressed)
 
 
 def load_weights(

@@ -77,6 +77,8 @@ class Loaded:
     """A step runs an even number of tokens."""
     looks_twice: bool = False
     """See `OnnxOptions.drafts`."""
+    suppressed: Sequence[int] = ()
+    """Tokens whose logits are -inf, whatever they are."""
     scales: Sequence[PositionScale] = ()
     """What queries grow by; each has an input."""
     chunks: Sequence[int] = ()
@@ -122,10 +124,12 @@ class OnnxExecutor:
 
     def _forward(self, rows: Sequence[Row]) -> HostLogits | None:
         """Run the rows, each from where its state stands."""
-        wanted = sum(row.wanted for row in rows)
+        assert self._loaded is not None
+        wanted, suppressed = sum(row.wanted for row in rows), list(self._loaded.suppressed)
         found: dict[int, Floats] = {}
         for run in steps.runs(rows, by_slot=self.needs_checkpoints):
             (made,) = self.run(run).values()
+            made[:, suppressed] = -np.inf
             if run.rows == rows:
                 return HostLogits(made[:wanted]) if wanted else None
             ends = np.cumsum([row.wanted for row in run.rows])

@@ -25,6 +25,7 @@ from models.ops import KV, Embedding, Experts, Joined, Linear, Recurrent, ShortC
 from models.process_memory import trim
 from models.quantization import Tensor
 from models.sources.base import Checkpoint, NamedTensor, TensorInfo
+from models.suppressed import suppressed_tokens
 from models.weights.latent import latent_matrices
 from models.weights.matching import tensors_of
 from models.weights.stacks import separate_tensors
@@ -55,6 +56,11 @@ class OnnxOptions:
     """Record a text encoder instead: its outputs are what the first so many layers make, padding is hidden."""
     hidden: bool = False
     """Record for embeddings: the output is the hidden states of the wanted places, or of all for an encoder."""
+
+    @property
+    def says_words(self) -> bool:
+        """The output is logits."""
+        return not self.hidden and not self.taps
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +170,7 @@ def load(
         nbytes,
         even_rows=_wants_even_rows(recording, options),
         looks_twice=options.drafts,
+        suppressed=suppressed_tokens(checkpoint, model.config.vocab_size) if options.says_words else (),
         scales=recording.attention.scales,
         chunks=tuple(recording.attention.chunks),
         lookups=lookups,

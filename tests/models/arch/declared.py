@@ -74,6 +74,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "Llama4ForCausalLM": {"num_key_value_heads": 2},
     "Llama4ForConditionalGeneration": {"num_key_value_heads": 2},
     "LagunaForCausalLM": {"num_key_value_heads": 2},
+    "MuseGlimmerForConditionalGeneration": {"num_key_value_heads": 2},
     "Gemma3nForCausalLM": {"num_kv_shared_layers": 0},
     "Gemma3nForConditionalGeneration": {"num_kv_shared_layers": 0},
     "Gemma3TextModel": {"use_bidirectional_attention": True},

@@ -267,6 +267,14 @@ def test_every_end_the_file_names_stops_a_sequence():
     assert load(metadata).stop_ids == {0, 2, 7, 8, 9, 10}
 
 
+def test_tokens_that_are_never_to_be_said_are_where_a_folder_has_them():
+    def said(**values):
+        return json.loads(tokenizer_files(byte_level_metadata("gpt-2", **values))["generation_config.json"])
+
+    assert said(suppress_tokens=[7, 3])["suppress_tokens"] == [7, 3]
+    assert "suppress_tokens" not in said()
+
+
 def test_an_end_of_turn_of_the_wrong_type_is_still_a_control_token():
     metadata = byte_level_metadata("gpt-2")
     types = metadata["tokenizer.ggml.token_type"]

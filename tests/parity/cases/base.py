@@ -32,7 +32,9 @@ class Case:
     published: Callable[[Arrays, Mapping[str, Any]], Arrays] = as_they_are
     """The weights as published checkpoints name and shape them, from those of the reference library's modules."""
     norms_add: float = 0.0
-    """What the model adds to a norm's weight as stored."""
+    """What the model adds to a norm's weight as stored,"""
+    adds_to: str = ""
+    """of those norms whose names end so."""
     whole: Mapping[str, object] = field(default_factory=dict)
     """The config.json of a multimodal checkpoint around, whose other parts the reference library cannot make here."""
     plain_norms: tuple[str, ...] = ()
