@@ -42,8 +42,10 @@ DEFAULTS: Mapping[str, JSON] = {
     "linear_key_head_dim": 128,
     "linear_value_head_dim": 128,
 }
-OTHER_PARTS = ("visual.", "vision_tower.", "mtp.")
-"""The tower of pictures, and the layers that predict further tokens."""
+OTHER_PARTS = ("visual.", "vision_tower.")
+"""The tower of pictures."""
+_FURTHER = "mtp."
+"""What predicts further tokens."""
 
 _LINEAR, _FULL = "linear_attention", "full_attention"
 _DELTA = "linear_attn"
@@ -99,7 +101,7 @@ def build_with(config: Mapping[str, JSON], mlp_of: MLPOf, *, fused: bool) -> Mod
     (spec,) = blocks.attention_specs(config, dims, [None])
     layers = [_layer(config, dims, index, kind, mlp_of) for index, kind in enumerate(_kinds(config, dims.num_layers))]
     further = [dims.num_layers + n for n in range(reader.integer("num_nextn_predict_layers", 0))]
-    parts = ("mtp.", *(f"{stem}.{number}." for number in further for stem in ("layers", "blk")))
+    parts = (_FURTHER, *(f"{stem}.{number}." for number in further for stem in ("layers", "blk")))
     return replace(_model(dims, layers, spec, _offset(config)), stacks=STACKS, other_parts=parts)
 
 
@@ -240,7 +242,7 @@ def told_by_tensors(shapes: Shapes) -> dict[str, JSON]:
     for further tokens speak for a checkpoint as published. GGUF's have neither, and 1 was added there.
     """
     kernels = [shape for name, shape in shapes.items() if name.endswith(f"{_DELTA}.conv1d.weight") and len(shape) == 3]
-    published = any(each[-1] != 1 for each in kernels) if kernels else any("mtp." in name for name in shapes)
+    published = any(each[-1] != 1 for each in kernels) if kernels else any(_FURTHER in name for name in shapes)
     told: dict[str, JSON] = {"norm_offset": 1.0 if published else 0.0}
     inputs = {name.rpartition("_")[2] for name in shapes if f"{_DELTA}.in_proj_" in name}
     if inputs:

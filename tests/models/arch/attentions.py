@@ -24,7 +24,7 @@ class Noting:
     def linear(self, x: str, matrix: Matrix) -> str:
         return "product"
 
-    def split(self, x: str, sizes: Sequence[int]) -> tuple[str, ...]:
+    def split(self, x: str, sizes: Sequence[int], heads: int = 1) -> tuple[str, ...]:
         return ("part",) * len(sizes)
 
     def rms_norm(self, x: str, norm: Norm) -> str:

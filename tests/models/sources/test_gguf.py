@@ -113,6 +113,18 @@ def test_a_quantised_vector_comes_dense(write_gguf):
     assert np.array_equal(value, quants.dequantize(blocks, Kind.Q8_0)[0])
 
 
+def test_a_matrix_of_one_row_may_have_lost_an_axis(write_gguf):
+    row = np.arange(64, dtype=np.float32)
+    counts = {"expert_count": 2, "expert_used_count": 1, "expert_feed_forward_length": 8}
+    counts |= {"expert_shared_feed_forward_length": 8}
+    said = {f"qwen2moe.{key}": value for key, value in counts.items()}
+    for value in (row, row[None]):
+        checkpoint = GGUFFile(write_gguf({"blk.0.ffn_gate_inp_shexp.weight": value}, said, arch="qwen2moe"), "m")
+        name = "model.layers.0.mlp.shared_expert_gate.weight"
+        assert next(info for info in checkpoint.infos() if info.name == name).shape == (1, 64)
+        assert np.array_equal(values(checkpoint._path)[name], row[None])
+
+
 def test_nothing_is_read_before_it_is_asked_for(write_gguf):
     path = write_gguf({"blk.0.ffn_up.weight": np.ones((8, 64), np.float32)})
     tensors = {tensor.name: tensor for tensor in GGUFFile(path, "m").tensors()}

@@ -52,6 +52,13 @@ def test_names_are_hugging_faces(name: str, expected: str | None):
         ("mamba2", "output_norm.weight", "backbone.norm_f.weight"),
         ("lfm2", "token_embd_norm.weight", "model.embedding_norm.weight"),
         ("lfm2moe", "blk.3.exp_probs_b.bias", "model.layers.3.feed_forward.expert_bias"),
+        ("qwen3next", "blk.3.ssm_in.weight", "model.layers.3.linear_attn.in_proj_qkvz.weight"),
+        ("qwen3next", "blk.3.ssm_ba.weight", "model.layers.3.linear_attn.in_proj_ba.weight"),
+        ("qwen35", "blk.3.attn_gate.weight", "model.layers.3.linear_attn.in_proj_z.weight"),
+        # As llama.cpp and as Ollama name it.
+        ("qwen35", "blk.3.ssm_dt.bias", "model.layers.3.linear_attn.dt_bias"),
+        ("qwen35", "blk.3.ssm_dt", "model.layers.3.linear_attn.dt_bias"),
+        ("qwen35moe", "blk.3.ffn_gate_up_exps.weight", "model.layers.3.mlp.experts.gate_up_proj.weight"),
     ],
 )
 def test_names_of_recurrent_layers_are_hugging_faces(arch: str, name: str, expected: str):

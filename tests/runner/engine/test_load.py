@@ -292,3 +292,13 @@ async def test_an_engine_watches_its_memory_unless_told_not_to(config, roomy_lla
             await thread.call(engine.close)
     finally:
         await thread.close()
+
+
+def test_parts_that_are_left_out_are_named_in_the_log(config, parity, caplog):
+    caplog.set_level(logging.INFO)
+    ModelLoader(config).plan(str(parity / "qwen3_5_vision"), ONE_ROW)
+    records = [record.fields for record in caplog.records if record.message == "tensors left out"]
+    assert {(fields["names"], fields["count"]) for fields in records} == {("mtp.*", 12), ("visual.*", 21)}
+    caplog.clear()
+    ModelLoader(config).plan(str(parity / "qwen3"), ONE_ROW)
+    assert "tensors left out" not in caplog.messages
