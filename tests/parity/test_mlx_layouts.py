@@ -95,7 +95,7 @@ def _falcon_h1(weights: Arrays, config: Config) -> Arrays:
     }
 
 
-def _qwen(weights: Arrays, config: Config) -> Arrays:
+def mlx_qwen(weights: Arrays, config: Config) -> Arrays:
     """1 added to the norms, but those of the delta rule's outputs; experts in a tensor a projection."""
     plain = "linear_attn.norm.weight"
     return {
@@ -112,8 +112,8 @@ LAYOUTS: Mapping[str, Callable[[Arrays, Config], Arrays]] = {
     "granitemoehybrid": _granite,
     "granitemoehybrid_dense": _granite,
     "falcon_h1": _falcon_h1,
-    "qwen3_next": _qwen,
-    "qwen3_5": _qwen,
+    "qwen3_next": mlx_qwen,
+    "qwen3_5": mlx_qwen,
 }
 
 

@@ -119,10 +119,10 @@ def test_a_matrix_of_one_row_may_have_lost_an_axis(write_gguf):
     counts |= {"expert_shared_feed_forward_length": 8}
     said = {f"qwen2moe.{key}": value for key, value in counts.items()}
     for value in (row, row[None]):
-        checkpoint = GGUFFile(write_gguf({"blk.0.ffn_gate_inp_shexp.weight": value}, said, arch="qwen2moe"), "m")
+        path = write_gguf({"blk.0.ffn_gate_inp_shexp.weight": value}, said, arch="qwen2moe")
         name = "model.layers.0.mlp.shared_expert_gate.weight"
-        assert next(info for info in checkpoint.infos() if info.name == name).shape == (1, 64)
-        assert np.array_equal(values(checkpoint._path)[name], row[None])
+        assert next(info for info in GGUFFile(path, "m").infos() if info.name == name).shape == (1, 64)
+        assert np.array_equal(values(path)[name], row[None])
 
 
 def test_nothing_is_read_before_it_is_asked_for(write_gguf):
