@@ -210,7 +210,7 @@ def test_many_requests_with_shared_beginnings_say_what_they_say_without_a_cache(
         texts.append(prompt + answers[0].text)
 
 
-REAL = [(name, kind) for name in ("lfm2",) for kind in ("onnx", "mlx ahead")]
+REAL = [(name, kind) for name in ("lfm2", "qwen3_next", "mamba2") for kind in ("onnx", "mlx ahead")]
 
 
 @pytest.fixture(scope="module", params=REAL, ids=" on ".join)
