@@ -5,9 +5,11 @@ Parents send `content` alone and read `embedding`, newer ones `prompt_eval_count
 Source: ollama v0.24.0 llm/server.go and runner/ollamarunner/runner.go; x/imagegen/server.go at v0.17.0.
 """
 
-import json
 from collections.abc import Sequence
-from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import orjson
 
 from protocol.gojson import Bool, GoModel, Int
 from protocol.options import Options
@@ -23,19 +25,12 @@ class EmbeddingRequest(GoModel):
     truncate: Bool = False
 
 
-def embedding_line(vectors: Sequence[Sequence[float]], tokens: int, *, several: bool) -> bytes:
+def embedding_line(vectors: Sequence[npt.NDArray[np.float32]], tokens: int, *, several: bool) -> bytes:
     """The answer: `embedding` of one text, `embeddings` of a list of them, and how many tokens they had.
 
-    Values are float32's, written with as many digits as tell them apart.
+    Values are finite, and written with as few digits as tell float32's apart: a tenth of the time that Python takes.
     """
-    name = "embeddings" if several else "embedding"
-    written = ",".join(map(_written, vectors))
-    body = f"[{written}]" if several else written
-    return f'{{"{name}":{body},"prompt_eval_count":{json.dumps(tokens)}}}\n'.encode()
-
-
-_DIGITS: Final = "%.9g"
-
-
-def _written(vector: Sequence[float]) -> str:
-    return "[" + ",".join([_DIGITS] * len(vector)) % tuple(vector) + "]"
+    vector = {"embeddings": vectors} if several else {"embedding": vectors[0]}
+    # Of the arrays no lists are made on the way.
+    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+    return orjson.dumps(vector | {"prompt_eval_count": tokens}, option=options)

@@ -1,11 +1,16 @@
 """An embedding model as the engine drives it: token ids of texts in, vectors out."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from models.embedding.head import Head
 from models.executors.base import Embedder
+
+Vector: TypeAlias = npt.NDArray[np.float32]
+"""An embedding, on the host and of its own. Shapes: (W,)."""
 
 
 class NotFinite(ArithmeticError):
@@ -23,9 +28,7 @@ class EmbeddingModel:
         """See `Embedder.padded`. Thread: any."""
         return self._embedder.padded(length)
 
-    def embed(
-        self, texts: Sequence[Sequence[int]], widths: Sequence[int | None]
-    ) -> list[tuple[float, ...] | NotFinite]:
+    def embed(self, texts: Sequence[Sequence[int]], widths: Sequence[int | None]) -> list[Vector | NotFinite]:
         """The vector of each text, cut to its width; texts are of one padded length. One that is not finite is told so.
 
         Raises:
@@ -34,7 +37,7 @@ class EmbeddingModel:
         hidden = self._embedder.hidden(texts)
         vectors = [self._head.vector(each, width) for each, width in zip(hidden, widths, strict=True)]
         return [
-            tuple(vector.tolist()) if np.isfinite(vector).all() else NotFinite("the embedding is not finite numbers")
+            vector.copy() if np.isfinite(vector).all() else NotFinite("the embedding is not finite numbers")
             for vector in vectors
         ]
 

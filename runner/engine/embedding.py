@@ -14,15 +14,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from models.embedding import NotFinite
+from models.embedding import NotFinite, Vector
 from runner.engine.embedding_preparation import PreparedTexts, WholeTexts, prepare_texts
-from runner.engine.preparation import encode
-from runner.engine.types import EmbeddingDone, EngineState, EngineStatus, Failed, Output, Request, RequestId
+from runner.engine.preparation import QUICK_CHARACTERS, encode
+from runner.engine.types import (
+    EmbeddingDone,
+    EmbeddingRequest,
+    EngineState,
+    EngineStatus,
+    Failed,
+    Output,
+    Request,
+    RequestId,
+)
 from runner.errors import GenerationError
 
 logger = logging.getLogger("runner.engine")
-
-Vector = tuple[float, ...]
 
 
 class Embeds(Protocol):
@@ -148,6 +155,10 @@ class EmbeddingEngine:
             widths=self._widths,
             lower_case=self._lower_case,
         )
+
+    def is_quick(self, request: Request) -> bool:
+        """See `Engine.is_quick`. Thread: any."""
+        return isinstance(request, EmbeddingRequest) and sum(map(len, request.texts)) <= QUICK_CHARACTERS
 
     def completion(self, prepared: object) -> None:
         """Nothing is left. Thread: any."""

@@ -51,7 +51,8 @@ def prepare_texts(
     _check_dimensions(request.dimensions, width, widths)
     limit = context_length if request.num_ctx is None else min(request.num_ctx, context_length)
     texts = [text.lower() for text in request.texts] if lower_case else request.texts
-    if any(tokenizer.fewest_tokens(text) > limit for text in texts):
+    # It is never more than the characters, and to ask takes long the first time.
+    if any(len(text) > limit and tokenizer.fewest_tokens(text) > limit for text in texts):
         raise TextTooLong
     try:
         tokens = tuple(tuple(ids) for ids in tokenizer.encode_whole(texts))

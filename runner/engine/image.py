@@ -153,6 +153,10 @@ class ImageEngine:
             self._memory.check(pipeline, prepared.pictures[0], held=held)
         return prepared
 
+    def is_quick(self, request: Request) -> bool:  # noqa: ARG002 - pictures may have to be decoded
+        """See `Engine.is_quick`. Thread: any."""
+        return False
+
     def completion(self, prepared: object) -> None:
         """Nothing is left. Thread: any."""
 

@@ -144,8 +144,8 @@ class EngineLoop:
     async def submit(self, request: Request) -> AsyncIterator[AsyncIterator[Output]]:
         """Admit a request: `async with loop.submit(request) as outputs: async for output in outputs`.
 
-        Entering prepares it (off the event loop), queues it and waits until its preparation is complete, which may be
-        after its computing has begun; leaving early, by whatever way, cancels it.
+        Entering prepares it (off the event loop, unless that is quick), queues it and waits until its preparation is
+        complete, which may be after its computing has begun; leaving early, by whatever way, cancels it.
 
         Raises:
             BadRequest: on entering; nothing is queued.
@@ -157,7 +157,11 @@ class EngineLoop:
             raise Busy("the queue is full, try again later")
         self._preparing += 1
         try:
-            prepared = await asyncio.to_thread(engine.prepare, request)
+            prepared = (
+                engine.prepare(request)
+                if engine.is_quick(request)
+                else await asyncio.to_thread(engine.prepare, request)
+            )
         finally:
             self._preparing -= 1
         if self._ready_engine() is not engine:

@@ -15,6 +15,9 @@ from runner.errors import BadRequest, NotImplementedHere, PromptTooLong
 
 logger = logging.getLogger("runner.engine")
 
+QUICK_CHARACTERS = 1024
+"""As many are tokenised in less time than it takes to hand them to a thread and back."""
+
 
 def encode(tokenizer: Vocabulary, text: str, *, add_bos: bool) -> list[int]:
     """Token ids of `text`; BOS only if the model has its prompts begin with it.
@@ -95,7 +98,8 @@ def _penalty_window(params: SamplingParams, limit: int) -> int:
 
 def _encode_prompt(tokenizer: Vocabulary, prompt: str, limit: int, *, truncate: bool) -> list[int]:
     """The prompt's tokens; of a hopelessly long one, which would take gigabytes to encode, those of its ends."""
-    fewest = tokenizer.fewest_tokens(prompt)
+    # It is never more than the characters, and to ask takes long the first time.
+    fewest = tokenizer.fewest_tokens(prompt) if len(prompt) >= limit else 0
     if fewest >= limit and not truncate:
         raise BadRequest(
             f"input length (at least {fewest} tokens) exceeds the model's maximum context length ({limit} tokens)"

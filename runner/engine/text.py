@@ -21,11 +21,11 @@ from runner.engine.batch import Batch, Run, UnderWay
 from runner.engine.constraint import Constraints, MaskWorker
 from runner.engine.drafting import Drafter, PromptLookup, StepCosts
 from runner.engine.prefix_cache import CHECKPOINT_TOKENS, STORE_TOKENS, PrefixCache
-from runner.engine.preparation import encode, prepare_text
+from runner.engine.preparation import QUICK_CHARACTERS, encode, prepare_text
 from runner.engine.reporting import ProgressReport, figures, told
 from runner.engine.scheduler import Chunk, Scheduler
 from runner.engine.sequence import NO_SLOT, PreparedText, Sequence, SequenceStatus, Vocabulary
-from runner.engine.types import EngineState, EngineStatus, Failed, Output, Request, RequestId
+from runner.engine.types import EngineState, EngineStatus, Failed, Output, Request, RequestId, TextRequest
 from runner.errors import GenerationError
 
 logger = logging.getLogger("runner.engine")
@@ -139,6 +139,10 @@ class TextEngine:
         if (admission := self._admission) is not None:
             admission.check(prepared, self._usage)
         return prepared
+
+    def is_quick(self, request: Request) -> bool:
+        """See `Engine.is_quick`. Thread: any."""
+        return isinstance(request, TextRequest) and not request.format and len(request.prompt) <= QUICK_CHARACTERS
 
     def completion(self, prepared: object) -> Callable[[], None] | None:
         """See `Engine.completion`: a grammar is compiled while the prompt is read. Thread: any."""

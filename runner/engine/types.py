@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import ClassVar, Literal, Protocol, TypeAlias
 
+from models.embedding import Vector
 from models.grammar import OutputFormat
 from models.image.base import PictureRequest, Pixels
 from models.sampling import Sampling
@@ -229,7 +230,7 @@ class EmbeddingDone:
 
     is_last: ClassVar[bool] = True
     id: RequestId
-    vectors: tuple[tuple[float, ...], ...]
+    vectors: tuple[Vector, ...]
     tokens: int
     """Of all texts, special ones included."""
 
@@ -295,6 +296,10 @@ class Engine(Protocol):
             BadRequest: the request cannot be served; nothing was kept.
             NotImplementedHere: the engine serves requests of the other kind.
         """
+        ...
+
+    def is_quick(self, request: Request) -> bool:
+        """Whether preparing a request takes less time than handing it to a thread. Thread: any."""
         ...
 
     def completion(self, prepared: object) -> Callable[[], None] | None:

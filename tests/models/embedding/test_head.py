@@ -68,6 +68,6 @@ class Known:
 def test_a_vector_that_is_not_finite_is_told_beside_the_others():
     model = EmbeddingModel(Known([[1, 2]], [[np.nan, 1]], [[np.inf, 1]]), Head(EmbeddingSettings("cls", 2, False)))
     fine, nan, infinite = model.embed([[1]] * 3, [None] * 3)
-    assert fine == (1.0, 2.0)
+    assert fine.tolist() == [1.0, 2.0]
     assert isinstance(nan, NotFinite)
     assert isinstance(infinite, NotFinite)

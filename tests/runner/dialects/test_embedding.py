@@ -104,5 +104,5 @@ async def test_a_model_of_words_makes_no_embeddings(dialect):
 def test_a_line_keeps_every_bit_of_float32():
     drawn = np.random.default_rng(3).normal(size=500).astype(np.float32)
     values = np.concatenate([drawn, np.float32([0, -0.0, 1e-45, 3.4028235e38, 1 / 3])])
-    line = embedding_line([values.tolist()], 7, several=False)
+    line = embedding_line([values], 7, several=False)
     np.testing.assert_array_equal(np.array(json.loads(line)["embedding"], np.float32), values)

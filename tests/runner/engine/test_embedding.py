@@ -7,6 +7,7 @@ import pytest
 from runner.engine.embedding import EmbeddingEngine
 from runner.engine.executor_thread import ExecutorThread
 from runner.engine.loop import EngineLoop
+from runner.engine.preparation import QUICK_CHARACTERS
 from runner.engine.types import EmbeddingDone, EmbeddingRequest, Failed, ImageRequest, TextRequest
 from runner.errors import BadRequest, GenerationError, NoInput, NotImplementedHere, TextTooLong
 from tests.fakes import POISON, ByteTokenizer, FakeEmbeddingModel, Gate
@@ -127,6 +128,13 @@ def test_a_pass_that_raises_fails_its_requests_and_the_next_one_runs():
 def test_a_text_that_is_too_long_is_refused_in_the_words_a_parent_cuts_it_at(text):
     with pytest.raises(TextTooLong, match=r"^the input length exceeds the context length$"):
         make_engine().prepare(EmbeddingRequest(("fine", text)))
+
+
+@pytest.mark.parametrize("texts", [("x" * QUICK_CHARACTERS,), ("x",) * QUICK_CHARACTERS])
+def test_short_texts_are_prepared_in_no_time_and_longer_ones_are_not(texts: tuple[str, ...]):
+    assert make_engine().is_quick(EmbeddingRequest(texts))
+    assert not make_engine().is_quick(EmbeddingRequest((*texts, "x")))
+    assert not make_engine().is_quick(TextRequest("x"))
 
 
 def test_a_text_of_just_the_context_is_taken():

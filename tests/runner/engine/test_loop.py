@@ -7,6 +7,7 @@ from models.executors.base import Step
 from runner.engine import loop as loop_module
 from runner.engine.executor_thread import ExecutorThread
 from runner.engine.loop import EngineLoop, LoadAbandoned
+from runner.engine.preparation import QUICK_CHARACTERS
 from runner.engine.text import TextEngine
 from runner.engine.types import EngineState, EngineStatus, Output, SamplingParams, TextChunk, TextRequest
 from runner.errors import AlreadyLoaded, BadRequest, Busy, GenerationError, NotReady
@@ -62,6 +63,21 @@ async def test_a_wrong_prompt_is_refused_before_anything_is_queued(serve: Serve)
     with pytest.raises(BadRequest):
         await ask(loop, TextRequest(""))
     assert (await ask(loop, TextRequest(scripted(0)))).text == "yes"
+
+
+@pytest.mark.parametrize(("length", "quick"), [(QUICK_CHARACTERS, True), (QUICK_CHARACTERS + 1, False)])
+async def test_what_is_prepared_in_no_time_is_not_handed_to_a_thread(
+    serve: Serve, length: int, quick: bool, monkeypatch: pytest.MonkeyPatch
+):
+    loop = await serve(FakeExecutor("yes"), context_length=2000)
+    prepare, threads = TextEngine.prepare, []
+    monkeypatch.setattr(
+        TextEngine,
+        "prepare",
+        lambda engine, request: threads.append(threading.current_thread()) or prepare(engine, request),
+    )
+    await ask(loop, TextRequest("x" * length, num_predict=1))
+    assert (threads == [threading.main_thread()]) is quick
 
 
 async def test_a_full_queue_is_busy_and_room_again_is_not(serve: Serve):
