@@ -311,10 +311,9 @@ class TextEngine:
             row.rests = filled.rests
 
     def _store(self, row: Sequence) -> None:
-        if self._prefixes is None or row.held <= row.stored:
-            return
-        if self._prefixes.store(row.slot, row.fed, row.tokens[: row.held]):
-            row.stored = row.held
+        if self._prefixes is not None and row.held > row.stored:
+            if self._prefixes.store(row.slot, row.fed, row.tokens[: row.held]):
+                row.stored = row.held
 
     def _read(self, step: UnderWay) -> None:
         """Wait for a step, and hand each row its tokens."""
