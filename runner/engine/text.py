@@ -311,9 +311,9 @@ class TextEngine:
             row.rests = filled.rests
 
     def _store(self, row: Sequence) -> None:
-        if self._prefixes is not None and row.held > row.stored:
-            if self._prefixes.store(row.slot, row.fed, row.tokens[: row.held]):
-                row.stored = row.held
+        prefixes, held = self._prefixes, row.tokens[: row.held]
+        if prefixes is not None and row.held > row.stored and prefixes.store(row.slot, row.fed, held):
+            row.stored = row.held
 
     def _read(self, step: UnderWay) -> None:
         """Wait for a step, and hand each row its tokens."""
