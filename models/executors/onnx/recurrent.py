@@ -7,19 +7,26 @@ one memory: everything is read before anything is written.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
+from models.executors.onnx import delta_scan
+from models.executors.onnx.delta_scan import DeltaScan
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.pointwise import PointwiseNodes
-from models.executors.onnx.scan import Scan
+from models.executors.onnx.scan import MOST_TOKENS, Scan
 from models.ops import DeltaRule, ShortConv, StateSpace, Vector
 
 FLOAT, INT32, INT64, BOOL = (np.dtype(kind) for kind in (np.float32, np.int32, np.int64, np.bool_))
-AT_ONCE = "at_once"
-"""Input: the step is one row of a chunk's length, which a state space may run by products. Shape: bool, ()."""
-ENDS, TOKENS, RUN = "ends", "tokens", "tokens.run"
+Attributes: TypeAlias = dict[str, int | float | str | list[int]]
+ENDS, TOKENS, RUN = "ends", delta_scan.TOKENS, "tokens.run"
 """Inputs: where each slot's tokens end, int32 (B + 1,); how many there are and how many are run, int64 (1,)."""
+
+
+def at_once_input(most: int) -> str:
+    """The input that says whether the step is one row of a chunk of up to so many tokens. Shape: bool, ()."""
+    return f"at_once.{most}"
 
 
 def tap_input(taps: int, number: int) -> str:
@@ -76,17 +83,22 @@ class RecurrentNodes:
             self._normed(self._divided(part, spec.key_heads, spec.key_dim), spec) for part in (queries, keys)
         )
         inputs = [queries, keys, self._divided(values, spec.heads, spec.value_dim)]
-        made = self._graph.name("recurrence")
-        attributes: dict[str, int | float | str | list[int]] = {
+        vectors = [self._vector(spec.a_log), self._vector(spec.dt_bias)]
+        past, present = self._state(spec.shape, layer)
+        attributes: Attributes = {
             "update_rule": "gated_delta",
             "scale": spec.key_dim**-0.5,
             "gate_activation": "softplus",
             "beta_activation": "sigmoid",
         }
-        past, present = self._state(spec.shape, layer)
-        vectors = [self._vector(spec.a_log), self._vector(spec.dt_bias)]
         names = [*inputs, self._ends(), decay, beta, past, *vectors]
-        self._graph.append_node("GatedDeltaNet", names, [made, present], CONTRIB, attributes)
+
+        def at_once() -> tuple[str, str]:
+            self._input(delta_scan.PADS, TensorType(INT64, (6,)))
+            self._input(TOKENS, TensorType(INT64, (1,)))
+            return DeltaScan(self._graph, self._pointwise, spec).record(inputs, [decay, beta], vectors, past)
+
+        made = self._chosen(names, attributes, present, delta_scan.MOST_TOKENS, at_once)
         return self._flat(made, spec.heads * spec.value_dim)
 
     def state_space(self, parts: Sequence[str], layer: int, spec: StateSpace) -> str:
@@ -103,23 +115,30 @@ class RecurrentNodes:
         inputs = [*(self._divided(part, spec.groups, spec.state_dim) for part in (c, b)), weighed]
         decay, (past, present) = self._decay(steps, spec.a_log), self._state(spec.shape, layer)
 
-        def in_turn(made: str, present: str) -> tuple[str, str]:
-            names = [*inputs, self._ends(), decay, "", past]
-            attributes: dict[str, int | float | str | list[int]] = {"update_rule": "gated", "scale": 1.0}
-            self._graph.append_node("GatedDeltaNet", names, [made, present], CONTRIB, attributes)
-            return made, present
-
-        made = self._graph.name("recurrence")
-        if self._exact:
-            in_turn(made, present)
-        else:
-            chosen = self._input(AT_ONCE, TensorType(BOOL, ()))
-            at_once = self._graph.branch(lambda: Scan(self._graph, spec).record(inputs, decay, past))
-            one_by_one = self._graph.branch(lambda: in_turn(self._graph.name("each"), self._graph.name("state")))
-            self._graph.choose(chosen, at_once, one_by_one, made, present)
+        names = [*inputs, self._ends(), decay, "", past]
+        attributes: Attributes = {"update_rule": "gated", "scale": 1.0}
+        scan = Scan(self._graph, spec)
+        made = self._chosen(names, attributes, present, MOST_TOKENS, lambda: scan.record(inputs, decay, past))
         (skip,) = add("Unsqueeze", [self._vector(spec.d), last])
         (whole,) = add("Add", [made, add("Mul", [values, skip])[0]])
         return self._flat(whole, spec.heads * spec.head_dim)
+
+    def _chosen(
+        self, names: list[str], attributes: Attributes, present: str, most: int, at_once: Callable[[], tuple[str, str]]
+    ) -> str:
+        """The tokens in turn by the kernel, or a chunk of up to so many `at_once`; the output's name."""
+        graph, made = self._graph, self._graph.name("recurrence")
+        if self._exact:
+            graph.append_node("GatedDeltaNet", names, [made, present], CONTRIB, attributes)
+            return made
+
+        def in_turn() -> tuple[str, str]:
+            outputs = (graph.name("each"), graph.name("state"))
+            graph.append_node("GatedDeltaNet", names, outputs, CONTRIB, attributes)
+            return outputs
+
+        condition = self._input(at_once_input(most), TensorType(BOOL, ()))
+        return graph.choose(condition, graph.branch(at_once), graph.branch(in_turn), made, present)
 
     def _ends(self) -> str:
         return self._input(ENDS, TensorType(INT32, ("B+1",)))

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.executors.base import Row
-from models.executors.onnx.recurrent import AT_ONCE, ENDS, RUN, TOKENS, kept_input, tap_input
-from models.executors.onnx.scan import MOST_TOKENS
+from models.executors.onnx import delta_scan, scan
+from models.executors.onnx.recurrent import ENDS, RUN, TOKENS, at_once_input, kept_input, tap_input
 
 Array = npt.NDArray[Any]
 
@@ -123,8 +123,10 @@ def recurrent_arrays(run: Run, taps: Iterable[int], tokens: int) -> dict[str, Ar
         ENDS: ends.astype(np.int32),
         TOKENS: ends[-1:],
         RUN: np.array([tokens], np.int64),
-        AT_ONCE: np.array(len(run.rows) == 1 and TOGETHER < ends[-1] <= MOST_TOKENS),
+        delta_scan.PADS: np.array([0, 0, 0, max(delta_scan.MOST_TOKENS - ends[-1], 0), 0, 0], np.int64),
     }
+    for most in (scan.MOST_TOKENS, delta_scan.MOST_TOKENS):
+        inputs[at_once_input(most)] = np.array(len(run.rows) == 1 and TOGETHER < ends[-1] <= most)
     for count in taps:
         picked, kept = _taps(ends, count)
         extra = tokens - ends[-1]
