@@ -71,6 +71,25 @@ _MLM_HEAD = {"cls.predictions.bias": (VOCAB_SIZE,), "cls.predictions.transform.d
 _ROBERTA_HEAD = {"lm_head.bias": (VOCAB_SIZE,), "lm_head.dense.weight": (WIDTH, WIDTH)}
 _POOLER = {"pooler.dense.weight": (WIDTH, WIDTH), "pooler.dense.bias": (WIDTH,), "embeddings.position_ids": (1, 96)}
 
+_DISTILBERT: dict[str, object] = {
+    "activation": "gelu",
+    "attention_dropout": 0.1,
+    "dim": WIDTH,
+    "dropout": 0.1,
+    "hidden_dim": 40,
+    "initializer_range": 0.02,
+    "max_position_embeddings": 96,
+    "model_type": "distilbert",
+    "n_heads": 3,
+    "n_layers": 2,
+    "pad_token_id": 0,
+    "qa_dropout": 0.1,
+    "seq_classif_dropout": 0.2,
+    "sinusoidal_pos_embds": False,
+    "tie_weights_": True,
+    "vocab_size": VOCAB_SIZE,
+}
+
 ENCODERS = (
     Case(
         "bert",
@@ -145,6 +164,23 @@ ENCODERS = (
         ends=("<s>", "</s>"),
         prefix="mpnet.",
         head=_ROBERTA_HEAD,
+    ),
+    Case(
+        "distilbert",
+        {"architectures": ["DistilBertModel"], **_DISTILBERT},
+        "wordpiece",
+        "pooling_mode_mean_tokens",
+        matters=({"n_heads": 6}, {"activation": "relu"}),
+        gguf="bert",
+    ),
+    Case(
+        "distilbert_masked",
+        {"architectures": ["DistilBertForMaskedLM"], **_DISTILBERT, "n_layers": 1},
+        "wordpiece",
+        "pooling_mode_cls_token",
+        normalize=False,
+        prefix="distilbert.",
+        head={"vocab_projector.bias": (VOCAB_SIZE,), "vocab_transform.weight": (WIDTH, WIDTH)},
     ),
     Case(
         "nomic_bert",

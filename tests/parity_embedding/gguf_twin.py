@@ -28,6 +28,17 @@ BERT = {
     "output.dense": "ffn_down",
     "output.LayerNorm": "layer_output_norm",
 }
+# As a BERT without kinds of tokens.
+DISTILBERT = {
+    "attention.q_lin": "attn_q",
+    "attention.k_lin": "attn_k",
+    "attention.v_lin": "attn_v",
+    "attention.out_lin": "attn_output",
+    "sa_layer_norm": "attn_output_norm",
+    "ffn.lin1": "ffn_up",
+    "ffn.lin2": "ffn_down",
+    "output_layer_norm": "layer_output_norm",
+}
 NOMIC = {
     "embeddings.word_embeddings": "token_embd",
     "embeddings.token_type_embeddings": "token_types",
@@ -60,7 +71,7 @@ GEMMA = QWEN3 | {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
-NAMES = {"bert": BERT, "nomic-bert": NOMIC, "qwen3": QWEN3, "gemma-embedding": GEMMA}
+NAMES = {"bert": BERT | DISTILBERT, "nomic-bert": NOMIC, "qwen3": QWEN3, "gemma-embedding": GEMMA}
 POOLING = {
     "pooling_mode_mean_tokens": gguf.PoolingType.MEAN,
     "pooling_mode_cls_token": gguf.PoolingType.CLS,
@@ -87,10 +98,13 @@ def write_sizes(writer: gguf.GGUFWriter, case: Case) -> None:
     writer.add_context_length(
         config.get("max_position_embeddings", config.get("n_positions")) - skipped_positions(case)
     )
-    writer.add_embedding_length(config.get("hidden_size", config.get("n_embd")))
-    writer.add_block_count(config.get("num_hidden_layers", config.get("n_layer")))
-    writer.add_feed_forward_length(config.get("intermediate_size", config.get("n_inner")))
-    writer.add_head_count(config.get("num_attention_heads", config.get("n_head")))
+    for add, names in (
+        (writer.add_embedding_length, ("hidden_size", "n_embd", "dim")),
+        (writer.add_block_count, ("num_hidden_layers", "n_layer", "n_layers")),
+        (writer.add_feed_forward_length, ("intermediate_size", "n_inner", "hidden_dim")),
+        (writer.add_head_count, ("num_attention_heads", "n_head", "n_heads")),
+    ):
+        add(next(config[name] for name in names if name in config))
     writer.add_pooling_type(POOLING[case.pooling])
     if case.gguf in ("qwen3", "gemma-embedding"):
         writer.add_head_count_kv(config["num_key_value_heads"])
@@ -104,7 +118,7 @@ def write_sizes(writer: gguf.GGUFWriter, case: Case) -> None:
             writer.add_rope_freq_base_swa(config["rope_local_base_freq"])
         return
     writer.add_causal_attention(False)
-    writer.add_layer_norm_eps(config.get("layer_norm_eps", config.get("layer_norm_epsilon")))
+    writer.add_layer_norm_eps(config.get("layer_norm_eps", config.get("layer_norm_epsilon", 1e-12)))
     if case.gguf == "nomic-bert":
         writer.add_rope_freq_base(float(config["rotary_emb_base"]))
 

@@ -41,7 +41,11 @@ def random_tensor(name: str, shape: Sequence[int]) -> np.ndarray:
     if "embed" in name:
         return rng.normal(0.0, 0.2, shape).astype(np.float32)
     gain = (
-        2.0 if any(part in name for part in ("query", "key", "attn.q", "attn.k", "q_proj", "k_proj", "Wqkv")) else 1.1
+        2.0
+        if any(
+            part in name for part in ("query", "key", "attn.q", "attn.k", "q_proj", "k_proj", "q_lin", "k_lin", "Wqkv")
+        )
+        else 1.1
     )
     return rng.normal(0.0, gain / shape[-1] ** 0.5, shape).astype(np.float32)
 

@@ -33,6 +33,11 @@ SIZES: dict[str, Any] = {
     "n_inner": 24,
     "n_layer": 3,
     "n_head": 4,
+    # And in DistilBERT's.
+    "dim": 16,
+    "hidden_dim": 24,
+    "n_layers": 3,
+    "n_heads": 4,
 }
 
 
