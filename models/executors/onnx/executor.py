@@ -8,7 +8,6 @@ with AVX-512.
 """
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +28,6 @@ from models.process_memory import trim
 from models.sampling import Draw, Drawn
 from models.sampling.host import sample
 
-DRAWS_A_THREAD = 4
-"""From twice as many on, two threads draw: a row's draw does not depend on the others."""
 COUNTED_TOKENS = 64
 """What a row takes is asked for in every step, and counted once for so many tokens."""
 
@@ -110,8 +107,6 @@ class OnnxExecutor:
         self._lengths: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
         self._replays: Replays[HostCheckpoint] = Replays(self._slabs.checkpoint, self._slabs.go_to)
-        self._second: ThreadPoolExecutor | None = None
-        """Draws for half of many rows."""
 
     @property
     def needs_checkpoints(self) -> bool:
@@ -171,13 +166,7 @@ class OnnxExecutor:
     def sample(self, logits: Logits, draws: Sequence[Draw]) -> HostSampled:
         """See `Executor.sample`."""
         assert isinstance(logits, HostLogits)
-        half = len(draws) // 2
-        if half < DRAWS_A_THREAD:
-            return HostSampled(sample(logits.values, draws))
-        if self._second is None:
-            self._second = ThreadPoolExecutor(1, "sampling")
-        later = self._second.submit(sample, logits.values[half:], draws[half:])
-        return HostSampled(sample(logits.values[:half], draws[:half]) + later.result())
+        return HostSampled(sample(logits.values, draws))
 
     def draft_room(self, begin: int) -> int:
         """See `Executor.draft_room`: a window must not move over the drafts. Thread: any."""
@@ -239,8 +228,6 @@ class OnnxExecutor:
 
     def close(self) -> None:
         """See `Executor.close`."""
-        if self._second is not None:
-            self._second.shutdown()
         self._loaded = None
         self._lengths.clear()
         trim()

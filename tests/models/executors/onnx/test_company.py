@@ -8,8 +8,6 @@ import pytest
 from models.arch import build_model
 from models.executors.base import Row, Step
 from models.executors.onnx import OnnxExecutor, OnnxOptions, load
-from models.executors.onnx.executor import HostLogits
-from models.sampling import Draw, Sampling, uniform
 from tests.models.executors.checkpoints import CONFIG, KINDS, SHARED, RandomCheckpoint
 
 TOKENS = np.random.default_rng(0).integers(0, 320, 400).tolist()
@@ -185,16 +183,3 @@ def test_a_windowed_row_says_the_same_beside_others_and_past_its_window():
     said = [read(made, Row(1, 600 + n, (tokens[600 + n],)), Row(2, 197 + n, (7, 8), 2))[0] for n in range(40)]
     np.testing.assert_array_equal(np.stack(said), np.stack(expected))
     made.close()
-
-
-def test_a_draw_is_the_same_alone_and_among_many():
-    """Two threads draw for many rows."""
-    model = executor("F32")
-    logits = HostLogits(np.random.default_rng(6).normal(0, 4, (15, 320)).astype(np.float32))
-    kinds = (Sampling(temperature=0), Sampling(top_k=40, top_p=0.9), Sampling(top_k=0, top_p=1.0, typical_p=0.9))
-    draws = [Draw(kinds[row % 3], uniform(row, 0), slot=row, top_logprobs=row % 4) for row in range(15)]
-    together = model.sample(logits, draws).read()
-    alone = [model.sample(HostLogits(logits.values[row : row + 1]), [draws[row]]).read()[0] for row in range(15)]
-    model.close()
-    assert together == alone
-    assert len({drawn.token for drawn in together}) > 5
