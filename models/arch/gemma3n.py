@@ -321,9 +321,7 @@ ARCHITECTURE = Architecture(
             other_parts=("v.", "a.", "mm."),
             bare=("altup_correct_scale",),
             top={
-                "per_layer_token_embd": "model.embed_tokens_per_layer",
-                "per_layer_model_proj": "model.per_layer_model_projection",
-                "per_layer_proj_norm": "model.per_layer_projection_norm",
+                **sharing.PER_LAYER_GGUF,
                 "altup_proj": "model.altup_projections.*",
                 "altup_unembd_proj": "model.altup_unembed_projections.*",
             },

@@ -263,11 +263,7 @@ ARCHITECTURE = Architecture(
             half="bfloat16",
             other_parts=("v.", "a.", "mm."),
             bare=("layer_output_scale", "ffn_gate_inp.scale", "ffn_down_exps.scale"),
-            top={
-                "per_layer_token_embd": "model.embed_tokens_per_layer",
-                "per_layer_model_proj": "model.per_layer_model_projection",
-                "per_layer_proj_norm": "model.per_layer_projection_norm",
-            },
+            top=sharing.PER_LAYER_GGUF,
             names={
                 "attn_q_norm": "self_attn.q_norm",
                 "attn_k_norm": "self_attn.k_norm",

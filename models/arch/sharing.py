@@ -3,13 +3,20 @@
 Source: transformers' `modeling_gemma3n` and `modeling_gemma4`; cross-layer attention (arXiv 2405.12981).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from models.arch.base import Tensor
 from models.arch.blocks import FILE, Dims
 from models.errors import CheckpointError
 from models.ops import KV, Attention, Embedding, Joined, Linear, Norm, Ops
+
+PER_LAYER_GGUF: Mapping[str, str] = {
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+}
+"""llama.cpp's names of what `PerLayerInputs` has."""
 
 
 @dataclass(frozen=True, slots=True)

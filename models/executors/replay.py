@@ -77,6 +77,7 @@ class Replays(Generic[Kept]):
         if row.begin == self.stands(row.slot):
             return row
         mark = self._marks[row.slot]
+        assert row.tokens, "what was drawn behind drafts is known"
         assert mark.position <= row.begin, "a recurrent layer was asked to go back further than to its last step"
         self._load(row.slot, mark.state)
         self._stands[row.slot] = mark.position

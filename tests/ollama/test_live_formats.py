@@ -81,7 +81,9 @@ def test_the_openai_endpoint_obeys_a_schema(server):
     wanted = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": schema}}
     body = {"model": "smol", "messages": MESSAGES, "max_tokens": 300, "temperature": 0, "response_format": wanted}
     answer = httpx.post(f"http://{server.address}/v1/chat/completions", json=body, timeout=60).json()
-    jsonschema.validate(json.loads(answer["choices"][0]["message"]["content"]), schema)
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "stop"
+    jsonschema.validate(json.loads(choice["message"]["content"]), schema)
 
 
 def test_a_thinking_models_thoughts_are_free(client):

@@ -135,22 +135,27 @@ MOE = NEMOTRON_H | {
 }
 AS_PUBLISHED = (("model.", "backbone."),)
 
+
+def _twin(architecture: str) -> Twin:
+    return Twin(
+        architecture,
+        layer=NAMES,
+        interleaved=("q_proj", "k_proj"),
+        top=TOP,
+        own_dims=True,
+        metadata=_write,
+        stored=_stored,
+        restored=_restored,
+    )
+
+
 CASES = (
     Case(
         "nemotron_h",
         NEMOTRON_H,
         matters=({"layer_norm_epsilon": 1e-2}, {"mlp_hidden_act": "silu"}),
         renamed=AS_PUBLISHED,
-        gguf=Twin(
-            "nemotron_h",
-            layer=NAMES,
-            interleaved=("q_proj", "k_proj"),
-            top=TOP,
-            own_dims=True,
-            metadata=_write,
-            stored=_stored,
-            restored=_restored,
-        ),
+        gguf=_twin("nemotron_h"),
         quantized=("Q8_0",),
     ),
     Case(
@@ -159,16 +164,7 @@ CASES = (
         matters=({"num_experts_per_tok": 2}, {"topk_group": 4}, {"routed_scaling_factor": 1.0}),
         renamed=AS_PUBLISHED,
         published=_one_by_one,
-        gguf=Twin(
-            "nemotron_h_moe",
-            layer=NAMES,
-            interleaved=("q_proj", "k_proj"),
-            top=TOP,
-            own_dims=True,
-            metadata=_write,
-            stored=_stored,
-            restored=_restored,
-        ),
+        gguf=_twin("nemotron_h_moe"),
     ),
     Case(
         "nemotron_h_latent",
@@ -188,15 +184,6 @@ CASES = (
         matters=({"norm_topk_prob": True},),
         renamed=AS_PUBLISHED,
         published=_one_by_one,
-        gguf=Twin(
-            "nemotron_h_moe",
-            layer=NAMES,
-            interleaved=("q_proj", "k_proj"),
-            top=TOP,
-            own_dims=True,
-            metadata=_write,
-            stored=_stored,
-            restored=_restored,
-        ),
+        gguf=_twin("nemotron_h_moe"),
     ),
 )
