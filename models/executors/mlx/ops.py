@@ -175,6 +175,10 @@ class Compute(Recurrence):
         self.residuals[layers] = x
         return x
 
+    def deepen(self, x: mx.array, layers: int) -> mx.array:  # noqa: ARG002 - see below
+        """See `Ops.deepen`."""
+        return x
+
     def _attended(self, q: mx.array, k: mx.array, v: mx.array, spec: Attention, mask: mx.array | None) -> mx.array:
         """Shapes: q (B, H, L, d), k and v (B, K, S, d), mask bool, (B, 1, L, S) or alike; returns (B, H, L, d)."""
         sinks = None if spec.sinks is None else self._weights.vector(spec.sinks).astype(q.dtype)
