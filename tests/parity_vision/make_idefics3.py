@@ -1,6 +1,6 @@
 """Make the fixtures of Idefics3 and SmolVLM: see `making.py`.
 
-    python tests/parity_vision/make_idefics3.py
+python tests/parity_vision/make_idefics3.py
 """
 
 from dataclasses import replace
