@@ -17,11 +17,11 @@ import numpy.typing as npt
 from models.executors.base import Checkpoint, Logits, Row, Segment, Step
 from models.executors.onnx import steps
 from models.executors.onnx.memory import Rotations
-from models.executors.onnx.recorder import Lookup
 from models.executors.onnx.sessions import Sessions
 from models.executors.onnx.slabs import WINDOW_SLACK, state_nbytes
 from models.executors.onnx.state import HostCheckpoint, HostSegment, Slabs
 from models.executors.onnx.tables import EmbeddingTable
+from models.executors.onnx.values import Lookup
 from models.executors.replay import MOST_REPLAYED, Replays
 from models.ops import PositionScale, RelativeBias
 from models.process_memory import trim
