@@ -5,7 +5,7 @@ python tests/parity_vision/make_gemma3.py
 
 from dataclasses import replace
 
-from making import Fixture, make, token_id, vocabulary
+from making import Arrays, Fixture, make, token_id, vocabulary
 
 SPECIAL = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")
 CONFIG = {
@@ -63,6 +63,13 @@ PROCESSOR = {
     "rescale_factor": 1 / 255,
     "size": {"height": 24, "width": 24},
 }
+
+
+def as_published(tensors: Arrays) -> Arrays:
+    """What this version of the library calls `vision_tower.` was `vision_tower.vision_model.` when it was published."""
+    return {name.replace("vision_tower.", "vision_tower.vision_model."): value for name, value in tensors.items()}
+
+
 GEMMA3 = Fixture(
     name="gemma3",
     config=CONFIG,
@@ -84,6 +91,7 @@ GEMMA3 = Fixture(
         "processor_class": "Gemma3Processor",
     },
     bos=True,
+    published=as_published,
     less_one=r"language_model.*norm\.weight|mm_soft_emb_norm",
     matters=({"vision_config": {"layer_norm_eps": 1e-6}}, {"vision_config": {"num_attention_heads": 6}}),
     processor_matters=(
@@ -107,8 +115,14 @@ SCANNED = replace(
             "resample": 3,
         }
     },
+    told=(
+        "do_pan_and_scan",
+        "pan_and_scan_max_num_crops",
+        "pan_and_scan_min_crop_size",
+        "pan_and_scan_min_ratio_to_activate",
+    ),
     processor_matters=(
-        ("preprocessor_config.json", {"do_pan_and_scan": None}),
+        ("preprocessor_config.json", {"do_pan_and_scan": False}),
         ("preprocessor_config.json", {"pan_and_scan_min_crop_size": 40}),
         ("preprocessor_config.json", {"pan_and_scan_max_num_crops": 2}),
         ("preprocessor_config.json", {"pan_and_scan_min_ratio_to_activate": 1.2}),

@@ -90,6 +90,8 @@ class Fixture:
     """Changes of config.json, as nested as it is, each of which must move the features or the logits."""
     processor_matters: tuple[tuple[str, JSONFile], ...] = ()
     """Changes of a processor's file, each of which must move pixels or ids."""
+    told: tuple[str, ...] = ()
+    """Fields of preprocessor_config.json that the reference's processor has to be told in its call as well."""
     published: Callable[[Arrays], Arrays] = dict
     """Turns the tensors as `save_pretrained` names them into those of the file, where published ones differ."""
     extra: Arrays = field(default_factory=dict)
@@ -218,7 +220,8 @@ def _load(model: PreTrainedModel, weights: Arrays) -> None:
 def _inputs(fixture: Fixture, processor: Any, prompt: str) -> dict[str, torch.Tensor]:
     pictures = [Image.open(PICTURES[number]).convert("RGB") for number in pictures_of(prompt)]
     text = PLACE.sub(fixture.placeholder, prompt)
-    made = processor(text=[text], images=[pictures] if pictures else None, return_tensors="pt")
+    told = {name: getattr(processor.image_processor, name) for name in fixture.told}
+    made = processor(text=[text], images=[pictures] if pictures else None, return_tensors="pt", images_kwargs=told)
     return {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
 
 
@@ -275,6 +278,9 @@ def _greedy(
         first, second = torch.topk(logits[-1], 2).values.tolist()
         margin = min(margin, first - second)
         tokens.append(int(logits[-1].argmax()))
+        if tokens[-1] >= tiny_tokenizer.VOCAB_SIZE:
+            # One of the family's special tokens: there is no picture to go with it.
+            return tokens, 0.0
         inputs = _extended(inputs, tokens[-1])
         logits, _ = _run(model, inputs)
     return tokens, margin
