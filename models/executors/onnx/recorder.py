@@ -44,6 +44,11 @@ from models.ops import (
 FLOAT = np.dtype(np.float32)
 
 
+def deep_input(layers: int) -> str:
+    """The input that is added behind so many layers."""
+    return f"deep.{layers}"
+
+
 class Recorder:
     """Implements `Ops[Value]`. The graph's inputs are what `models.executors.onnx.steps` fills. Thread: any."""
 
@@ -65,6 +70,8 @@ class Recorder:
         self.lookups: list[Lookup] = []
         self._appended: dict[int, tuple[Value, Value]] = {}
         self.residuals: dict[int, Value] = {}
+        self.deep: dict[str, int] = {}
+        """Inputs (T, D) that pictures add, by the layers behind which they do."""
 
     def embed(self, table: Embedding) -> Value:
         """See `Ops.embed`: looked up on the host."""
@@ -258,9 +265,14 @@ class Recorder:
         self.residuals[layers] = x
         return x
 
-    def deepen(self, x: Value, layers: int) -> Value:  # noqa: ARG002 - see below
+    def deepen(self, x: Value, layers: int) -> Value:
         """See `Ops.deepen`."""
-        return x
+        if not self._attention.sees:
+            return x
+        name = deep_input(layers)
+        self.deep[name] = layers
+        self._graph.inputs[name] = TensorType(FLOAT, ("T", x.width))
+        return self.add(x, named(x.width, name))
 
     def pick(self, x: Value, places: str) -> Value:
         """Some of the tokens, by the indices that an input has."""
