@@ -124,7 +124,7 @@ SCANNED = replace(
     processor_matters=(
         ("preprocessor_config.json", {"do_pan_and_scan": False}),
         ("preprocessor_config.json", {"pan_and_scan_min_crop_size": 40}),
-        ("preprocessor_config.json", {"pan_and_scan_max_num_crops": 2}),
+        ("preprocessor_config.json", {"pan_and_scan_max_num_crops": 1}),
         ("preprocessor_config.json", {"pan_and_scan_min_ratio_to_activate": 1.2}),
         ("preprocessor_config.json", {"resample": 2}),
     ),
