@@ -1,4 +1,4 @@
-"""Consecutive tokens that look at each other alone, as rows of one length: where each token stands, and what is seen."""
+"""Consecutive tokens that look at each other alone, as rows of one length: where each stands, and what is seen."""
 
 from dataclasses import dataclass
 

@@ -132,7 +132,14 @@ class Sessions:
                 if index:
                     yield
                 with refusals("ONNX Runtime could not run a step"):
-                    self._run_part(self._sessions[index], slots, slabs, {**outputs, **inputs}, outputs, crossing)
+                    self._run_part(
+                        self._sessions[index],
+                        slots,
+                        slabs=slabs,
+                        inputs={**outputs, **inputs},
+                        outputs=outputs,
+                        crossing=crossing,
+                    )
             return {name: value.numpy() for name, value in crossing.items() if name in self._graph.outputs}
         finally:
             self._let_go(slots, crossing)
@@ -141,6 +148,7 @@ class Sessions:
         self,
         each: _Session,
         slots: tuple[int, int],
+        *,
         slabs: Mapping[str, Array],
         inputs: Mapping[str, Array],
         outputs: Mapping[str, Array],

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.executors.onnx.attention import AttentionNodes
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
+from models.executors.onnx.products import ProductNodes
 from models.executors.onnx.recorder import FLOAT, Recorder
 from models.executors.onnx.values import Biased, Slice, Value, named
 from models.ops import Attention, Embedding
@@ -38,14 +40,13 @@ class Grouped:
 class TowerRecorder(Recorder):
     """Implements `TowerOps[Value]`; the graph's inputs are what `OnnxPictureEncoder` fills. Thread: any."""
 
-    angles: dict[str, Turned]
-    groups: dict[str, Grouped]
-    tables: dict[str, tuple[Embedding, str]]
-    """Inputs that are looked up on the host: in which table, by which name's rows."""
-
-    def prepare(self) -> None:
-        """Begin with nothing asked for."""
-        self.angles, self.groups, self.tables = {}, {}, {}
+    def __init__(self, graph: Graph, products: ProductNodes, attention: AttentionNodes) -> None:
+        """Record into `graph`; the attention is that of layers with a state, of which a tower has none."""
+        super().__init__(graph, products, attention)
+        self.angles: dict[str, Turned] = {}
+        self.groups: dict[str, Grouped] = {}
+        self.tables: dict[str, tuple[Embedding, str]] = {}
+        """Inputs that are looked up on the host: in which table, by which name's rows."""
 
     def given(self, name: str, width: int) -> Value:
         """See `TowerOps.given`."""
@@ -100,9 +101,7 @@ class TowerRecorder(Recorder):
         (row,) = graph.add("Unsqueeze", [x.name, self._whole(0)])
         # The tables have a row for each token, so the first token's position is 0 and the others go on from there.
         inputs = [row, self._whole(0), turned.cos, turned.sin]
-        (made,) = graph.add(
-            "RotaryEmbedding", inputs, domain=CONTRIB, num_heads=heads, interleaved=int(interleaved)
-        )
+        (made,) = graph.add("RotaryEmbedding", inputs, domain=CONTRIB, num_heads=heads, interleaved=int(interleaved))
         return graph.add("Squeeze", [made, self._whole(0)])[0]
 
     def _looked_around(self, q: Value, k: Value, v: Value, spec: Attention, groups: str) -> str:
@@ -115,7 +114,7 @@ class TowerRecorder(Recorder):
         names = [own[0].name, *(self._shared(part, spec) for part in own[1:])]
         mask = ""
         if groups:
-            parts = self._grouped(groups)
+            parts = self._parts_of(groups)
             rows = [self._graph.add("Gather", [name, parts.pad], axis=0)[0] for name in names]
             rows = [self._graph.add("Reshape", [name, parts.rows])[0] for name in rows]
             mask = parts.visible
@@ -126,7 +125,7 @@ class TowerRecorder(Recorder):
             "MultiHeadAttention", inputs, domain=CONTRIB, num_heads=spec.heads, scale=float(spec.scale)
         )
         (flat,) = self._graph.add("Reshape", [looked, self._whole(-1, spec.heads * spec.head_dim)])
-        return self._graph.add("Gather", [flat, self._grouped(groups).unpad], axis=0)[0] if groups else flat
+        return self._graph.add("Gather", [flat, self._parts_of(groups).unpad], axis=0)[0] if groups else flat
 
     def _shared(self, x: Value, spec: Attention) -> str:
         """Each head of keys or values as often as heads of queries share it. Shapes: (T, K * d); (T, H * d)."""
@@ -138,7 +137,7 @@ class TowerRecorder(Recorder):
         (spread,) = graph.add("Gather", [heads, graph.constant(places)], axis=1)
         return graph.add("Reshape", [spread, self._whole(-1, spec.heads * spec.head_dim)])[0]
 
-    def _grouped(self, name: str) -> Grouped:
+    def _parts_of(self, name: str) -> Grouped:
         if name not in self.groups:
             made = self.groups[name] = Grouped(*(f"{name}.{part}" for part in ("pad", "unpad", "visible", "rows")))
             self._graph.inputs |= {
@@ -151,7 +150,3 @@ class TowerRecorder(Recorder):
 
     def _whole(self, *values: int) -> str:
         return self._graph.constant(np.array(values, np.int64))
-
-
-def recorder_of(graph: Graph) -> None:
-    """Placeholder."""
