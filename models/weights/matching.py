@@ -56,7 +56,8 @@ def tower_tensors_of(tower: Tower, checkpoint: Checkpoint) -> dict[str, TensorIn
         CheckpointError: a tensor is missing, left over under the prefixes, there twice or misshaped.
     """
     own = (info for info in checkpoint.infos() if info.name.removeprefix("model.").startswith(tower.prefixes))
-    return matched(weights_in(tower.weights), separate_infos(own, tower.stacks), checkpoint.reference)
+    infos = separate_infos(own, tower.stacks)
+    return matched(weights_in(tower.weights), infos, checkpoint.reference, tower.other_parts)
 
 
 def matched(
