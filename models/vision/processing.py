@@ -39,8 +39,8 @@ class PixelRules:
 
     def values(self, pixels: Pixels) -> Floats:
         """The numbers that a tower is made for. Shapes: uint8 (H, W, 3); returns float32 (H, W, 3)."""
-        factor = 1.0 if self.factor is None else self.factor
-        values: Floats = np.multiply(pixels, factor, dtype=np.float64).astype(np.float32)
+        exact: npt.NDArray[np.float64] = pixels.astype(np.float64) * (1.0 if self.factor is None else self.factor)
+        values: Floats = exact.astype(np.float32)
         if self.mean is None:
             return values
         normalized: Floats = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)

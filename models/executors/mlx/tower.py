@@ -15,7 +15,7 @@ from models.executors.mlx.ops import TextOps
 from models.executors.mlx.rotations import Wavelengths
 from models.executors.mlx.weights import Policy, Weights
 from models.mlx_memory import configure
-from models.ops import Attention, Embedding, weights_in
+from models.ops import Attention, Embedding, Vector, weights_in
 from models.sources.base import Checkpoint, TensorInfo
 from models.vision.base import Tower
 from models.weights.matching import tower_tensors_of
@@ -91,6 +91,11 @@ class PatchOps(TextOps):
     def pool(self, x: mx.array, count: int) -> mx.array:
         """See `TowerOps.pool`."""
         return x.reshape(-1, count, x.shape[-1]).mean(axis=1)
+
+    def clip(self, x: mx.array, least: Vector, most: Vector) -> mx.array:
+        """See `TowerOps.clip`."""
+        low, high = (self._weights.vector(limit).astype(x.dtype) for limit in (least, most))
+        return mx.clip(x, low, high)
 
     def _in_pieces(self, parts: Sequence[mx.array], spec: Attention, mask: mx.array | None) -> mx.array:
         """Attention of some queries at a time. Shapes: (G, H or K, S, d) each; returns (G, H, S, d)."""

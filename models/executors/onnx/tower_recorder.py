@@ -13,7 +13,7 @@ from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.products import ProductNodes
 from models.executors.onnx.recorder import FLOAT, Recorder
 from models.executors.onnx.values import Biased, Slice, Value, named
-from models.ops import Attention, Embedding
+from models.ops import Attention, Embedding, Vector
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 
@@ -93,6 +93,15 @@ class TowerRecorder(Recorder):
         def record() -> str:
             (parted,) = self._graph.add("Reshape", [x.name, self._whole(-1, count, x.width)])
             return self._graph.add("ReduceMean", [parted, self._whole(1)], keepdims=0)[0]
+
+        return Value(x.width, record)
+
+    def clip(self, x: Value, least: Vector, most: Vector) -> Value:
+        """See `TowerOps.clip`."""
+
+        def record() -> str:
+            (raised,) = self._graph.add("Max", [x.name, self.vector(least)])
+            return self._graph.add("Min", [raised, self.vector(most)])[0]
 
         return Value(x.width, record)
 
