@@ -64,6 +64,11 @@ Arrays = dict[str, np.ndarray]
 JSONFile = Mapping[str, Any]
 
 
+def of_pillow(folder: Path) -> Any:
+    """A folder's processor, made of Pillow's operations."""
+    return AutoProcessor.from_pretrained(folder, backend="pil")
+
+
 @dataclass(frozen=True)
 class Fixture:
     """What a family's fixture is made of."""
@@ -94,8 +99,8 @@ class Fixture:
     """Fields of preprocessor_config.json that the reference's processor has to be told in its call as well."""
     published: Callable[[Arrays], Arrays] = dict
     """Turns the tensors as `save_pretrained` names them into those of the file, where published ones differ."""
-    processor: Callable[[Path], Any] = lambda folder: AutoProcessor.from_pretrained(folder, backend="pil")
-    """The reference's processor of a folder."""
+    processor: Callable[[Path], Any] = of_pillow
+    """Reads the processor of a folder."""
     extra: Arrays = field(default_factory=dict)
     """Tensors that published files have besides and nothing needs."""
 
