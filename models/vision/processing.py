@@ -39,7 +39,7 @@ class PixelRules:
 
     def values(self, pixels: Pixels) -> Floats:
         """The numbers that a tower is made for. Shapes: uint8 (H, W, 3); returns float32 (H, W, 3)."""
-        exact: npt.NDArray[np.float64] = pixels.astype(np.float64) * (1.0 if self.factor is None else self.factor)
+        exact = np.multiply(pixels, 1.0 if self.factor is None else self.factor, dtype=np.float64)
         values: Floats = exact.astype(np.float32)
         if self.mean is None:
             return values
