@@ -43,7 +43,8 @@ class PixelRules:
         values: Floats = exact.astype(np.float32)
         if self.mean is None:
             return values
-        normalized: Floats = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        normalized: Floats = np.divide(np.subtract(values, mean, dtype=np.float32), std, dtype=np.float32)
         return normalized
 
 
