@@ -29,9 +29,7 @@ VISION = {
 IMAGES = {"size": {"shortest_edge": 8}, "crop_size": 8}
 
 
-def llava(
-    vision: Mapping[str, Any] | None = None, images: Mapping[str, Any] | None = None, **said: Any
-) -> Vision:
+def llava(vision: Mapping[str, Any] | None = None, images: Mapping[str, Any] | None = None, **said: Any) -> Vision:
     config = {
         "architectures": ["LlavaForConditionalGeneration"],
         "text_config": TEXT,
