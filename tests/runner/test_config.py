@@ -20,11 +20,11 @@ from runner.config import (
     RunnerConfig,
     TryConfig,
     VersionCommand,
-    cache_folder,
     from_args,
     parse,
 )
 from runner.flags import UsageError
+from runner.folders import cache_folder
 
 HOME = {"HOME": "/home/somebody"}
 OTHER_VALUES = {
