@@ -278,7 +278,7 @@ def looked(row: Row) -> list[int]:
         assert 0 <= span.at <= span.at + span.end - span.begin <= len(held), "a span leaves its step"
         held[span.at : span.at + span.end - span.begin] = span.picture.rows[span.begin : span.end, 0].astype(int)
     for begin, end in row.runs:
-        assert any((span.at, span.at + len(span.picture.rows)) == (begin, end) for span in row.spans), "a run is cut"
+        assert any((span.at, span.at + span.end - span.begin) == (begin, end) for span in row.spans), "a run of none"
         total = sum(held[begin:end]) % 9973
         held[begin:end] = [value + total for value in held[begin:end]]
     positions = row.positions or [(place + row.shift,) * 3 for place in range(row.begin, row.begin + len(held))]

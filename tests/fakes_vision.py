@@ -109,5 +109,3 @@ def failing(picture: int) -> Callable[[int, int], None]:
             raise ExecutionError("the tower fell")
 
     return before_piece
-
-

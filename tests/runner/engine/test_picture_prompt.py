@@ -36,10 +36,7 @@ def shown(prepared: PreparedText) -> str:
     if prepared.sight is None:
         return bytes(prepared.tokens).decode()
     numbers = {
-        token: str(number)
-        for number, each in enumerate(prepared.sight.distinct)
-        for token in each.tokens
-        if token < 0
+        token: str(number) for number, each in enumerate(prepared.sight.distinct) for token in each.tokens if token < 0
     }
     return "".join(numbers.get(token) or chr(token) for token in prepared.tokens)
 
@@ -285,5 +282,3 @@ def test_an_expansion_that_the_model_has_no_embedding_for_is_refused():
 
     with pytest.raises(BadRequest, match="for which the model has no embedding"):
         prepare("[img-0]", CAT, of=Vision(own.tower, foreign, own.filler))
-
-
