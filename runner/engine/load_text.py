@@ -220,7 +220,7 @@ class _Planner:
             self._checkpoint,
             self._model,
             choice,
-            Shape(parallel, context, longest, self._process.draft > 0),
+            Shape(parallel, context, longest, self._process.draft > 0, self._vision is not None),
             chunk,
             memory,
             self._words,

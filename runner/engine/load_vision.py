@@ -9,6 +9,7 @@ from functools import cached_property
 
 from models.checkpoint import Checkpoint
 from models.config_reader import ConfigReader
+from models.errors import CheckpointError
 from models.tokenizer import Tokenizer, load_tokenizer
 from models.vision import PictureError, Vision, family_of, has_tower
 from runner.engine.executors import MLXChoice, OnnxChoice
@@ -58,7 +59,7 @@ def vision_of(checkpoint: Checkpoint, words: Words) -> Vision | None:
     """How the checkpoint sees; None: it does not, or nothing here knows how, which the log says. Thread: any.
 
     Raises:
-        ModelError: its files say something impossible or unsupported.
+        TokenizerError: it has no vocabulary, or one that cannot be read.
     """
     if ConfigReader(checkpoint.config).section("vision_config") is None:
         return None
@@ -70,7 +71,12 @@ def vision_of(checkpoint: Checkpoint, words: Words) -> Vision | None:
         named = ConfigReader(checkpoint.config).texts("architectures") or []
         logger.warning("its vision tower is unknown here: images are refused", extra={"fields": {"model": named}})
         return None
-    vision = family.build(checkpoint, words.encode)
+    try:
+        vision = family.build(checkpoint, words.encode)
+    except CheckpointError as error:
+        # Of text it knows as much as ever.
+        logger.warning("its vision cannot be used: images are refused", extra={"fields": {"reason": str(error)}})
+        return None
     if not any(info.name.removeprefix("model.").startswith(vision.tower.prefixes) for info in checkpoint.infos()):
         logger.info("the files have no vision tower: images are refused")
         return None

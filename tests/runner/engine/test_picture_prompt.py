@@ -185,7 +185,7 @@ def test_pictures_may_not_take_more_than_so_much_together(monkeypatch: pytest.Mo
 
 def test_a_model_without_vision_says_so():
     engine = make_engine(FakeExecutor())
-    with pytest.raises(BadRequest, match="^this model does not support image input$"):
+    with pytest.raises(BadRequest, match=r"^this model does not support image input$"):
         engine.prepare(TextRequest("[img-0]", images=(CAT,)))
     assert engine.prepare(TextRequest("[img-0]")).tokens == list(b"[img-0]")
 
