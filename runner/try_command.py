@@ -158,10 +158,18 @@ def _prompt(config: TryConfig, model: str) -> str | None:
     if tokenizer.chat_template is None:
         sys.stderr.write("the model has no chat template: the prompt is sent as it is\n")
         return prompt
-    messages = [{"role": "user", "content": prompt}]
-    if config.system is not None:
-        messages.insert(0, {"role": "system", "content": config.system})
-    return render_chat(tokenizer.chat_template, messages, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+    system: list[dict[str, object]] = [] if config.system is None else [{"role": "system", "content": config.system}]
+
+    def rendered(content: object) -> str:
+        messages = [*system, {"role": "user", "content": content}]
+        template, bos, eos = tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token
+        assert template is not None
+        return render_chat(template, messages, bos_token=bos, eos_token=eos)
+
+    chat = rendered(prompt)
+    # Templates of models that see may know what is said in parts alone, and leave out anything else.
+    is_there = prompt.strip() in chat or not config.images
+    return chat if is_there else rendered([{"type": "text", "text": prompt}])
 
 
 async def _stream(child: Child, prompt: str, options: dict[str, JSON], images: Sequence[bytes]) -> tuple[float, Piece]:

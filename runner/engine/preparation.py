@@ -18,6 +18,13 @@ QUICK_CHARACTERS = 1024
 """As many are tokenised in less time than it takes to hand them to a thread and back."""
 
 
+def is_quick(request: Request) -> bool:
+    """Whether preparing a request takes less time than handing it to a thread."""
+    if not isinstance(request, TextRequest) or request.format or request.images:
+        return False
+    return len(request.prompt) <= QUICK_CHARACTERS
+
+
 def encode(tokenizer: Vocabulary, text: str, *, add_bos: bool) -> list[int]:
     """Token ids of `text`; BOS only if the model has its prompts begin with it.
 

@@ -23,12 +23,12 @@ from runner.engine.constraint import Constraints, MaskWorker
 from runner.engine.drafting import Drafter, PromptLookup, StepCosts
 from runner.engine.eye import Eye
 from runner.engine.prefix_cache import PrefixCache
-from runner.engine.preparation import QUICK_CHARACTERS, encode, prepare_text
+from runner.engine.preparation import encode, is_quick, prepare_text
 from runner.engine.reporting import ProgressReport, figures, told
 from runner.engine.row_store import RowStore
 from runner.engine.scheduler import Chunk, Scheduler
 from runner.engine.sequence import NO_SLOT, PreparedText, Sequence, SequenceStatus, Vocabulary
-from runner.engine.types import EngineState, EngineStatus, Failed, Output, Request, RequestId, TextRequest
+from runner.engine.types import EngineState, EngineStatus, Failed, Output, Request, RequestId
 from runner.errors import GenerationError
 
 logger = logging.getLogger("runner.engine")
@@ -149,9 +149,7 @@ class TextEngine:
 
     def is_quick(self, request: Request) -> bool:
         """See `Engine.is_quick`. Thread: any."""
-        if not isinstance(request, TextRequest) or request.format or request.images:
-            return False
-        return len(request.prompt) <= QUICK_CHARACTERS
+        return is_quick(request)
 
     def completion(self, prepared: object) -> Callable[[], None] | None:
         """See `Engine.completion`: a grammar is compiled while the prompt is read. Thread: any."""
@@ -206,6 +204,7 @@ class TextEngine:
         """
         # It may have been for want of memory.
         self._store.clear()
+        self._eye.give_back(self._eye.spare_bytes)
         damaged = {row.id: row for row in self._at_risk if row.id in self._rows}
         self._at_risk = []
         for row in damaged.values():
@@ -255,7 +254,7 @@ class TextEngine:
         return usage(self._scheduler.running, self._scheduler.waiting, self._store.nbytes + self._eye.spare_bytes)
 
     def _look(self) -> None:
-        """Have the prompt that comes first of those that wait for it look at its next picture, a piece of that."""
+        """Have the first prompt that waits for it look at its next picture, a piece; steps are timed without that."""
         chunk = self._scheduler.next_chunk(self._eye.misses)
         self._looked = chunk is not None
         if chunk is not None:
@@ -265,6 +264,7 @@ class TextEngine:
             except ExecutionError as error:
                 self._fail(chunk.row, f"the image could not be looked at: {error}")
             self._at_risk = []
+            self._last_read_ns = time.perf_counter_ns()
 
     def _take_outputs(self) -> list[Output]:
         outputs, self._outputs = self._outputs, []
