@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.arch import Model
-from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm, PositionScale, Xielu
+from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm, PositionScale, Vector, Xielu
 
 
 class Noting:
@@ -56,6 +56,9 @@ class Noting:
 
     def mul(self, x: str, y: str) -> str:
         return "product"
+
+    def weigh(self, x: str, factors: Vector) -> str:
+        return "weighed"
 
     def scale(self, x: str, factor: float) -> str:
         self.factors.append(factor)
