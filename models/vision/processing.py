@@ -43,8 +43,8 @@ class PixelRules:
         values: Floats = exact.astype(np.float32)
         if self.mean is None:
             return values
-        normalized: Floats = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return normalized
+        mean, std = (np.array(each).astype(np.float32) for each in (self.mean, self.std))
+        return (values - mean) / std
 
 
 def processor_settings(files: Files) -> ConfigReader:

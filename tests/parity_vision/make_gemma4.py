@@ -3,7 +3,16 @@
 python tests/parity_vision/make_gemma4.py
 """
 
+from pathlib import Path
+
 from making import Fixture, make, token_id, vocabulary
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    AutoVideoProcessor,
+    Gemma4AudioFeatureExtractor,
+    Gemma4Processor,
+)
 
 SPECIAL = ("<|image>", "<image|>", "<|image|>", "<|video|>", "<|audio>", "<audio|>", "<|audio|>")
 KINDS = ["sliding_attention", "full_attention"]
@@ -87,6 +96,18 @@ OTHERS = {
     "processor_class": "Gemma4Processor",
     "video_processor": {"video_processor_type": "Gemma4VideoProcessor"},
 }
+
+
+def processor(folder: Path) -> Gemma4Processor:
+    """Put together by hand: of the processor of films there is none on Pillow."""
+    return Gemma4Processor(
+        feature_extractor=Gemma4AudioFeatureExtractor(),
+        image_processor=AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        video_processor=AutoVideoProcessor.from_pretrained(folder),
+    )
+
+
 # As the small ones: clipped matrices, embeddings for each layer, shared keys, and pictures are looked back at.
 SMALL = Fixture(
     name="gemma4_vl",
@@ -117,11 +138,11 @@ SMALL = Fixture(
     placeholder="<|image|>",
     tokenizer={**WORDS, "extra_special_tokens": WORDS, "processor_class": "Gemma4Processor"},
     bos=True,
+    processor=processor,
     matters=(
         {"vision_config": {"rms_norm_eps": 1e-6}},
         {"vision_config": {"rope_parameters": {"rope_theta": 100.0}}},
         {"vision_config": {"hidden_activation": "silu"}},
-        {"vision_config": {"use_clipped_linears": False}},
         {"text_config": {"pad_token_id": 5}},
     ),
     processor_matters=(("processor_config.json", {"image_processor": {"resample": 2}}),),
@@ -156,8 +177,8 @@ LARGE = Fixture(
     placeholder="<|image|>",
     tokenizer={**WORDS, "extra_special_tokens": WORDS, "processor_class": "Gemma4Processor"},
     bos=True,
+    processor=processor,
     matters=(
-        {"vision_config": {"standardize": False}},
         {"text_config": {"use_bidirectional_attention": None}},
         {"text_config": {"sliding_window": 200}},
     ),
