@@ -39,12 +39,13 @@ class PixelRules:
 
     def values(self, pixels: Pixels) -> Floats:
         """The numbers that a tower is made for. Shapes: uint8 (H, W, 3); returns float32 (H, W, 3)."""
-        exact: npt.NDArray[np.float64] = pixels.astype(np.float64) * (1.0 if self.factor is None else self.factor)
+        exact = np.multiply(pixels, 1.0 if self.factor is None else self.factor, dtype=np.float64)
         values: Floats = exact.astype(np.float32)
         if self.mean is None:
             return values
-        mean, std = (np.array(each).astype(np.float32) for each in (self.mean, self.std))
-        return (values - mean) / std
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        normalized: Floats = np.divide(np.subtract(values, mean, dtype=np.float32), std, dtype=np.float32)
+        return normalized
 
 
 def processor_settings(files: Files) -> ConfigReader:

@@ -102,6 +102,7 @@ def test_where_the_models_width_lies_tells_how_experts_are_stored(shapes: dict[s
 def test_a_gguf_file_says_its_sections(arch: str):
     config = gguf_config(arch, **{"rope.dimension_sections": [2, 3, 3, 0]})
     assert config["rope_scaling"] == {"mrope_section": [2, 3, 3]}
+    assert gguf_config(arch, **{"rope.mrope_section": [3, 3, 2]})["rope_scaling"] == {"mrope_section": [3, 3, 2]}
     assert gguf_config(arch)["rope_scaling"] is None
 
 
@@ -113,6 +114,13 @@ def test_a_gguf_file_says_behind_how_many_layers_pictures_say_more(arch: str):
     model = build_model(config | {"architectures": [DEEP if arch == "qwen3vl" else MIXED]})
     assert levels(model) == [1, 2, 3]
     assert rope_of(model).axes == (0, 1, 2, 0, 1, 2, 0, 0)
+
+
+@pytest.mark.parametrize(("said", "width"), [({}, 4), ({"expert_feed_forward_length": 32}, 32)])
+def test_the_width_of_experts_is_what_the_file_says_or_else_their_own(said: dict[str, int], width: int):
+    named = ["blk.0.ffn_down_exps.weight"]
+    config = gguf_config("qwen3vlmoe", named_tensors=named, expert_count=4, expert_used_count=2, **said)
+    assert config["moe_intermediate_size"] == width
 
 
 def test_a_yarn_is_kept_beside_the_sections():
