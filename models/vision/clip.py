@@ -145,6 +145,7 @@ class Preparation:
     def _padded(self, pixels: Pixels) -> Pixels:
         height, width = pixels.shape[:2]
         side = max(height, width)
+        processing.bounded(side, side)
         square = np.empty((side, side, 3), np.uint8)
         square[:] = [int(value * 255) for value in self.rules.mean or (0, 0, 0)]
         top, left = (side - height) // 2, (side - width) // 2

@@ -5,13 +5,19 @@ python tests/parity_vision/make_gemma4.py
 
 from pathlib import Path
 
+import numpy as np
+import torch
 from making import Fixture, make, token_id, vocabulary
+from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     AutoVideoProcessor,
     Gemma4AudioFeatureExtractor,
     Gemma4Processor,
+    Gemma4UnifiedAudioFeatureExtractor,
+    Gemma4UnifiedImageProcessor,
+    Gemma4UnifiedProcessor,
 )
 
 SPECIAL = ("<|image>", "<image|>", "<|image|>", "<|video|>", "<|audio>", "<audio|>", "<|audio|>")
@@ -61,6 +67,13 @@ TEXT = {
         "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 900.0},
     },
 }
+PER_LAYER_AND_EXPERTS = (
+    "vocab_size_per_layer_input",
+    "enable_moe_block",
+    "num_experts",
+    "top_k_experts",
+    "moe_intermediate_size",
+)
 VISION = {
     "model_type": "gemma4_vision",
     "hidden_size": 24,
@@ -103,6 +116,28 @@ def processor(folder: Path) -> Gemma4Processor:
     return Gemma4Processor(
         feature_extractor=Gemma4AudioFeatureExtractor(),
         image_processor=AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        video_processor=AutoVideoProcessor.from_pretrained(folder),
+    )
+
+
+class OnPillow(Gemma4UnifiedImageProcessor):
+    """Resizes with Pillow, as the processors of all other models can."""
+
+    def aspect_ratio_preserving_resize(self, image, patch_size, max_patches, pooling_kernel_size, resample):
+        resized = super().aspect_ratio_preserving_resize(image, patch_size, max_patches, pooling_kernel_size, resample)
+        height, width = resized.shape[-2:]
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        # Their numbers are Pillow's where the settings come from a file.
+        kind = {"bicubic": 3, "bilinear": 2, "lanczos": 1}[getattr(resample, "value", "bicubic")]
+        return torch.from_numpy(np.array(picture.resize((width, height), kind))).permute(2, 0, 1)
+
+
+def unified_processor(folder: Path) -> Gemma4UnifiedProcessor:
+    """See `processor`."""
+    return Gemma4UnifiedProcessor(
+        feature_extractor=Gemma4UnifiedAudioFeatureExtractor(),
+        image_processor=OnPillow.from_pretrained(folder),
         tokenizer=AutoTokenizer.from_pretrained(folder),
         video_processor=AutoVideoProcessor.from_pretrained(folder),
     )
@@ -188,6 +223,57 @@ LARGE = Fixture(
     ),
 )
 
+# The one without a tower; a picture is shorter than the window, for beyond it transformers is of two minds.
+UNIFIED = Fixture(
+    name="gemma4_unified_vl",
+    config={
+        "architectures": ["Gemma4UnifiedForConditionalGeneration"],
+        "model_type": "gemma4_unified",
+        **TOKENS,
+        "torch_dtype": "float32",
+        "audio_config": None,
+        "text_config": {
+            **{key: value for key, value in TEXT.items() if key not in PER_LAYER_AND_EXPERTS},
+            "model_type": "gemma4_unified_text",
+            "num_hidden_layers": 3,
+            "layer_types": [KINDS[0], KINDS[1], KINDS[1]],
+            "num_kv_shared_layers": 0,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "sliding_window": 80,
+            "use_bidirectional_attention": "vision",
+        },
+        "vision_config": {
+            "model_type": "gemma4_unified_vision",
+            "patch_size": 3,
+            "pooling_kernel_size": 2,
+            "mm_embed_dim": 24,
+            "mm_posemb_size": 40,
+            "output_proj_dims": 24,
+            "rms_norm_eps": 0.02,
+        },
+    },
+    files={
+        "processor_config.json": {
+            **OTHERS,
+            "feature_extractor": {"feature_extractor_type": "Gemma4UnifiedAudioFeatureExtractor"},
+            "image_processor": {**IMAGES, "image_processor_type": "Gemma4UnifiedImageProcessor"},
+            "processor_class": "Gemma4UnifiedProcessor",
+            "video_processor": {"video_processor_type": "Gemma4UnifiedVideoProcessor"},
+        }
+    },
+    special=SPECIAL,
+    placeholder="<|image|>",
+    tokenizer={**WORDS, "extra_special_tokens": WORDS, "processor_class": "Gemma4UnifiedProcessor"},
+    bos=True,
+    processor=unified_processor,
+    matters=(
+        {"vision_config": {"rms_norm_eps": 1e-6}},
+        {"text_config": {"use_bidirectional_attention": None}},
+        {"text_config": {"sliding_window": 70}},
+    ),
+)
+
 if __name__ == "__main__":
-    for fixture in (SMALL, LARGE):
+    for fixture in (SMALL, LARGE, UNIFIED):
         make(fixture)

@@ -30,7 +30,7 @@ class Part:
     """What each row's rotations begin at. Shape: int32 (B,)."""
     axes: mx.array | None = field(init=False)
     """The positions of each token along three axes, where some row says them. Shape: float32 (B, L, 3)."""
-    _masks: dict[tuple[int, int | None, int | None, bool, bool], mx.array] = field(default_factory=dict)
+    _masks: dict[tuple[int, int | None, int | None, bool], mx.array] = field(default_factory=dict)
     _cells: dict[int, mx.array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

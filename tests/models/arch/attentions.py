@@ -15,6 +15,7 @@ from models.ops import (
     Norm,
     PositionScale,
     Routing,
+    Vector,
     Xielu,
 )
 
@@ -69,6 +70,9 @@ class Noting:
 
     def mul(self, x: str, y: str) -> str:
         return "product"
+
+    def weigh(self, x: str, factors: Vector) -> str:
+        return "weighed"
 
     def scale(self, x: str, factor: float) -> str:
         self.factors.append(factor)
