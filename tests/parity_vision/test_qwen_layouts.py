@@ -11,8 +11,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.parity_vision.rows import HERE, load, planned, read_prompts, run, sight_of
-from tests.parity_vision.test_qwen import LOADERS, assert_close, encoded
+from tests.parity_vision.rows import (
+    EXECUTORS,
+    HERE,
+    encoded_pictures,
+    load,
+    pixels_of,
+    planned,
+    read_prompts,
+    run,
+    sight_of,
+)
+from tests.parity_vision.test_towers import assert_close, finished
+from tests.parity_vision.test_towers import load as load_tower
 
 Arrays = dict[str, np.ndarray]
 
@@ -82,12 +93,14 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(made)
 
 
-@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("kind", EXECUTORS)
 def test_a_checkpoint_under_other_names_says_the_same(folder: str, kind: str):
     sight, prompt = sight_of(folder), read_prompts(folder)[1]
-    for picture, expected in zip(encoded(folder, kind), sight.pictures, strict=True):
-        assert_close(picture.rows, expected.rows, 1e-4)
+    encoder = load_tower(folder, kind, sight.vision)
+    for number, expected in enumerate(encoded_pictures(folder)):
+        assert_close(finished(encoder.encode(sight.vision.prepare(pixels_of(number)).passes)), expected)
+    encoder.close()
     executor, plan = load(folder, kind), planned(sight, prompt.text)
     (logits,) = run(executor, plan.row(0, 0, plan.tokens))
     executor.close()
-    assert_close(logits, prompt.logits, 2e-4)
+    np.testing.assert_allclose(logits, prompt.logits, rtol=0, atol=2e-4)
