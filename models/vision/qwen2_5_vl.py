@@ -93,7 +93,8 @@ def build(files: Files, encode: Encode) -> Vision:
     """See `Family.build`."""
     vision = ConfigReader(files.config).section("vision_config") or ConfigReader({})
     shape = qwen_tower.read_shape(files, patch=14, activation="silu")
-    whole = vision.integers("fullatt_block_indexes") if vision.value("fullatt_block_indexes") else [7, 15, 23, 31]
+    key = "fullatt_block_indexes"
+    whole = [7, 15, 23, 31] if vision.value(key) is None else vision.integers(key)
     square = vision.size("window_size", 112) // shape.merge // shape.patch
     if square < 1:
         raise CheckpointError(f"window_size is less than a window of {shape.merge} patches", file=FILE)
