@@ -76,6 +76,7 @@ def turned(weights: Arrays) -> Arrays:
 LAYOUTS = [
     ("qwen2_5_vl", newer),
     ("qwen2_5_vl", of_mlx),
+    ("qwen2_vl", newer),
     ("qwen3_vl", of_mlx),
     ("qwen3_vl_moe", of_mlx),
     ("qwen3_vl_moe", turned),

@@ -11,7 +11,8 @@ from models.ops import weights_in
 from models.vision import PLACE, PictureError, Vision, family_of
 from tests.models.vision.folders import Folder, blank
 
-FLAT, DEEP, MIXED, LATEST = (
+FIRST, FLAT, DEEP, MIXED, LATEST = (
+    "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration",
@@ -39,12 +40,14 @@ TOWER = {
     "fullatt_block_indexes": [1],
     "num_position_embeddings": 16,
 }
+EARLIER = {"depth": 3, "embed_dim": 24, "mlp_ratio": 2, "hidden_size": 16, "num_heads": 3, "patch_size": 4}
 PROCESSOR = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 4, "min_pixels": 64, "max_pixels": 4096}
 TOKENS = {"<|vision_start|>": [12], "<|vision_end|>": [13], "<|image_pad|>": [14]}
 
 
 def vision(architecture: str, tower: Mapping[str, Any] | None = None, **processor: Any) -> Vision:
-    config = {"architectures": [architecture], "text_config": TEXT, "vision_config": TOWER | dict(tower or {})}
+    sizes = EARLIER if architecture == FIRST else TOWER
+    config = {"architectures": [architecture], "text_config": TEXT, "vision_config": sizes | dict(tower or {})}
     files = Folder(config, {"preprocessor_config.json": PROCESSOR | processor})
     family = family_of(files)
     assert family is not None
@@ -55,7 +58,7 @@ def shapes(made: Vision) -> dict[str, tuple[int, ...]]:
     return dict(tensor for weight in weights_in(made.tower.weights) for tensor in weight.tensors())
 
 
-@pytest.mark.parametrize("architecture", [FLAT, DEEP, MIXED, LATEST])
+@pytest.mark.parametrize("architecture", [FIRST, FLAT, DEEP, MIXED, LATEST])
 def test_a_picture_stands_between_two_tokens_and_its_windows_in_a_grid(architecture: str):
     prepared = vision(architecture).prepare(blank(24, 40))
     assert prepared.expansion == (12, *(PLACE,) * 15, 13)
@@ -125,6 +128,8 @@ def test_of_exits_there_are_as_many_as_the_config_names():
 @pytest.mark.parametrize(
     ("architecture", "tower", "named"),
     [
+        (FIRST, {"hidden_size": 32}, "hidden_size is 32, and the text model's width 16"),
+        (FIRST, {"hidden_act": "spline"}, "hidden_act 'spline' is not supported"),
         (FLAT, {"window_size": 7}, "window_size is less than a window"),
         (FLAT, {"out_hidden_size": 32}, "out_hidden_size is 32, and the text model's width 16"),
         (FLAT, {"hidden_act": "spline"}, "hidden_act 'spline' is not supported"),
