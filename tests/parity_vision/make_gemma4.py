@@ -5,10 +5,8 @@ python tests/parity_vision/make_gemma4.py
 
 from pathlib import Path
 
-import numpy as np
-import torch
+import pillow
 from making import Fixture, make, token_id, vocabulary
-from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -126,11 +124,7 @@ class OnPillow(Gemma4UnifiedImageProcessor):
 
     def aspect_ratio_preserving_resize(self, image, patch_size, max_patches, pooling_kernel_size, resample):
         resized = super().aspect_ratio_preserving_resize(image, patch_size, max_patches, pooling_kernel_size, resample)
-        height, width = resized.shape[-2:]
-        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        # Their numbers are Pillow's where the settings come from a file.
-        kind = {"bicubic": 3, "bilinear": 2, "lanczos": 1}[getattr(resample, "value", "bicubic")]
-        return torch.from_numpy(np.array(picture.resize((width, height), kind))).permute(2, 0, 1)
+        return pillow.resized(image, *resized.shape[-2:], resample)
 
 
 def unified_processor(folder: Path) -> Gemma4UnifiedProcessor:

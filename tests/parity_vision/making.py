@@ -7,6 +7,7 @@ the processor's files) and `reference.safetensors`, what transformers says of it
 - `pixel_values.K` float32: the processor's pixels of picture K alone, in its own shape, and beside them the other
   floats or whole numbers it gives for a picture, `NAME.K` (`image_grid_thw.K`)
 - `features.K` float32 (rows, width): what stands in place of the embeddings of picture K
+- `unnormed.K` float32 (rows, width): the same before a norm, where the decoder norms its embeddings as well
 - `deep.K.L` float32 (rows, width): what is added to these behind layer L, where there is such a thing
 - `logits.N` float32 (L, V): of every position, by one pass without a cache
 - `continuation.N` int32 (12,): the greedy one, each token by a whole pass
@@ -269,6 +270,17 @@ def _features(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> lis
     return [value.float().numpy().copy() for value in (rows, *deep)]
 
 
+def _input_of(module: torch.nn.Module, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """What a module is called with in a pass."""
+    seen: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, values: seen.append(values[0]))
+    try:
+        _run(model, inputs)
+    finally:
+        hook.remove()
+    return seen[0].float().numpy().copy()
+
+
 def _extended(inputs: Mapping[str, torch.Tensor], token: int) -> dict[str, torch.Tensor]:
     """The inputs of one token of text more."""
     length = inputs["input_ids"].shape[1]
@@ -309,6 +321,8 @@ def _reference(fixture: Fixture, model: PreTrainedModel, processor: Any) -> tupl
             arrays[f"{name}.{number}"] = value.astype(np.float32 if value.dtype.kind == "f" else np.int32)
         rows, *deep = _features(model, inputs)
         arrays[f"features.{number}"] = rows
+        if (norm := getattr(model.model, "perception_emb_norm", None)) is not None:
+            arrays[f"unnormed.{number}"] = _input_of(norm, model, inputs)
         arrays |= {f"deep.{number}.{layer}": value for layer, value in enumerate(deep)}
     for number, prompt in enumerate(PROMPTS):
         inputs = _inputs(fixture, processor, prompt)
