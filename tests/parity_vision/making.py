@@ -64,6 +64,11 @@ Arrays = dict[str, np.ndarray]
 JSONFile = Mapping[str, Any]
 
 
+def of_pillow(folder: Path) -> Any:
+    """A folder's processor, made of Pillow's operations."""
+    return AutoProcessor.from_pretrained(folder, backend="pil")
+
+
 @dataclass(frozen=True)
 class Fixture:
     """What a family's fixture is made of."""
@@ -94,6 +99,8 @@ class Fixture:
     """Fields of preprocessor_config.json that the reference's processor has to be told in its call as well."""
     published: Callable[[Arrays], Arrays] = dict
     """Turns the tensors as `save_pretrained` names them into those of the file, where published ones differ."""
+    processor: Callable[[Path], Any] = of_pillow
+    """Reads the processor of a folder."""
     extra: Arrays = field(default_factory=dict)
     """Tensors that published files have besides and nothing needs."""
 
@@ -117,7 +124,7 @@ def make(fixture: Fixture) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     _write_files(fixture, folder)
-    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    processor = fixture.processor(folder)
     model = _built(fixture.config)
     for seed in range(1, SEEDS):
         weights = _random_weights(fixture, model, seed)
@@ -392,7 +399,7 @@ def _check_that_processor_matters(fixture: Fixture, folder: Path, processor: Any
         with TemporaryDirectory() as temporary:
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
             Path(temporary, file).write_text(json.dumps(merged(fixture.files[file], change)))
-            other = AutoProcessor.from_pretrained(temporary, backend="pil")
+            other = fixture.processor(Path(temporary))
         made = [_inputs(fixture, other, prompt) for prompt in PROMPTS[:2]]
         if not any(_differ(a, b) for a, b in zip(known, made, strict=True)):
             raise SystemExit(f"{fixture.name}: {file}: {change} moves nothing")
