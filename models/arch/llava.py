@@ -11,7 +11,7 @@ from models.arch.base import Architecture, Model
 from models.config_reader import JSON, ConfigReader
 from models.errors import CheckpointError
 
-_LLAMA: Mapping[str, JSON] = {
+LLAMA: Mapping[str, JSON] = {
     "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -21,14 +21,14 @@ _LLAMA: Mapping[str, JSON] = {
     "rms_norm_eps": 1e-6,
 }
 _MISTRAL: Mapping[str, JSON] = {
-    **_LLAMA,
+    **LLAMA,
     "intermediate_size": 14336,
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
     "sliding_window": 4096,
 }
 _QWEN2: Mapping[str, JSON] = {
-    **_LLAMA,
+    **LLAMA,
     "vocab_size": 151936,
     "intermediate_size": 22016,
     "num_key_value_heads": 32,
@@ -41,7 +41,7 @@ def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
     match kind := ConfigReader(config).text("model_type", "llama"):
         case "llama":
-            return llama.build({**blocks.completed(config, _LLAMA), "architectures": ["LlamaForCausalLM"]})
+            return llama.build({**blocks.completed(config, LLAMA), "architectures": ["LlamaForCausalLM"]})
         case "mistral":
             completed = blocks.completed(config, _MISTRAL, nullable=("sliding_window",))
             return llama.build({**completed, "architectures": ["MistralForCausalLM"]})

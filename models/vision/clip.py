@@ -6,17 +6,19 @@ Source: CLIP (arXiv 2103.00020); transformers v5.24 `modeling_clip` and `image_p
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from models.arch.base import Stack, Tensor
-from models.arch.encoder_blocks import FILE, read_activation
+from models.arch.encoder_blocks import read_activation
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
-from models.ops import Activation, Attention, Embedding, Joined, LayerNorm, Linear, Ops, Vector
+from models.ops import Activation, Embedding, LayerNorm, Linear, Vector
 from models.ops.vision import TowerOps
-from models.vision import processing
+from models.vision import pre_norm, processing
 from models.vision.base import PLACE, Files, Pixels, Prepared
+from models.vision.pre_norm import Sizes
 from models.vision.processing import PixelRules
 
 PREFIX = "vision_tower."
@@ -26,18 +28,7 @@ STACKS = (Stack(r"(.*)vision_tower\.vision_model\.(.*)", (PREFIX + "{1}",), whol
 """Most checkpoints have one name more in front."""
 _PATCHES, _CLASS, _POSITIONS, _KEPT = "patches", "class", "positions", "kept"
 _QUICK = 1.702
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Attention and MLP, each behind a norm and beside a residual."""
-
-    norm1: LayerNorm
-    qkv: Joined
-    out: Linear
-    norm2: LayerNorm
-    up: Linear
-    down: Linear
+_DEFAULTS = Sizes(width=768, inner=3072, heads=12, num_layers=12, side=224, patch=32, eps=1e-5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,35 +39,21 @@ class Weights:
     class_token: Vector
     positions: Embedding
     norm: LayerNorm
-    layers: tuple[Layer, ...]
+    layers: tuple[pre_norm.Layer, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a tower."""
+    """The sizes of a tower, and what is between the matrices of an MLP."""
 
-    width: int
-    inner: int
-    heads: int
-    num_layers: int
-    side: int
-    """Pixels of a picture's side,"""
-    patch: int
-    """and of a patch's."""
-    eps: float
+    sizes: Sizes
     activation: Activation | None
     """None: x * sigmoid(1.702 * x)."""
 
     @property
     def num_patches(self) -> int:
         """Of a picture."""
-        return (self.side // self.patch) ** 2
-
-    @property
-    def attention(self) -> Attention:
-        """Of every layer."""
-        head_dim = self.width // self.heads
-        return Attention(self.heads, self.heads, head_dim, head_dim**-0.5)
+        return self.sizes.patches_per_side**2
 
 
 def read_shape(vision: ConfigReader) -> Shape:
@@ -86,50 +63,20 @@ def read_shape(vision: ConfigReader) -> Shape:
         CheckpointError: a value is impossible or unsupported.
     """
     quick = vision.text("hidden_act", "quick_gelu") == "quick_gelu"
-    shape = Shape(
-        width=vision.size("hidden_size", 768),
-        inner=vision.size("intermediate_size", 3072),
-        heads=vision.size("num_attention_heads", 12),
-        num_layers=vision.size("num_hidden_layers", 12),
-        side=processing.read_square(vision, "image_size", 224),
-        patch=processing.read_square(vision, "patch_size", 32),
-        eps=vision.number("layer_norm_eps", 1e-5),
-        activation=None if quick else read_activation(vision, "hidden_act"),
-    )
-    if vision.integer("num_channels", 3) != 3:
-        raise CheckpointError("num_channels other than 3 is not supported", file=FILE)
-    if shape.width % shape.heads:
-        raise CheckpointError(f"a width of {shape.width} has no {shape.heads} heads", file=FILE)
-    return shape
+    return Shape(pre_norm.read_sizes(vision, _DEFAULTS), None if quick else read_activation(vision, "hidden_act"))
 
 
 def weights(shape: Shape, count: int) -> Weights:
     """Declare the tower with its first `count` layers."""
-    width, inner = shape.width, shape.inner
-
-    def norm(name: str) -> LayerNorm:
-        return LayerNorm(name, width, shape.eps)
-
-    def layer(name: str) -> Layer:
-        attention = f"{name}.self_attn"
-        qkv = Joined(tuple(Linear(f"{attention}.{part}_proj", width, width, bias=True) for part in "qkv"), precise=True)
-        return Layer(
-            norm(f"{name}.layer_norm1"),
-            qkv,
-            Linear(f"{attention}.out_proj", width, width, bias=True),
-            norm(f"{name}.layer_norm2"),
-            Linear(f"{name}.mlp.fc1", width, inner, bias=True),
-            Linear(f"{name}.mlp.fc2", inner, width, bias=True),
-        )
-
-    axes = (3, shape.patch, shape.patch)
+    sizes = shape.sizes
+    axes = (3, sizes.patch, sizes.patch)
     embeddings = f"{PREFIX}embeddings"
     return Weights(
-        Linear(f"{embeddings}.patch_embedding", math.prod(axes), width, axes=axes),
-        Vector(f"{embeddings}.class_embedding", width),
-        Embedding(f"{embeddings}.position_embedding", shape.num_patches + 1, width),
-        norm(f"{PREFIX}pre_layrnorm"),
-        tuple(layer(f"{LAYERS}{number}") for number in range(count)),
+        Linear(f"{embeddings}.patch_embedding", math.prod(axes), sizes.width, axes=axes),
+        Vector(f"{embeddings}.class_embedding", sizes.width),
+        Embedding(f"{embeddings}.position_embedding", shape.num_patches + 1, sizes.width),
+        LayerNorm(f"{PREFIX}pre_layrnorm", sizes.width, sizes.eps),
+        tuple(pre_norm.layer(f"{LAYERS}{number}", sizes) for number in range(count)),
     )
 
 
@@ -140,12 +87,8 @@ def states(ops: TowerOps[Tensor], w: Weights, shape: Shape) -> Sequence[Tensor]:
     x = ops.add(x, ops.weigh(ops.given(_CLASS, 1), w.class_token))
     x = ops.layer_norm(ops.add(x, ops.look_up(w.positions, _POSITIONS)), w.norm)
     made = [x]
-    spec, size = shape.attention, shape.width
     for layer in w.layers:
-        q, k, v = ops.split(ops.linear(ops.layer_norm(x, layer.norm1), layer.qkv), (size, size, size))
-        x = ops.add(x, ops.linear(ops.look_around(q, k, v, spec), layer.out))
-        inner = _activated(ops, ops.linear(ops.layer_norm(x, layer.norm2), layer.up), shape.activation)
-        x = ops.add(x, ops.linear(inner, layer.down))
+        x = pre_norm.block(ops, x, layer, shape.sizes, partial(_activated, activation=shape.activation))
         made.append(x)
     return made
 
@@ -155,7 +98,7 @@ def without_class(ops: TowerOps[Tensor], x: Tensor) -> Tensor:
     return ops.take(x, _KEPT)
 
 
-def _activated(ops: Ops[Tensor], x: Tensor, activation: Activation | None) -> Tensor:
+def _activated(ops: TowerOps[Tensor], x: Tensor, activation: Activation | None) -> Tensor:
     if activation is not None:
         return ops.activate(x, activation)
     return ops.mul(x, ops.activate(ops.scale(x, _QUICK), "sigmoid"))
@@ -186,7 +129,7 @@ class Preparation:
         pixels = self.rules.resized(pixels, *size)
         if self.crop is not None:
             pixels = processing.centre_crop(pixels, *self.crop)
-        patches = processing.in_patches(self.rules.values(pixels), self.shape.patch)
+        patches = processing.in_patches(self.rules.values(pixels), self.shape.sizes.patch)
         count = len(patches)
         flags = np.zeros((count + 1, 1), np.float32)
         flags[0] = 1
@@ -216,14 +159,14 @@ def read_preparation(files: Files, shape: Shape, *, with_class: bool) -> Prepara
         CheckpointError: a value is impossible, or pictures come out in another size than the tower's.
     """
     images = processing.image_settings(files)
-    edge, size = _sizes(images, shape.side)
+    edge, size = _sizes(images, shape.sizes.side)
     crops = images.flag("do_center_crop", default=True)
-    crop = processing.read_sides(images, "crop_size", shape.side) if crops else None
+    crop = processing.read_sides(images, "crop_size", shape.sizes.side) if crops else None
     # Without a crop only a square picture has a square's size when its shorter side is resized.
     padded = images.flag("do_pad", default=False)
     final = crop or ((edge, edge) if edge is not None and padded else size)
-    if final != (shape.side, shape.side):
-        raise CheckpointError(f"pictures of a size other than {shape.side} are not supported", file=images.file)
+    if final != (shape.sizes.side, shape.sizes.side):
+        raise CheckpointError(f"pictures of a size other than {shape.sizes.side} are not supported", file=images.file)
     if padded and images.text("image_processor_type", "").removesuffix("Fast") != "LlavaImageProcessor":
         raise CheckpointError("do_pad is not supported", file=images.file)
     return Preparation(processing.read_rules(images), padded, edge, size, crop, shape, with_class)

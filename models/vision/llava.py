@@ -69,9 +69,9 @@ def build(files: Files, encode: Encode) -> Vision:
 
 def _with_clip(files: Files, settings: _Settings) -> tuple[Tower, Callable[[Pixels], Prepared]]:
     shape = clip.read_shape(settings.vision)
-    wanted = feature_layers(settings.whole, shape.num_layers, -2)
+    wanted = feature_layers(settings.whole, shape.sizes.num_layers, -2)
     used = max(wanted)
-    behind = projector(settings.whole, shape.width * len(wanted), settings.width, bias=True)
+    behind = projector(settings.whole, shape.sizes.width * len(wanted), settings.width, bias=True)
     weights = clip.weights(shape, used)
 
     def forward(ops: TowerOps[Tensor]) -> Sequence[Tensor]:
@@ -84,9 +84,9 @@ def _with_clip(files: Files, settings: _Settings) -> tuple[Tower, Callable[[Pixe
         settings.width,
         used,
         _PREFIXES,
-        working_bytes(shape.width, shape.inner, shape.heads),
+        working_bytes(shape.sizes.width, shape.sizes.inner, shape.sizes.heads),
         stacks=clip.STACKS,
-        other_parts=(*clip.UNUSED, *unused_layers(clip.LAYERS, used, shape.num_layers)),
+        other_parts=(*clip.UNUSED, *unused_layers(clip.LAYERS, used, shape.sizes.num_layers)),
     )
     return tower, clip.read_preparation(files, shape, with_class=settings.with_class)
 

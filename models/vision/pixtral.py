@@ -82,7 +82,7 @@ def read_shape(vision: ConfigReader) -> Shape:
         heads=vision.size("num_attention_heads", 16),
         num_layers=vision.size("num_hidden_layers", 24),
         patch=processing.read_square(vision, "patch_size", 16),
-        theta=_theta(vision),
+        theta=read_theta(vision),
     )
     if vision.integer("num_channels", 3) != 3:
         raise CheckpointError("num_channels other than 3 is not supported", file=FILE)
@@ -204,7 +204,8 @@ def _most(images: ConfigReader) -> tuple[int, int]:
     return longest, longest
 
 
-def _theta(vision: ConfigReader) -> float:
+def read_theta(vision: ConfigReader) -> float:
+    """The base of a tower whose positions are rows and columns. Raises CheckpointError for another kind of rope."""
     rope = vision.section("rope_parameters") or vision.section("rope_scaling") or ConfigReader({})
     if (kind := rope.text("rope_type", rope.text("type", "axial"))) not in ("axial", "default"):
         raise CheckpointError(f"rope_type {kind!r} of a vision tower is not supported", file=FILE)

@@ -12,6 +12,9 @@ from models.config_reader import ConfigReader
 from models.errors import CheckpointError
 from models.ops import Activation, Linear, Ops
 
+_SCORES = 32 << 20
+"""No executor holds more scores than that: attention goes through a picture in pieces."""
+
 
 @dataclass(frozen=True, slots=True)
 class Projector:
@@ -60,10 +63,10 @@ def unused_layers(prefix: str, used: int, layers: int) -> tuple[str, ...]:
 
 
 def working_bytes(width: int, inner: int, heads: int) -> Callable[[int], int]:
-    """What a pass takes besides weights: a layer's values in float32, and the scores of all heads."""
+    """What a pass takes besides weights: a layer's values in float32, and the scores that are held at once."""
 
     def predicted(patches: int) -> int:
-        return 4 * patches * (8 * width + 3 * inner + heads * patches)
+        return 4 * (patches * (8 * width + 3 * inner) + min(heads * patches * patches, _SCORES))
 
     return predicted
 

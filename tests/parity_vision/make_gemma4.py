@@ -1,6 +1,6 @@
 """Make the fixtures of Gemma 4: see `making.py`.
 
-    python tests/parity_vision/make_gemma4.py
+python tests/parity_vision/make_gemma4.py
 """
 
 from making import Fixture, make, token_id, vocabulary
