@@ -12,7 +12,6 @@ from models.arch.llava import LLAMA
 from models.config_reader import JSON, ConfigReader
 from models.errors import CheckpointError
 
-_DEFAULTS: Mapping[str, JSON] = {**LLAMA, "rms_norm_eps": 1e-5}
 _NAMES = Stack(r"(?:model\.)?text_model\.(?:model\.)?(.*)", ("model.{0}",), whole=True)
 """What is `model.` in a Llama is `model.text_model.` here."""
 
@@ -21,7 +20,7 @@ def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
     if (kind := ConfigReader(config).text("model_type", "llama")) != "llama":
         raise CheckpointError(f"a text model of type {kind!r} is not supported", file=blocks.FILE)
-    model = llama.build(blocks.completed(config, _DEFAULTS))
+    model = llama.build(blocks.completed(config, LLAMA))
     return replace(model, stacks=(*model.stacks, _NAMES))
 
 

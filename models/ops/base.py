@@ -87,9 +87,10 @@ class Attention:
     relative: RelativeBias | None = None
     """Only where it is bidirectional."""
     two_way: bool = False
-    """Tokens of one picture look at each other both ways, whatever the window. Source: Gemma 3 (arXiv 2503.19786)."""
-    keeps_window: bool = False
-    """Where they do: of its own picture too a query sees the window's tokens alone, and all behind it (Gemma 4)."""
+    """Tokens of one picture see those behind them as well, and within a window alone what is before them.
+
+    Source: Gemma 3 (arXiv 2503.19786).
+    """
 
 
 @dataclass(frozen=True, slots=True)

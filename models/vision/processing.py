@@ -39,11 +39,12 @@ class PixelRules:
 
     def values(self, pixels: Pixels) -> Floats:
         """The numbers that a tower is made for. Shapes: uint8 (H, W, 3); returns float32 (H, W, 3)."""
-        exact: npt.NDArray[np.float64] = pixels.astype(np.float64) * (1.0 if self.factor is None else self.factor)
+        exact = np.multiply(pixels, 1.0 if self.factor is None else self.factor, dtype=np.float64)
         values: Floats = exact.astype(np.float32)
         if self.mean is None:
             return values
-        normalized: Floats = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        normalized: Floats = np.divide(np.subtract(values, mean, dtype=np.float32), std, dtype=np.float32)
         return normalized
 
 

@@ -69,21 +69,18 @@ class Part:
         not come round.
         """
         two_way = spec.two_way and any(row.runs for row in self.rows)
-        key = (capacity, spec.window, spec.chunk, two_way, two_way and spec.keeps_window)
+        key = (capacity, spec.window, spec.chunk, two_way)
         if key not in self._masks:
             last = self.begins[:, None, None] + (self.length - 1)
             held = last - (last - mx.arange(capacity, dtype=mx.int32)) % capacity
             queries = self.positions[:, :, None]
             mask = (held >= 0) & (held <= queries)
-            both_ways = self._within_runs(held) if two_way else None
-            if both_ways is not None and spec.keeps_window:
-                mask = mask | both_ways
+            if two_way:
+                mask = mask | self._within_runs(held)
             if spec.window is not None:
                 mask = mask & (held > queries - spec.window)
             if spec.chunk is not None:
                 mask = mask & (held // spec.chunk == queries // spec.chunk)
-            if both_ways is not None and not spec.keeps_window:
-                mask = mask | both_ways
             self._masks[key] = mask[:, None]
         return self._masks[key]
 

@@ -18,8 +18,8 @@ from models.ops import Attention
 Layout: TypeAlias = Literal["slab", "window", "past"]
 """Which keys are looked at: a slab's with the step's own in it, a moving window's and the step's behind them, or all
 earlier ones and the step's behind them."""
-Mask: TypeAlias = tuple[Layout, int | None, bool]
-"""The layout, the layer's window, and whether its pictures keep to that; see `Attention.keeps_window`."""
+Mask: TypeAlias = tuple[Layout, int | None]
+"""The layout, and the layer's window."""
 
 FLOAT, INT64, BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.bool_)
 HAPPENS, END = "two_way", "two_way.end"
@@ -81,7 +81,7 @@ class TwoWayNodes:
             (bent,) = graph.add("Tanh", [small])
             (scores,) = graph.add("Mul", [bent, graph.constant(np.array(spec.softcap, FLOAT))])
         # A head's queries lie behind the other heads' that share its keys.
-        (masks,) = graph.add("Concat", [self._mask((layout, spec.window, spec.keeps_window))] * shared, axis=0)
+        (masks,) = graph.add("Concat", [self._mask((layout, spec.window))] * shared, axis=0)
         (masked,) = graph.add("Add", [scores, masks])
         (weights,) = graph.add("Softmax", [masked], axis=-1)
         (made,) = graph.add("MatMul", [weights, v])
@@ -114,8 +114,8 @@ class TwoWayNodes:
 
 def mask_input(mask: Mask) -> str:
     """The input that is added to the scores of layers with this layout and window."""
-    layout, window, keeps_window = mask
-    return f"seen.{layout}.{window or 'all'}{'.kept' if keeps_window else ''}"
+    layout, window = mask
+    return f"seen.{layout}.{window or 'all'}"
 
 
 def held_input(window: int) -> str:
@@ -134,7 +134,7 @@ def arrays(row: Row | None, masks: Iterable[Mask], held: Callable[[int, int], in
     made: dict[str, npt.NDArray[Any]] = {HAPPENS: np.array(row is not None)}
     made[END] = np.array([0 if row is None else row.begin + row.length], INT64)
     for mask in masks:
-        layout, window, _ = mask
+        layout, window = mask
         if layout == "window":
             assert window is not None
             made[held_input(window)] = np.array([0 if row is None else held(window, row.begin)], INT64)
@@ -145,7 +145,7 @@ def arrays(row: Row | None, masks: Iterable[Mask], held: Callable[[int, int], in
 
 def _mask(row: Row, mask: Mask, held: Callable[[int, int], int]) -> npt.NDArray[np.float32]:
     """What is added to the scores: 0 where a token looks, else -inf. Shapes: (S, L)."""
-    layout, window, keeps_window = mask
+    layout, window = mask
     own = np.arange(row.begin, row.begin + row.length)
     first = 0
     if layout == "window":
@@ -157,9 +157,8 @@ def _mask(row: Row, mask: Mask, held: Callable[[int, int], int]) -> npt.NDArray[
         earlier = np.array([np.iinfo(np.int64).max])
     keys = np.concatenate([earlier, own])[None]
     looks = keys <= own[:, None]
-    near = keys > own[:, None] - window if window is not None else np.ones_like(looks)
-    looks &= near
     for begin, end in row.runs:
-        run = (keys >= row.begin + begin) & (keys < row.begin + end)
-        looks[begin:end] |= run & near[begin:end] if keeps_window else run
+        looks[begin:end] |= (keys >= row.begin + begin) & (keys < row.begin + end)
+    if window is not None:
+        looks &= keys > own[:, None] - window
     return np.where(looks, np.float32(0), np.float32(-np.inf))
