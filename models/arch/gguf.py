@@ -101,7 +101,8 @@ def with_axes(config: Config, metadata: GGUFMetadata) -> Config:
     Raises:
         CheckpointError: the metadata holds impossible values.
     """
-    sections = metadata.each("rope.dimension_sections", 3)
+    # Ollama has the other name for it.
+    sections = metadata.each("rope.dimension_sections", 3) or metadata.each("rope.mrope_section", 3)
     scaling = config["rope_scaling"]
     if sections is None:
         return config
@@ -143,7 +144,8 @@ def rope_scaling(metadata: GGUFMetadata) -> JSON:
     factors = metadata.vector("rope_freqs.weight")
     if factors is not None and any(factor != 1 for factor in factors):
         return {"rope_type": "factors", "factors": list(factors)}
-    kind = metadata.text("rope.scaling.type")
+    # Ollama's converter writes an empty one where there is none.
+    kind = metadata.text("rope.scaling.type") or None
     factor = metadata.real("rope.scaling.factor") or metadata.real("rope.scale_linear") or 0.0
     if kind in (None, "linear") and factor not in (0.0, 1.0):
         return {"rope_type": "linear", "factor": factor}

@@ -25,10 +25,11 @@ _MARK = "mmproj"
 class SeeingGGUF:
     """A text model and a tower (see `Checkpoint`)."""
 
-    def __init__(self, text: GGUFFile, projector: Projector, *, alone: bool) -> None:
+    def __init__(self, text: GGUFFile, projector: Projector, projector_path: Path | None) -> None:
         self._text = text
         self._projector = projector
-        self._alone = alone
+        self.projector_path = projector_path
+        """None: the tower is in the text model's file."""
         self.reference = text.reference
 
     @cached_property
@@ -39,7 +40,7 @@ class SeeingGGUF:
     @property
     def nbytes(self) -> int:
         """The bytes of all tensors as stored."""
-        return self._text.nbytes + (self._projector.nbytes if self._alone else 0)
+        return self._text.nbytes + (self._projector.nbytes if self.projector_path else 0)
 
     def read(self, name: str) -> bytes | None:
         """See `GGUFFile.read`."""
@@ -91,7 +92,7 @@ def _in_one_file(text: GGUFFile) -> Checkpoint:
     if layout is None:
         _log.warning("%s: the vision tower of a %s is not supported in one file", text.reference, text.metadata.arch)
         return text
-    return SeeingGGUF(text, Projector(text.header, text.metadata, layout), alone=False)
+    return SeeingGGUF(text, Projector(text.header, text.metadata, layout), None)
 
 
 def _joined(text: GGUFFile, path: Path) -> Checkpoint:
@@ -105,7 +106,7 @@ def _joined(text: GGUFFile, path: Path) -> Checkpoint:
     joined = Projector(file.header, file.metadata, layout)
     joined.check(text.metadata)
     _log.info("%s sees by the projector %s", text.reference, path)
-    return SeeingGGUF(text, joined, alone=True)
+    return SeeingGGUF(text, joined, path)
 
 
 def _beside(path: Path) -> Path | None:

@@ -2,8 +2,8 @@
 
 python tests/parity_vision/make_gguf.py [NAME ...]
 
-A folder `projectors/NAME` has `model.gguf`, `mmproj.gguf` and the `reference.safetensors` that `making.py` writes. They are
-of their own, and not twins of the folders beside them, for what these have on purpose (a scale of the scores, a
+A folder `projectors/NAME` has `model.gguf`, `mmproj.gguf` and the `reference.safetensors` that `making.py` writes. They
+are of their own, and not twins of the folders beside them, for what these have on purpose (a scale of the scores, a
 processor's rules) a GGUF file does not say: it is what llama.cpp takes it for.
 """
 
@@ -114,7 +114,9 @@ def llava() -> Fixture:
 
 PAIRS = (
     Pair(
-        changed(GEMMA3, {"text_config": {"query_pre_attn_scalar": 16, "rope_theta": 5000.0, "intermediate_size": 40}}, {}),
+        changed(
+            GEMMA3, {"text_config": {"query_pre_attn_scalar": 16, "rope_theta": 5000.0, "intermediate_size": 40}}, {}
+        ),
         gguf_twin.Twin("gemma3", NORMS, metadata=_windows, norm_shift=1.0),
         mmproj_twin.Projector("gemma3", mmproj_twin.GEMMA3, _gemma3, mmproj_twin.with_one_added),
     ),

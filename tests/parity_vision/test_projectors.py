@@ -3,6 +3,7 @@
 `make_gguf.py` makes them. A folder's two files are found beside each other.
 """
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from models.executors.base import EncodedPicture
 from models.tokenizer import load_tokenizer
 from models.vision import Vision, family_of
 from models.weights.matching import model_of
+from tests.parity_vision.one_file import LAYOUTS, write
 from tests.parity_vision.rows import EXECUTORS, HERE, PICTURES, Sight, load, pixels_of, planned, read_prompts, run
 
 NAMES = sorted(folder.name for folder in (HERE / "projectors").iterdir())
@@ -93,3 +95,41 @@ def test_the_text_model_is_the_one_without_a_projector(name: str, tmp_path: Path
     assert model_of(joined).weights == model_of(text).weights
     assert model_of(joined).state == model_of(text).state
     assert build_model(joined.config).config == build_model(text.config).config
+
+
+@pytest.fixture(scope="module", params=sorted(LAYOUTS))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Checkpoint]:
+    """A model in two files and in one."""
+    two = opened(request.param)
+    parts = ("visual.", "vision_tower.", "multi_modal_projector.")
+    tower = {each.name: np.asarray(each.value) for each in two.tensors() if each.name.startswith(parts)}
+    path = tmp_path_factory.mktemp("one") / "model.gguf"
+    write(path, LAYOUTS[request.param], HERE / "projectors" / request.param / "model.gguf", tower)
+    return two, open_checkpoint(str(path), path.parent)
+
+
+def test_a_model_in_one_file_is_the_one_in_two(pair: tuple[Checkpoint, Checkpoint]):
+    two, one = pair
+    wanted = {each.name: np.asarray(each.value) for each in two.tensors()}
+    found = {each.name: np.asarray(each.value) for each in one.tensors()}
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert {info.name: info.shape for info in one.infos()} == {name: value.shape for name, value in wanted.items()}
+    assert one.nbytes == two.nbytes
+    assert vision_of(one).tower.weights == vision_of(two).tower.weights
+    assert model_of(one).weights == model_of(two).weights
+    assert one.config["vision_config"] == two.config["vision_config"]
+
+
+def test_a_model_in_one_file_sees_what_the_one_in_two_sees(pair: tuple[Checkpoint, Checkpoint]):
+    """But for the mean and the deviation of pixels, which such a file does not say: the family's own are taken."""
+    two, one = (vision_of(each) for each in pair)
+    rules = json.loads(pair[1].read("preprocessor_config.json") or b"")
+    assert rules["image_mean"] != json.loads(pair[0].read("preprocessor_config.json") or b"")["image_mean"]
+    for number in range(len(PICTURES)):
+        ours, theirs = one.prepare(pixels_of(number)), two.prepare(pixels_of(number))
+        assert (ours.expansion, ours.grid, ours.patches) == (theirs.expansion, theirs.grid, theirs.patches)
+        for own, other in zip(ours.passes, theirs.passes, strict=True):
+            assert set(own) == set(other)
+            assert all(np.array_equal(own[key], other[key]) for key in own if key != "patches")
