@@ -16,7 +16,7 @@ from pathlib import Path
 import gguf
 from make_gemma3 import GEMMA3
 from make_llava import FULL
-from make_mistral3 import MISTRAL3
+from make_mistral3 import MISTRAL3, PIXTRAL, SCALE
 from make_qwen2_5_vl import FIXTURE as QWEN2_5_VL
 from making import HERE, Fixture, JSONFile, make, merged
 from safetensors.numpy import load_file
@@ -51,10 +51,12 @@ def _gemma3(writer: gguf.GGUFWriter, config: JSONFile) -> None:
 
 def _pixtral(writer: gguf.GGUFWriter, config: JSONFile) -> None:
     writer.add_vision_attention_layernorm_eps(1e-5)
-    writer.add_vision_use_silu(True)
-    writer.add_vision_spatial_merge_size(config["spatial_merge_size"])
+    vision = config["vision_config"]
+    writer.add_bool(f"clip.use_{vision['hidden_act']}", True)
+    if "spatial_merge_size" in config:
+        writer.add_vision_spatial_merge_size(config["spatial_merge_size"])
     # Of those that are converted from Mistral's own files.
-    writer.add_float32("clip.rope.freq_base", config["vision_config"]["rope_parameters"]["rope_theta"])
+    writer.add_float32("clip.rope.freq_base", vision.get("rope_parameters", vision)["rope_theta"])
 
 
 def _qwen(writer: gguf.GGUFWriter, config: JSONFile) -> None:
@@ -114,9 +116,7 @@ def llava() -> Fixture:
 
 PAIRS = (
     Pair(
-        changed(
-            GEMMA3, {"text_config": {"query_pre_attn_scalar": 16, "rope_theta": 5000.0, "intermediate_size": 40}}, {}
-        ),
+        changed(GEMMA3, {"text_config": {"query_pre_attn_scalar": 16, "rope_theta": 8000.0}}, {}),
         gguf_twin.Twin("gemma3", NORMS, metadata=_windows, norm_shift=1.0),
         mmproj_twin.Projector("gemma3", mmproj_twin.GEMMA3, _gemma3, mmproj_twin.with_one_added),
     ),
@@ -127,6 +127,22 @@ PAIRS = (
             {"size": {"longest_edge": 52}, "resample": BICUBIC},
         ),
         gguf_twin.Twin("mistral3", interleaved=("q_proj", "k_proj")),
+        mmproj_twin.Projector("pixtral", mmproj_twin.PIXTRAL, _pixtral, mmproj_twin.in_pairs),
+    ),
+    Pair(
+        replace(
+            changed(
+                PIXTRAL,
+                {
+                    "vision_feature_layer": -1,
+                    "text_config": {"sliding_window": None},
+                    "vision_config": {"num_hidden_layers": 2, "image_size": 60},
+                },
+                {},
+            ),
+            idle=SCALE,
+        ),
+        LLAMA,
         mmproj_twin.Projector("pixtral", mmproj_twin.PIXTRAL, _pixtral, mmproj_twin.in_pairs),
     ),
     Pair(llava(), LLAMA, mmproj_twin.Projector("mlp", mmproj_twin.CLIP, _llava, mmproj_twin.without_the_last)),

@@ -7,6 +7,7 @@ import json
 from itertools import product
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -17,7 +18,7 @@ from models.executors.base import EncodedPicture
 from models.tokenizer import load_tokenizer
 from models.vision import Vision, family_of
 from models.weights.matching import model_of
-from tests.parity_vision.one_file import LAYOUTS, write
+from tests.parity_vision.one_file import LAYOUTS, OneFile, write
 from tests.parity_vision.rows import EXECUTORS, HERE, PICTURES, Sight, load, pixels_of, planned, read_prompts, run
 
 NAMES = sorted(folder.name for folder in (HERE / "projectors").iterdir())
@@ -133,3 +134,46 @@ def test_a_model_in_one_file_sees_what_the_one_in_two_sees(pair: tuple[Checkpoin
         for own, other in zip(ours.passes, theirs.passes, strict=True):
             assert set(own) == set(other)
             assert all(np.array_equal(own[key], other[key]) for key in own if key != "patches")
+
+
+def test_mistral_3_may_have_a_text_model_that_is_called_a_llama(tmp_path: Path):
+    """As the first ones were converted."""
+    folder = HERE / "projectors" / "mistral3_vl"
+    write(tmp_path / "model.gguf", OneFile("llama", {}, {}), folder / "model.gguf", {})
+    older = open_checkpoint(str(tmp_path / "model.gguf"), tmp_path, folder / "mmproj.gguf")
+    newer = opened("mistral3_vl")
+    assert older.config["architectures"] == newer.config["architectures"] == ["Mistral3ForConditionalGeneration"]
+    assert model_of(older).weights == model_of(newer).weights
+    assert model_of(older).state == model_of(newer).state
+    assert vision_of(older).tower.weights == vision_of(newer).tower.weights
+
+
+def halved(source: Path, target: Path) -> None:
+    """The same projector with float16 matrices and convolutions, as most are stored."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "clip")
+    for key, entry in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            writer.add_key_value(
+                key, entry.contents(), entry.types[0], entry.types[1] if len(entry.types) > 1 else None
+            )
+    for tensor in reader.tensors:
+        value = np.array(tensor.data)
+        writer.add_tensor(tensor.name, value.astype(np.float16) if value.ndim > 1 else value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(("name", "kind"), list(product(NAMES, EXECUTORS)))
+def test_a_projector_of_half_the_bits_sees_nearly_the_same(name: str, kind: str, tmp_path: Path):
+    folder = HERE / "projectors" / name
+    halved(folder / "mmproj.gguf", tmp_path / "half.gguf")
+    checkpoint = open_checkpoint(str(folder / "model.gguf"), tmp_path, tmp_path / "half.gguf")
+    arrays = load_file(folder / "reference.safetensors")
+    scale = np.float32(32**0.5 if name == "gemma3" else 1.0)
+    for number, made in enumerate(encoded(checkpoint, vision_of(checkpoint), kind)):
+        wanted = arrays[f"features.{number}"]
+        error = np.abs(made.rows * scale - wanted).max() / np.abs(wanted).max()
+        assert 0 < error < 0.01
