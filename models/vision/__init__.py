@@ -2,9 +2,11 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 
 from models.config_reader import ConfigReader
+from models.gguf_metadata import GGUFMetadata
 from models.vision.base import (
     PLACE,
     Encode,
@@ -17,6 +19,7 @@ from models.vision.base import (
     Tower,
     Vision,
 )
+from models.vision.gguf import ProjectorLayout, layout_in
 
 __all__ = [
     "PLACE",
@@ -27,10 +30,13 @@ __all__ = [
     "PictureError",
     "Pixels",
     "Prepared",
+    "ProjectorLayout",
     "Tower",
     "Vision",
     "discover",
     "family_of",
+    "has_tower",
+    "projector_layout",
 ]
 
 
@@ -49,6 +55,11 @@ def discover() -> tuple[Family, ...]:
     return found
 
 
+def projector_layout(metadata: GGUFMetadata) -> ProjectorLayout | None:
+    """How a projector file, or a file that has text model and tower, holds its tower; None: no module says so."""
+    return layout_in(tuple(layout for family in discover() for layout in family.gguf), metadata)
+
+
 def family_of(files: Files) -> Family | None:
     """The family of a checkpoint that has a vision tower; None: it sees nothing, or nothing here knows how."""
     reader = ConfigReader(files.config)
@@ -56,3 +67,8 @@ def family_of(files: Files) -> Family | None:
         return None
     wanted = set(reader.texts("architectures") or [])
     return next((family for family in discover() if wanted & set(family.hf)), None)
+
+
+def has_tower(names: Iterable[str]) -> bool:
+    """Whether tensors of these names have a vision tower among them; text alone is often published with its config."""
+    return any("vision" in name or "visual" in name for name in names)

@@ -18,7 +18,7 @@ from models.config_reader import ConfigReader
 from models.errors import CheckpointError
 from models.ops import Linear, Norm
 from models.ops.vision import TowerOps
-from models.vision import processing, siglip
+from models.vision import gemma3_gguf, processing, siglip
 from models.vision.base import PLACE, Encode, Family, Files, Pixels, Prepared, Tower, Vision
 from models.vision.processing import PixelRules
 from models.vision.projector import working_bytes
@@ -195,4 +195,4 @@ def _preparation(files: Files, side: int, patch: int, window: int, expansion: Ex
     return Preparation(rules, side, patch, window, scan if scans else None, expansion)
 
 
-FAMILY = Family(hf=("Gemma3ForConditionalGeneration",), build=build)
+FAMILY = Family(hf=("Gemma3ForConditionalGeneration",), build=build, gguf=gemma3_gguf.LAYOUTS)

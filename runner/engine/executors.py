@@ -39,7 +39,10 @@ class Shape:
     rows: int
     context: int
     longest_step: int
+    """A run of a picture's places that look at each other both ways is in one."""
     drafts: bool = False
+    sees: bool = False
+    """Rows may hold pictures."""
 
 
 class Choice(Protocol):
@@ -144,6 +147,7 @@ class OnnxChoice:
             reach=shape.context,
             threads=self.threads,
             drafts=shape.drafts,
+            pictures=shape.longest_step if shape.sees else 0,
         )
 
 

@@ -141,10 +141,17 @@ class Sessions:
                         crossing=crossing,
                     )
                 if self._gives_back:
+                    self._let_go(slots, self._read_for_the_last_time(index, crossing))
                     trim()
             return {name: value.numpy() for name, value in crossing.items() if name in self._graph.outputs}
         finally:
             self._let_go(slots, crossing)
+
+    def _read_for_the_last_time(self, index: int, crossing: dict[str, ort.OrtValue]) -> dict[str, ort.OrtValue]:
+        """Take out what no part behind this one reads."""
+        later = {name for number, each in self._sessions.items() if number > index for name in each.part.inputs}
+        read = [name for name in crossing if name not in later and name not in self._graph.outputs]
+        return {name: crossing.pop(name) for name in read}
 
     def _run_part(
         self,
