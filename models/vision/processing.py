@@ -44,8 +44,8 @@ class PixelRules:
         bounded(height, width)
         return np.asarray(Image.fromarray(pixels).resize((width, height), self.resample))
 
-    def values(self, pixels: Pixels) -> Floats:
-        """The numbers that a tower is made for. Shapes: uint8 (H, W, 3); returns float32 (H, W, 3)."""
+    def values(self, pixels: Pixels | Floats) -> Floats:
+        """The numbers that a tower is made for. Shapes: bytes, perhaps as float32, (H, W, 3); returns float32 alike."""
         exact = np.multiply(pixels, 1.0 if self.factor is None else self.factor, dtype=np.float64)
         values: Floats = exact.astype(np.float32)
         if self.mean is None:
