@@ -46,15 +46,11 @@ _RAISED: tuple[type[Exception], ...] = tuple(
 )
 
 
-def session_options(threads: int, *, gives_back: bool = False) -> ort.SessionOptions:
-    """Options of every session: so many threads, which soon sleep where there is nothing to do.
-
-    `gives_back`: what a run works with is the system's again behind it, and is not kept for the next.
-    """
+def session_options(threads: int) -> ort.SessionOptions:
+    """Options of every session: so many threads, which soon sleep where there is nothing to do."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _QUIET
-    options.enable_cpu_mem_arena = not gives_back
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     return options
@@ -73,7 +69,7 @@ class Sessions:
     """Runs a graph part by part. Thread: the executor's."""
 
     def __init__(self, graph: Graph, threads: int, *, gives_back: bool = False) -> None:
-        """Sessions of a graph; `gives_back`: what a run worked with goes back to the system behind it."""
+        """Sessions of a graph; `gives_back`: what a run works with is given back at once, not kept for the next."""
         self._graph = graph
         self._gives_back = gives_back
         self._threads = threads
@@ -87,7 +83,8 @@ class Sessions:
             ExecutionError: ONNX Runtime refuses the graph.
             MemoryError: there is none for it.
         """
-        options = session_options(self._threads, gives_back=self._gives_back)
+        options = session_options(self._threads)
+        options.enable_cpu_mem_arena = not self._gives_back
         with refusals("ONNX Runtime refuses the graph"):
             values = [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in part.weights]
             options.add_external_initializers(list(part.weights), values)
