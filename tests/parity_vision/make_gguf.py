@@ -116,7 +116,7 @@ def llava() -> Fixture:
 
 PAIRS = (
     Pair(
-        changed(GEMMA3, {"text_config": {"query_pre_attn_scalar": 16, "rope_theta": 8000.0}}, {}),
+        changed(GEMMA3, {"text_config": {"query_pre_attn_scalar": 16, "rope_theta": 8000.0, "sliding_window": 10}}, {}),
         gguf_twin.Twin("gemma3", NORMS, metadata=_windows, norm_shift=1.0),
         mmproj_twin.Projector("gemma3", mmproj_twin.GEMMA3, _gemma3, mmproj_twin.with_one_added),
     ),
