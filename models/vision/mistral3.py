@@ -13,7 +13,7 @@ from models.config_reader import ConfigReader
 from models.errors import CheckpointError
 from models.ops import Linear, Norm
 from models.ops.vision import TowerOps
-from models.vision import pixtral
+from models.vision import pixtral, pixtral_gguf
 from models.vision.base import Encode, Family, Files, Tower, Vision
 from models.vision.projector import (
     Projector,
@@ -82,4 +82,4 @@ def _eps(whole: ConfigReader) -> float:
     return text.number("rms_norm_eps", default)
 
 
-FAMILY = Family(hf=("Mistral3ForConditionalGeneration",), build=build)
+FAMILY = Family(hf=("Mistral3ForConditionalGeneration",), build=build, gguf=pixtral_gguf.MISTRAL3)

@@ -54,7 +54,9 @@ class ModelLoader:
         return blueprint.build
 
     def _blueprint(self, reference: str, options: LoadOptions) -> Blueprint:
-        checkpoint = open_checkpoint(reference, self._config.store, verify_digests=self._config.verify_digests)
+        checkpoint = open_checkpoint(
+            reference, self._config.store, options.projector, verify_digests=self._config.verify_digests
+        )
         if is_pipeline(checkpoint.config):
             return self._pipeline(checkpoint)
         settings = read_settings(checkpoint, self._config.pooling)

@@ -7,6 +7,7 @@ the processor's files) and `reference.safetensors`, what transformers says of it
 - `pixel_values.K` float32: the processor's pixels of picture K alone, in its own shape, and beside them the other
   floats or whole numbers it gives for a picture, `NAME.K` (`image_grid_thw.K`)
 - `features.K` float32 (rows, width): what stands in place of the embeddings of picture K
+- `unnormed.K` float32 (rows, width): the same before a norm, where the decoder norms its embeddings as well
 - `deep.K.L` float32 (rows, width): what is added to these behind layer L, where there is such a thing
 - `logits.N` float32 (L, V): of every position, by one pass without a cache
 - `continuation.N` int32 (12,): the greedy one, each token by a whole pass
@@ -207,12 +208,19 @@ def _random_weights(fixture: Fixture, model: PreTrainedModel, seed: int) -> Arra
 
 
 def _random(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    if name.endswith("lambda1"):
+        # Published checkpoints have no such tensors, for they do nothing.
+        return np.ones(shape, np.float32)
+    if not shape:
+        # What values are clipped to: some are.
+        drawn = random_tensor(name, (1,), seed)[0] / 5
+        return np.array(drawn + (1.5 if name.endswith("max") else -1.5), np.float32)
     drawn = random_tensor(name, shape, seed)
+    if "position" in name and "embed" in name:
+        return drawn / drawn.std() * np.float32(0.5)
     if len(shape) > 2:
         # What a convolution sums is all of a patch.
         return drawn / drawn.std() * np.float32(1.1 / np.prod(shape[1:]) ** 0.5)
-    if "position" in name and "embed" in name:
-        return drawn / drawn.std() * np.float32(0.5)
     return drawn
 
 
@@ -238,8 +246,12 @@ def _image_token(model: PreTrainedModel) -> int:
     return int(getattr(config, "image_token_id", None) or config.image_token_index)
 
 
+def _inner(model: PreTrainedModel) -> torch.nn.Module:
+    return getattr(model, "model", model)
+
+
 def _language(model: PreTrainedModel) -> torch.nn.Module:
-    inner = getattr(model, "model", model)
+    inner = _inner(model)
     return getattr(inner, "language_model", None) or inner.text_model
 
 
@@ -248,8 +260,8 @@ def _run(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> tuple[to
     """The logits of all positions, and what the language model was called with. Shapes: (L, V)."""
     seen: dict[str, Any] = {}
     hook = _language(model).register_forward_pre_hook(lambda _, __, kwargs: seen.update(kwargs), with_kwargs=True)
-    if hasattr(model.model, "rope_deltas"):
-        model.model.rope_deltas = None
+    if hasattr(_inner(model), "rope_deltas"):
+        _inner(model).rope_deltas = None
     try:
         logits = model(**inputs, use_cache=False).logits[0]
     finally:
@@ -263,6 +275,17 @@ def _features(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> lis
     rows = seen["inputs_embeds"][0][inputs["input_ids"][0] == _image_token(model)]
     deep = seen.get("deepstack_visual_embeds") or []
     return [value.float().numpy().copy() for value in (rows, *deep)]
+
+
+def _input_of(module: torch.nn.Module, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """What a module is called with in a pass."""
+    seen: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, values: seen.append(values[0]))
+    try:
+        _run(model, inputs)
+    finally:
+        hook.remove()
+    return seen[0].float().numpy().copy()
 
 
 def _extended(inputs: Mapping[str, torch.Tensor], token: int) -> dict[str, torch.Tensor]:
@@ -305,6 +328,8 @@ def _reference(fixture: Fixture, model: PreTrainedModel, processor: Any) -> tupl
             arrays[f"{name}.{number}"] = value.astype(np.float32 if value.dtype.kind == "f" else np.int32)
         rows, *deep = _features(model, inputs)
         arrays[f"features.{number}"] = rows
+        if (norm := getattr(_inner(model), "perception_emb_norm", None)) is not None:
+            arrays[f"unnormed.{number}"] = _input_of(norm, model, inputs)
         arrays |= {f"deep.{number}.{layer}": value for layer, value in enumerate(deep)}
     for number, prompt in enumerate(PROMPTS):
         inputs = _inputs(fixture, processor, prompt)
@@ -379,17 +404,21 @@ def _check_that_pictures_matter(fixture: Fixture, model: PreTrainedModel, proces
 def _check_that_tensors_matter(
     fixture: Fixture, model: PreTrainedModel, processor: Any, reference: Arrays, weights: Arrays
 ) -> None:
-    """Every tensor of tower and projector moves the features when it is halved."""
-    language = {id(value) for value in (*_language(model).parameters(), *model.get_output_embeddings().parameters())}
-    names = [name for name, value in model.named_parameters() if id(value) not in language]
+    """Every tensor of tower and projector moves the features when every other value is halved."""
+    heads = [head for head in (_language(model), model.get_output_embeddings()) if head is not None]
+    language = {id(value) for head in heads for value in head.parameters()}
     inputs = _inputs(fixture, processor, "[img-0]")
     parameters = dict(model.named_parameters())
+    # What values are clipped to is in buffers.
+    parameters |= {name: value for name, value in model.named_buffers() if name in weights}
+    names = [name for name, value in parameters.items() if id(value) not in language and "language_model" not in name]
     for name in names:
         if re.search(fixture.idle or "$^", name) or name.endswith("k_proj.bias"):
             # What is added to all keys moves all of a query's scores alike.
             continue
         with torch.no_grad():
-            parameters[name].mul_(0.5)
+            # Not all of it: a norm behind would make up for that.
+            parameters[name].view(-1)[::2].mul_(0.5)
             made = _features(model, inputs)
             parameters[name].copy_(torch.from_numpy(weights[name]))
         known = [reference["features.0"], *(reference[f"deep.0.{layer}"] for layer in range(len(made) - 1))]
