@@ -55,7 +55,7 @@ def identified(prepared: Prepared) -> PreparedPicture:
     for given in prepared.passes:
         for name, array in sorted(given.items()):
             digest.update(repr((name, array.shape, array.dtype.str)).encode())
-            digest.update(array.reshape(-1).view("u1").data)
+            digest.update(array.tobytes())
     own = digest.digest()
     codes = iter(_codes(own, prepared.expansion.count(PLACE)))
     tokens = tuple(next(codes) if token == PLACE else token for token in prepared.expansion)

