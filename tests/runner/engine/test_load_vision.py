@@ -97,6 +97,19 @@ def test_an_engine_says_what_the_reference_says_alone_and_in_company(loaded: tup
     assert status.prefix_cache_bytes > 0
 
 
+@pytest.mark.parametrize("name", sorted(folder.name for folder in (HERE / "projectors").iterdir()))
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_gguf_file_sees_with_its_projector_file(name: str, executor: str):
+    prompts = read_prompts(f"projectors/{name}")
+    folder = HERE / "projectors" / name
+    (projector,) = [file for file in folder.glob("*.gguf") if file.name != "model.gguf"]
+    named = replace(OPTIONS, projector=projector)
+    for options in (OPTIONS, named):
+        engine = load(folder / "model.gguf", options, executor=executor)
+        assert said(engine, *map(asked, prompts)) == [up_to_the_end(engine, each.continuation) for each in prompts]
+        engine.close()
+
+
 @pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_small_chunks_change_nothing(name: str, executor: str):
