@@ -110,6 +110,7 @@ def _with_pixtral(files: Files, encode: Encode, settings: _Settings) -> tuple[To
         used,
         _PREFIXES,
         working_bytes(shape.width, shape.inner, shape.heads),
+        stacks=pixtral.STACKS,
         other_parts=unused_layers(pixtral.LAYERS, used, shape.num_layers),
     )
     return tower, pixtral.read_preparation(files, encode, shape, 1)

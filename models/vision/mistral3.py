@@ -68,6 +68,7 @@ def build(files: Files, encode: Encode) -> Vision:
         used,
         (pixtral.PREFIX, _PREFIX),
         working_bytes(shape.width, shape.inner, shape.heads),
+        stacks=pixtral.STACKS,
         other_parts=unused_layers(pixtral.LAYERS, used, shape.num_layers),
     )
     filler = whole.integer("image_token_index", whole.integer("image_token_id", 10))

@@ -16,7 +16,7 @@ from pathlib import Path
 import gguf
 from make_gemma3 import GEMMA3
 from make_llava import FULL
-from make_mistral3 import MISTRAL3, PIXTRAL, SCALE
+from make_mistral3 import MISTRAL3, PIXTRAL
 from make_qwen2_5_vl import FIXTURE as QWEN2_5_VL
 from making import HERE, Fixture, JSONFile, make, merged
 from safetensors.numpy import load_file
@@ -130,17 +130,14 @@ PAIRS = (
         mmproj_twin.Projector("pixtral", mmproj_twin.PIXTRAL, _pixtral, mmproj_twin.in_pairs),
     ),
     Pair(
-        replace(
-            changed(
-                PIXTRAL,
-                {
-                    "vision_feature_layer": -1,
-                    "text_config": {"sliding_window": None},
-                    "vision_config": {"num_hidden_layers": 2, "image_size": 60},
-                },
-                {},
-            ),
-            idle=SCALE,
+        changed(
+            PIXTRAL,
+            {
+                "vision_feature_layer": -1,
+                "text_config": {"sliding_window": None},
+                "vision_config": {"num_hidden_layers": 2, "image_size": 60},
+            },
+            {},
         ),
         LLAMA,
         mmproj_twin.Projector("pixtral", mmproj_twin.PIXTRAL, _pixtral, mmproj_twin.in_pairs),
