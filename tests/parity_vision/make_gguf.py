@@ -14,15 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
+from fixture import HERE, Fixture, JSONFile, merged
 from make_gemma3 import GEMMA3
 from make_llava import FULL
 from make_mistral3 import MISTRAL3, PIXTRAL
 from make_qwen2_5_vl import FIXTURE as QWEN2_5_VL
-from making import HERE, Fixture, JSONFile, make, merged
+from making import make
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-import gguf_twin  # isort: skip - found by what `making` adds to the path
+import gguf_twin  # isort: skip - found by what `fixture` adds to the path
 import mmproj_twin  # isort: skip
 from cases.gemma import NORMS, write_softcaps_and_window  # isort: skip
 from cases.llama import TWIN as LLAMA  # isort: skip
