@@ -7,7 +7,15 @@ import pytest
 
 from models.grammar import JSONSchema, OutputFormat
 from runner.config import DialectName
-from runner.engine.types import EngineState, EngineStatus, Failed, ImageRequest, SamplingParams, TextRequest
+from runner.engine.types import (
+    EngineState,
+    EngineStatus,
+    Failed,
+    ImageRequest,
+    InputImage,
+    SamplingParams,
+    TextRequest,
+)
 from runner.errors import BadRequest
 from tests.fakes_image import FakePipeline
 from tests.fakes_wire import ScriptedLoop, serve
@@ -18,6 +26,7 @@ CHAT = "<|im_start|>{}\n{}<|im_end|>\n"
 ASSISTANT = "<|im_start|>assistant\n"
 HI = CHAT.format("user", 'Say "hi" & <b>é\u2028</b>') + ASSISTANT
 FOX = CHAT.format("user", "the fox") + ASSISTANT
+BEGUN = InputImage(0, b"\x89PNG\r\n\x1a\n")
 ANY_OBJECT = JSONSchema('{"type":"object"}')
 TOOL = {
     "type": "function",
@@ -78,11 +87,12 @@ UNDERSTOOD = {
         num_ctx=4096,
         format=OutputFormat(ANY_OBJECT, ("</think>",)),
     ),
+    "mlx_v0.34.4_picture": TextRequest(
+        CHAT.format("user", "[img-0]fox") + ASSISTANT, sampling(1.0), num_predict=3, num_ctx=4096, images=(BEGUN,)
+    ),
 }
 REFUSED = {
-    "mlx_v0.34.4_picture": "Media",
     "imagegen_v0.32.5_generations": "width",
-    "imagegen_v0.32.5_edits": "images",
     "imagegen_v0.32.5_generate": "width",
 }
 PICTURES = {
@@ -92,7 +102,10 @@ PICTURES = {
     "imagegen_v0.32.5_generate": ImageRequest("fox", width=256, height=128, steps=3, seed=7),
 }
 # An image without a size is a request like one for text; what the loaded model is decides.
-SIZELESS = {"imagegen_v0.32.5_generations_seed": ("fox", 7)}
+SIZELESS = {
+    "imagegen_v0.32.5_generations_seed": ("fox", 7),
+    "imagegen_v0.32.5_edits": ("[img-0]add a hat", 1795344197941506816),
+}
 TOKENIZED = ("mlx_v0.32.5_tokenize", "mlx_v0.34.4_tokenize")
 
 

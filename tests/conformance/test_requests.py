@@ -9,7 +9,7 @@ from models.grammar import JSONSchema, OutputFormat
 from protocol.ollamarunner import LayersOnDevice, LoadRequest
 from runner.config import DialectName
 from runner.engine.load import LoadOptions
-from runner.engine.types import EngineState, EngineStatus, Failed, ImageRequest, SamplingParams, TextRequest
+from runner.engine.types import EngineState, EngineStatus, Failed, ImageRequest, InputImage, SamplingParams, TextRequest
 from runner.errors import BadRequest
 from tests.fakes_wire import ScriptedLoop, serve
 
@@ -55,12 +55,18 @@ UNDERSTOOD = {
         stop=("<|im_end|>",),
         format=OutputFormat(JSONSchema('{"type":"object"}')),
     ),
+    "mlx_v0.33_media": TextRequest(
+        "[img-0]", DEFAULTS, num_ctx=4096, stop=("<|im_end|>",), draft=4, images=(InputImage(0, b"\x89PNG"),)
+    ),
+    "classic_v0.24_images": TextRequest(
+        PROMPT,
+        sampling(DEFAULTS, repeat_penalty=1.1),
+        num_ctx=4096,
+        stop=("<|im_end|>",),
+        images=(InputImage(0, b"\x89PNG"),),
+    ),
 }
-REFUSED = {
-    "mlx_v0.33_media": "Media",
-    "imagegen_v0.32_image": "width",
-    "classic_v0.24_images": "Images",
-}
+REFUSED = {"imagegen_v0.32_image": "width"}
 
 
 async def refuse(request):
