@@ -7,7 +7,7 @@ A row lives in a *slot*. Its state there is of the tokens that it was fed; a ste
 One step is two calls, `forward` and `sample`, so that masks and counts can come between them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -17,6 +17,32 @@ import numpy.typing as npt
 from models.sampling import Draw, Drawn
 
 HostArray = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedPicture:
+    """What a vision tower made of a picture. Shapes: rows and each of `deep` float32 (N, D)."""
+
+    rows: npt.NDArray[np.float32]
+    """In place of the embeddings of N tokens, as the decoder's table has them."""
+    deep: tuple[npt.NDArray[np.float32], ...] = ()
+    """What is added to the same tokens behind each of the first layers."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(array.nbytes for array in (self.rows, *self.deep))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows [begin, end) of a picture, in place of as many tokens of a row's step."""
+
+    at: int
+    """The first of these tokens, counted from the first one that the step runs."""
+    picture: EncodedPicture
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +56,14 @@ class Row:
     """What is run. Empty: the one token that was sampled for the slot last, which nobody may have read yet."""
     wanted: int = 1
     """Of so many of its last tokens logits are wanted; 0: of none."""
+    shift: int = 0
+    """What is added to a token's place in the row to give its position. 0 where positions have no axes."""
+    positions: tuple[tuple[int, int, int], ...] = ()
+    """The positions of each token along three axes (time, height, width), where they are not its place and `shift`."""
+    spans: tuple[Span, ...] = ()
+    """Where pictures' rows stand; what `tokens` says there is for other tables than the embedding."""
+    runs: tuple[tuple[int, int], ...] = ()
+    """Of its tokens those [begin, end) that look at each other both ways, whole runs alone."""
 
     @property
     def length(self) -> int:
@@ -205,6 +239,28 @@ class Encoder(Protocol):
 
         Keys from `visible` on are padding that no query sees. Shapes: returns float32 (len(layers), T, D).
         """
+        ...
+
+    def close(self) -> None:
+        """Free everything; the encoder is of no use afterwards."""
+        ...
+
+
+class PictureEncoder(Protocol):
+    """A vision tower with its projector. Thread: the executor's, but for what says otherwise."""
+
+    def encode(self, passes: Sequence[Mapping[str, HostArray]]) -> Generator[None, None, EncodedPicture]:
+        """What the tower makes of a picture, by what a family's `Prepared.passes` has.
+
+        Yields after each piece of the work, so that others may run between; may be given up there.
+
+        Raises:
+            ExecutionError: the device could not.
+        """
+        ...
+
+    def memory_bytes(self) -> int:
+        """What weights hold of the device's memory now. Thread: any."""
         ...
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ class Replays(Generic[Kept]):
         """
         planned = [self._planned(row) for row in rows]
         late = tuple(
-            Row(row.slot, row.begin, row.tokens[: row.length - own.length], 0)
+            replace(row, tokens=row.tokens[: row.length - own.length], wanted=0)
             for row, own in zip(planned, rows, strict=True)
             if row.length - own.length > MOST_REPLAYED
         )
@@ -78,6 +78,7 @@ class Replays(Generic[Kept]):
             return row
         mark = self._marks[row.slot]
         assert row.tokens, "what was drawn behind drafts is known"
+        assert not row.spans, "nobody drafts pictures"
         assert mark.position <= row.begin, "a recurrent layer was asked to go back further than to its last step"
         self._load(row.slot, mark.state)
         self._stands[row.slot] = mark.position

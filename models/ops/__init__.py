@@ -17,6 +17,7 @@ from models.ops.recurrent import DeltaRule, StateSpace
 from models.ops.rope import RopeConfig
 from models.ops.routing import Routing
 from models.ops.state import KV, LayerState, Recurrent
+from models.ops.vision import TowerOps
 from models.ops.weights import (
     Embedding,
     Expert,
@@ -60,6 +61,7 @@ __all__ = [
     "Routing",
     "ShortConv",
     "StateSpace",
+    "TowerOps",
     "Vector",
     "Weight",
     "Xielu",

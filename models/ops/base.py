@@ -86,6 +86,8 @@ class Attention:
     """A query sees the tokens behind it as well; of a window, `window - 1` of them. There is no state then."""
     relative: RelativeBias | None = None
     """Only where it is bidirectional."""
+    two_way: bool = False
+    """Tokens of one picture look at each other both ways, whatever the window. Source: Gemma 3 (arXiv 2503.19786)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +282,13 @@ class Ops(Protocol[Tensor]):
 
     def residual(self, x: Tensor, layers: int) -> Tensor:
         """Say that `x` (T, D) is what the first so many layers make, so that a client can ask for it; returns it."""
+        ...
+
+    def deepen(self, x: Tensor, layers: int) -> Tensor:
+        """Add what pictures say behind so many layers (from 1 on) at their tokens. Shapes: x (T, D); returns the same.
+
+        Source: DeepStack (arXiv 2406.04334).
+        """
         ...
 
     def embed_positions(self, table: Embedding, first: int = 0) -> Tensor:

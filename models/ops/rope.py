@@ -95,6 +95,11 @@ class RopeConfig:
     scaling: RopeScaling | None = None
     interleaved: bool = False
     """Pairs are neighbours; else the halves of the rotated part."""
+    axes: tuple[int, ...] = ()
+    """By which of a position's three axes (time, height, width) each pair turns; empty: there is one axis.
+
+    Text has the same position along all of them. Source: M-RoPE, Qwen2-VL (arXiv 2409.12191).
+    """
 
     @property
     def extended_context(self) -> int:

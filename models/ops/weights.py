@@ -18,10 +18,12 @@ class Linear:
     inputs: int
     outputs: int
     bias: bool = False
+    axes: tuple[int, ...] = ()
+    """What `inputs` is divided into as it is stored: of a patch (channels, height, width), frames perhaps between."""
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """The names and shapes of its tensors."""
-        yield f"{self.name}.weight", (self.outputs, self.inputs)
+        yield f"{self.name}.weight", (self.outputs, *(self.axes or (self.inputs,)))
         if self.bias:
             yield f"{self.name}.bias", (self.outputs,)
 

@@ -18,8 +18,9 @@ from models.arch import Model
 from models.errors import ExecutionError
 from models.executors.base import Checkpoint, Logits, Segment, Step
 from models.executors.mlx.activations import Activations
-from models.executors.mlx.ops import StepOps, TextOps, Wavelengths
+from models.executors.mlx.ops import StepOps, TextOps
 from models.executors.mlx.parts import Part, parts_of
+from models.executors.mlx.rotations import Wavelengths
 from models.executors.mlx.segments import (
     DeviceCheckpoint,
     DeviceSegment,

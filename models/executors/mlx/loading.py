@@ -11,7 +11,7 @@ from models.executors.footprint import Footprint, by_layer
 from models.executors.mlx.activations import Activations
 from models.executors.mlx.executor import MLXExecutor
 from models.executors.mlx.kinds import CacheType
-from models.executors.mlx.ops import Wavelengths
+from models.executors.mlx.rotations import Wavelengths
 from models.executors.mlx.slabs import LONGEST_STEP, class_capacity, layer_specs
 from models.executors.mlx.weights import Policy, Weights
 from models.mlx_memory import configure

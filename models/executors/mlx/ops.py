@@ -5,13 +5,16 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
+from models.executors.base import EncodedPicture
 from models.executors.mlx import pointwise
 from models.executors.mlx.activations import Activations
 from models.executors.mlx.experts import route
 from models.executors.mlx.kinds import GROUP
 from models.executors.mlx.parts import Part
 from models.executors.mlx.recurrent import Recurrence, Run
+from models.executors.mlx.rotations import Wavelengths, position_factors
 from models.executors.mlx.slabs import LayerSpec, StateSpec
 from models.executors.mlx.weights import Weights
 from models.ops import (
@@ -36,9 +39,7 @@ from models.ops import (
 class Compute(Recurrence):
     """Implements `Ops[mx.array]` but for attention. Thread: the executor's."""
 
-    def __init__(
-        self, weights: Weights, tokens: mx.array, activations: Activations, wavelengths: "Wavelengths"
-    ) -> None:
+    def __init__(self, weights: Weights, tokens: mx.array, activations: Activations, wavelengths: Wavelengths) -> None:
         self._weights = weights
         self._tokens = tokens
         self._activations = activations
@@ -175,6 +176,10 @@ class Compute(Recurrence):
         self.residuals[layers] = x
         return x
 
+    def deepen(self, x: mx.array, layers: int) -> mx.array:  # noqa: ARG002 - where there are pictures
+        """See `Ops.deepen`."""
+        return x
+
     def _attended(self, q: mx.array, k: mx.array, v: mx.array, spec: Attention, mask: mx.array | None) -> mx.array:
         """Shapes: q (B, H, L, d), k and v (B, K, S, d), mask bool, (B, 1, L, S) or alike; returns (B, H, L, d)."""
         sinks = None if spec.sinks is None else self._weights.vector(spec.sinks).astype(q.dtype)
@@ -198,29 +203,6 @@ class Compute(Recurrence):
         return self._weights.table(table).rows(mx.zeros(1, mx.int32))
 
 
-class Wavelengths:
-    """What `mx.fast.rope` is given of each rope, made once. Thread: the executor's."""
-
-    def __init__(self, reach: int = 0) -> None:
-        """`reach`: the tokens that a row may have."""
-        self._reach = reach
-        self._made: dict[RopeConfig, mx.array] = {}
-
-    def rotate(self, x: mx.array, rope: RopeConfig, offset: mx.array | int) -> mx.array:
-        """Shapes: x (B, H, L, d), offset (B,) or a number; returns (B, H, L, d)."""
-        if rope not in self._made:
-            with np.errstate(divide="ignore"):
-                self._made[rope] = mx.array(1.0 / rope.frequencies(self._reach))
-        turned = mx.fast.rope(
-            x, rope.dims, traditional=rope.interleaved, base=None, scale=1.0, offset=offset, freqs=self._made[rope]
-        )
-        if rope.magnitude == 1.0:
-            return turned
-        if rope.dims == x.shape[-1]:
-            return turned * rope.magnitude
-        return mx.concatenate([turned[..., : rope.dims] * rope.magnitude, turned[..., rope.dims :]], axis=-1)
-
-
 class StepOps(Compute):
     """The operations of a step with state in slabs."""
 
@@ -237,12 +219,37 @@ class StepOps(Compute):
         super().__init__(weights, tokens, activations, wavelengths)
         self._parts = parts
         self._specs = specs
+        self._embeds_first = True
+
+    def embed(self, table: Embedding) -> mx.array:
+        """See `Ops.embed`: what is looked up first are the tokens' embeddings, or pictures' rows in their place."""
+        x = super().embed(table)
+        first, self._embeds_first = self._embeds_first, False
+        return self._inserted(x, lambda picture: picture.rows) if first else x
+
+    def deepen(self, x: mx.array, layers: int) -> mx.array:
+        """See `Ops.deepen`."""
+        if not any(row.spans for part in self._parts for row in part.rows):
+            return x
+        return x + self._inserted(mx.zeros_like(x), lambda picture: picture.deep[layers - 1])
+
+    def _inserted(self, x: mx.array, rows_of: Callable[[EncodedPicture], npt.NDArray[np.float32]]) -> mx.array:
+        """`x` with what is taken of pictures at their tokens. Shapes: x (T, D); returns the same."""
+        pieces, end = [], 0
+        for part in self._parts:
+            for index, row in enumerate(part.rows):
+                for span in row.spans:
+                    begin = part.start + index * part.length + span.at
+                    taken = mx.array(rows_of(span.picture)[span.begin : span.end]).astype(x.dtype)
+                    pieces += [x[end:begin], taken]
+                    end = begin + len(taken)
+        return mx.concatenate([*pieces, x[end:]]) if pieces else x
 
     def rotate(self, x: mx.array, heads: int, rope: RopeConfig) -> mx.array:
         """See `Ops.rotate`."""
         turned = []
         for part in self._parts:
-            rows = self._wavelengths.rotate(self._rows(x, part, heads), rope, part.begins)
+            rows = self._wavelengths.rotate(self._rows(x, part, heads), rope, part.offsets, part.axes)
             turned.append(rows.swapaxes(1, 2).reshape(len(part.rows) * part.length, -1))
         return turned[0] if len(turned) == 1 else mx.concatenate(turned)
 
@@ -267,7 +274,7 @@ class StepOps(Compute):
         """Append one part's tokens to the slabs. Shapes: of the whole step, see `attention`."""
         keys, values = self._rows(k, part, spec.kv_heads), self._rows(v, part, spec.kv_heads)
         if spec.rope is not None:
-            keys = self._wavelengths.rotate(keys, spec.rope, part.begins)
+            keys = self._wavelengths.rotate(keys, spec.rope, part.offsets, part.axes)
         held, arrays = self._kv(layer), part.slab.layers[layer]
         if held.kv.values_in_keys:
             news = [keys]
@@ -282,7 +289,7 @@ class StepOps(Compute):
         """Attention of one part's tokens. Shapes: q of the whole step, see `attention`; returns (B * L, H * d)."""
         queries = self._rows(q, part, spec.heads)
         if spec.rope is not None:
-            queries = self._wavelengths.rotate(queries, spec.rope, part.begins)
+            queries = self._wavelengths.rotate(queries, spec.rope, part.offsets, part.axes)
         held = self._kv(layer)
         seen = part.slab.layers[layer]
         if part.taken is not None:
@@ -291,7 +298,7 @@ class StepOps(Compute):
             seen = [seen[0], seen[0][..., : held.kv.value_dim]]
         elif held.bits is not None:
             seen = [_unpacked(seen[:3], held.bits), _unpacked(seen[3:], held.bits)]
-        mask = part.mask(held.capacity(part.slab.capacity), spec.window, spec.chunk)
+        mask = part.mask(held.capacity(part.slab.capacity), spec.window, spec.chunk, two_way=spec.two_way)
         out = self._attended(queries, seen[0], seen[1], spec, mask)
         if part.length > 1:
             out = out.swapaxes(1, 2)
@@ -338,9 +345,7 @@ def _unpacked(parts: Sequence[mx.array], bits: int) -> mx.array:
 class WholeOps(Compute):
     """The operations on whole texts, without state: a layer that looks at an earlier one's computes it again."""
 
-    def __init__(
-        self, weights: Weights, tokens: mx.array, activations: Activations, wavelengths: "Wavelengths"
-    ) -> None:
+    def __init__(self, weights: Weights, tokens: mx.array, activations: Activations, wavelengths: Wavelengths) -> None:
         super().__init__(weights, tokens, activations, wavelengths)
         self._appended: dict[int, tuple[mx.array, mx.array]] = {}
 
@@ -390,9 +395,3 @@ class TextOps(WholeOps):
             mask = mask & (places[None] < self._visible)
         out = self._attended(queries, keys, values, spec, mask)
         return out[0].swapaxes(0, 1).reshape(length, -1)
-
-
-def position_factors(positions: mx.array, scale: PositionScale) -> mx.array:
-    """Shapes: positions (T,); returns float32 (T, 1)."""
-    periods = mx.floor((positions + scale.shift).astype(mx.float32) / scale.period)
-    return (1 + scale.beta * mx.log(1 + periods))[:, None]

@@ -25,7 +25,11 @@ class Part:
     """The rows' places. Shape: int32 (B, 1)."""
     taken: slice | mx.array | None = field(init=False)
     """The same to take the rows out of a slab: None for all of it, a slice of neighbours, else int32 (B,)."""
-    _masks: dict[tuple[int, int | None, int | None], mx.array] = field(default_factory=dict)
+    offsets: mx.array = field(init=False)
+    """What each row's rotations begin at. Shape: int32 (B,)."""
+    axes: mx.array | None = field(init=False)
+    """The positions of each token along three axes, where some row says them. Shape: float32 (B, L, 3)."""
+    _masks: dict[tuple[int, int | None, int | None, bool], mx.array] = field(default_factory=dict)
     _cells: dict[int, mx.array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -36,6 +40,10 @@ class Part:
         self.taken = slice(first, first + count) if self.places == [*range(first, first + count)] else places
         if count == self.slab.room:
             self.taken = None
+        shifts = [row.shift for row in self.rows]
+        self.offsets = self.begins + mx.array(shifts, dtype=mx.int32) if any(shifts) else self.begins
+        said = any(row.positions for row in self.rows)
+        self.axes = mx.array([_axes(row) for row in self.rows], dtype=mx.float32) if said else None
 
     @property
     def length(self) -> int:
@@ -53,13 +61,14 @@ class Part:
             self._cells[capacity] = self.positions % capacity
         return self._cells[capacity]
 
-    def mask(self, capacity: int, window: int | None, chunk: int | None = None) -> mx.array:
+    def mask(self, capacity: int, window: int | None, chunk: int | None = None, *, two_way: bool = False) -> mx.array:
         """Where each token may look. Shape: bool (B, 1, L, capacity).
 
         Place j of a ring holds the newest position p with p % capacity = j; a slab that is not one is a ring that has
-        not come round.
+        not come round. If `two_way`, the rows' runs look at themselves both ways.
         """
-        key = (capacity, window, chunk)
+        two_way = two_way and any(row.runs for row in self.rows)
+        key = (capacity, window, chunk, two_way)
         if key not in self._masks:
             last = self.begins[:, None, None] + (self.length - 1)
             held = last - (last - mx.arange(capacity, dtype=mx.int32)) % capacity
@@ -69,8 +78,29 @@ class Part:
                 mask = mask & (held > queries - window)
             if chunk is not None:
                 mask = mask & (held // chunk == queries // chunk)
+            if two_way:
+                runs = mx.array([_runs(row) for row in self.rows], dtype=mx.int32)
+                inside = mx.take_along_axis(
+                    runs, mx.clip(held[:, 0] - self.begins[:, None], 0, self.length - 1), axis=1
+                )
+                inside = mx.where(held[:, 0] >= self.begins[:, None], inside, 0)
+                mask = mask | ((runs[:, :, None] > 0) & (runs[:, :, None] == inside[:, None]))
             self._masks[key] = mask[:, None]
         return self._masks[key]
+
+
+def _axes(row: Row) -> Sequence[tuple[int, int, int]]:
+    """The positions of a row's tokens along three axes."""
+    begin = row.begin + row.shift
+    return row.positions or [(place, place, place) for place in range(begin, begin + row.length)]
+
+
+def _runs(row: Row) -> list[int]:
+    """Of each of a row's tokens the number of its run from 1 on; 0: it is in none."""
+    numbers = [0] * row.length
+    for number, (begin, end) in enumerate(row.runs, 1):
+        numbers[begin:end] = [number] * (end - begin)
+    return numbers
 
 
 def parts_of(rows: Sequence[Row], slabs: Slabs) -> list[Part]:

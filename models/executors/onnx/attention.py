@@ -9,13 +9,15 @@ Keys and values are plain float32 in slabs (slots, heads, capacity, dim), writte
 codes of 8 or 4 bits with a scale and an offset for 32 values, dequantised for each look.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.quantized_kv import QuantizedKV
-from models.executors.onnx.slabs import HEAD_STEP, CacheType, slab_specs
+from models.executors.onnx.slabs import HEAD_STEP, CacheType, SlabSpec, slab_specs
+from models.executors.onnx.two_way import Layout, TwoWayNodes
 from models.ops import KV, Attention, LayerState, PositionScale, RopeConfig
 
 FLOAT, INT32, INT64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
@@ -33,6 +35,7 @@ STEP_INPUTS = {
     "wanted": TensorType(INT64, ("N",)),
     "positions": TensorType(INT64, (1, "T")),
     "past": TensorType(INT64, (1,)),
+    "places": TensorType(INT64, ("B", "S")),
 }
 
 
@@ -40,16 +43,26 @@ class AttentionNodes:
     """Records attention and the state it needs. Thread: any."""
 
     def __init__(
-        self, graph: Graph, state: Sequence[LayerState], cache_type: CacheType, *, masked: bool = False
+        self,
+        graph: Graph,
+        state: Sequence[LayerState],
+        cache_type: CacheType,
+        *,
+        masked: bool = False,
+        sees: bool = False,
     ) -> None:
         """Record into `graph`, with the state that each layer declares.
 
-        Where `masked`, an input `bias` (1, 1, S, total) is added to the scores.
+        Where `masked`, an input `bias` (1, 1, S, total) is added to the scores. Where it `sees`, rows may hold
+        pictures: their tokens may look both ways, and may have positions along several axes.
         """
         self._graph = graph
         self._state = state
         self._cache_type = cache_type
         self._masked = masked
+        self.sees = sees
+        """See above."""
+        self.two_way = TwoWayNodes(graph)
         self._held: dict[int, tuple[list[str], list[str]]] = {}
         self.chunks: set[int] = set()
         """Lengths of the runs that layers see alone; each has an input `chunk.LENGTH`."""
@@ -75,7 +88,8 @@ class AttentionNodes:
                 self.again[f"present.{name}"] = slab.name
                 graph.outputs[f"present.{name}"] = graph.outputs[f"present.{slab.name}"]
             pasts = [f"present.{slab.name}" for slab in slabs]
-            return self.flat(self.look([rows, "", ""], pasts, spec, sinks, outputs=names, rotate=inside), spec, width)
+            looked = self.look([rows, "", ""], pasts, spec, sinks, outputs=names, rotate=inside)
+            return self._or_both_ways(qkv, self.flat(looked, spec, width), slabs, spec, rotate=inside)
         for slab in slabs:
             capacity = "C" if slab.window is None else f"C.{layer}"
             graph.inputs[f"past.{slab.name}"] = TensorType(slab.dtype, ("B", slab.heads, capacity, slab.width))
@@ -83,9 +97,52 @@ class AttentionNodes:
                 graph.outputs[f"present.{name}"] = graph.inputs[f"past.{slab.name}"]
         presents = [name for slab in slabs for name in (slab.name, slab.stands_for) if name]
         pasts = [f"past.{slab.name}" for slab in slabs] * (len(presents) // len(slabs))
-        moves = self._kv(layer).window is not None
-        looked = self.look([rows, "", ""], pasts, spec, sinks, outputs=presents, rotate=inside, moves=moves)
-        return self.flat(looked, spec, width)
+        if self._kv(layer).window is None:
+            looked = self.look([rows, "", ""], pasts, spec, sinks, outputs=presents, rotate=inside)
+            return self._or_both_ways(qkv, self.flat(looked, spec, width), slabs, spec, rotate=inside)
+        look = partial(self.look, [rows, "", ""], pasts, spec, sinks, outputs=presents, rotate=inside, moves=True)
+        if not (spec.two_way and self.sees):
+            return self.flat(look(), spec, width)
+        own = self._both_ways(qkv, slabs, spec, rotate=inside)
+        first, last = self.two_way.looked_first(own, spec.heads * spec.head_dim, self._input("last.window"))
+        plain = self.flat(look(last=last), spec, width)
+        return self.two_way.chosen(lambda: self.two_way.passed(first), plain)
+
+    def _or_both_ways(self, qkv: str, plain: str, slabs: Sequence[SlabSpec], spec: Attention, *, rotate: bool) -> str:
+        """What the kernel made, unless the step has a run that looks both ways. Shapes: see `record`."""
+        if not (spec.two_way and self.sees):
+            return plain
+        return self.two_way.chosen(self._both_ways(qkv, slabs, spec, rotate=rotate), plain)
+
+    def _both_ways(self, qkv: str, slabs: Sequence[SlabSpec], spec: Attention, *, rotate: bool) -> Callable[[], str]:
+        """What records attention of a step with such a run, over slabs as they were before or, if whole, are behind."""
+        keys, window = slabs[0], slabs[0].window
+
+        def record() -> str:
+            turns = spec.rope if rotate else None
+            parts = self._parts(qkv, spec) if turns is None else self._rotated(qkv, spec, turns)
+            heads = (spec.heads, spec.kv_heads, spec.kv_heads)
+            q, *news = (
+                self.padded(self._widened(part, count, spec.head_dim, keys.width))
+                for part, count in zip(parts, heads, strict=True)
+            )
+            if window is None:
+                k, v = (self.two_way.present(f"present.{slab.name}") for slab in slabs)
+            else:
+                k, v = (
+                    self.two_way.window(f"past.{slab.name}", window, self._by_head(new, spec.kv_heads, slab.width))
+                    for slab, new in zip(slabs, news, strict=True)
+                )
+            layout: Layout = "slab" if window is None else "window"
+            return self.flat(self.two_way.looked((q, k, v), spec, keys.width, layout), spec, keys.width)
+
+        return record
+
+    def _by_head(self, x: str, heads: int, width: int) -> str:
+        """Shapes: (1, S, heads * width); (1, heads, S, width)."""
+        graph = self._graph
+        (parts,) = graph.add("Reshape", [x, graph.constant(np.array([1, -1, heads, width], np.int64))])
+        return graph.add("Transpose", [parts], perm=[0, 2, 1, 3])[0]
 
     def padded(self, x: str) -> str:
         """From flat tokens to rows. Shapes: (T, W); (B, S, W)."""
@@ -115,15 +172,17 @@ class AttentionNodes:
         outputs: list[str],
         rotate: bool,
         moves: bool = False,
+        last: str = "",
     ) -> str:
         """The node itself; its present keys and values are `present.NAME` for each of `outputs`, or nobody's.
 
-        `moves`: the slab holds a window's tokens, and no others.
+        `moves`: the slab holds a window's tokens, and no others. `last`: in place of the input of that name.
         """
         graph, windowed = self._graph, spec.window is not None
         suffix = ".window" if windowed else ""
         rotations = self._rotations(spec.rope) if spec.rope is not None and rotate else ["", ""]
-        inputs = [*qkv, *pasts, self._input(f"last{suffix}"), self._input("total"), *rotations, ""]
+        places = self._input("places") if rotations[0] and self.has_axes else ""
+        inputs = [*qkv, *pasts, last or self._input(f"last{suffix}"), self._input("total"), *rotations, places]
         inputs += [self._added(spec), sinks, "", "", "", "", self._input(f"valid{suffix}")]
         looked = graph.name("attention")
         presents = [f"present.{name}" for name in outputs] or [graph.name("present") for _ in pasts]
@@ -160,6 +219,11 @@ class AttentionNodes:
         (filled,) = graph.add("Pad", [parts, pads])
         return graph.add("Reshape", [filled, graph.constant(np.array([-1, heads * width], np.int64))])[0]
 
+    @property
+    def has_axes(self) -> bool:
+        """Positions may have several axes: rotations are found by `places` and `positions`, not by tokens' order."""
+        return self.sees and any(rope.axes for rope in self.ropes)
+
     def _rotations(self, rope: RopeConfig) -> list[str]:
         """The inputs with the cosines and sines of a rope."""
         if rope not in self.ropes:
@@ -174,8 +238,17 @@ class AttentionNodes:
         if layer not in self._held:
             self._held[layer] = self._quantized_kv(k, v, layer, spec)
         seen, pasts = self._held[layer]
-        looked = self.look([self.padded(q), *seen], pasts, spec, sinks, outputs=[], rotate=False)
-        return self.flat(looked, spec, spec.head_dim)
+        rows = self.padded(q)
+        looked = self.flat(self.look([rows, *seen], pasts, spec, sinks, outputs=[], rotate=False), spec, spec.head_dim)
+        if not (spec.two_way and self.sees):
+            return looked
+
+        def both_ways() -> str:
+            news = [self._by_head(new, spec.kv_heads, spec.head_dim) for new in seen]
+            k, v = (self._graph.add("Concat", [past, new], axis=2)[0] for past, new in zip(pasts, news, strict=True))
+            return self.flat(self.two_way.looked((rows, k, v), spec, spec.head_dim, "past"), spec, spec.head_dim)
+
+        return self.two_way.chosen(both_ways, looked)
 
     def _quantized_kv(self, k: str, v: str, layer: int, spec: Attention) -> tuple[list[str], list[str]]:
         """Append keys and values; as they are held, what the step brings (B, S, K * d) and what was (B, K, P, d)."""

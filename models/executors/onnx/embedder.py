@@ -12,9 +12,9 @@ from models.executors.base import Embedder, Row
 from models.executors.onnx.bidirectional import ROWS, VISIBLE
 from models.executors.onnx.executor import Array, Loaded, OnnxExecutor
 from models.executors.onnx.loading import OnnxOptions, load
-from models.executors.onnx.recorder import Lookup
 from models.executors.onnx.steps import Run
 from models.executors.onnx.tables import EmbeddingTable
+from models.executors.onnx.values import Lookup
 from models.process_memory import trim
 
 Floats = npt.NDArray[np.float32]

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from models.executors.base import Checkpoint, Logits, Row, Segment, Step
-from models.executors.onnx import steps
+from models.executors.onnx import steps, two_way
 from models.executors.onnx.memory import Rotations
-from models.executors.onnx.recorder import Lookup
 from models.executors.onnx.sessions import Sessions
 from models.executors.onnx.slabs import WINDOW_SLACK, state_nbytes
 from models.executors.onnx.state import HostCheckpoint, HostSegment, Slabs
 from models.executors.onnx.tables import EmbeddingTable
+from models.executors.onnx.values import Lookup
 from models.executors.replay import MOST_REPLAYED, Replays
 from models.ops import PositionScale, RelativeBias
 from models.process_memory import trim
@@ -91,6 +91,14 @@ class Loaded:
     """Of relative positions, by name. Shapes: (buckets, H) each."""
     taps: frozenset[int] = frozenset()
     """The lengths of convolutions."""
+    sees: bool = False
+    """Rows may hold pictures."""
+    spare: int = 0
+    """Rows of the tables of rotations for positions with several axes: tokens of the longest step, or none."""
+    deep: Mapping[str, int] = field(default_factory=dict)
+    """See `Recorder.deep`."""
+    two_way_masks: frozenset[two_way.Mask] = frozenset()
+    """See `TwoWayNodes.masks`."""
 
 
 class OnnxExecutor:
@@ -140,7 +148,8 @@ class OnnxExecutor:
         """One pass. Shapes: an array (N, width) for each of the graph's outputs."""
         loaded, slabs = self._loaded, self._slabs
         assert loaded is not None
-        inputs = steps.arrays(run, capacity=slabs.capacity, even=loaded.even_rows, twice=loaded.looks_twice) | more
+        even, twice = loaded.even_rows, loaded.looks_twice
+        inputs = steps.arrays(run, capacity=slabs.capacity, even=even, twice=twice, spare=loaded.spare) | more
         if self.needs_checkpoints:
             inputs |= steps.recurrent_arrays(run, loaded.taps, len(inputs["unpad"]))
             for row in run.rows:
@@ -149,10 +158,13 @@ class OnnxExecutor:
         ids = np.array([token for row in run.rows for token in row.tokens], np.int64)
         ids = np.append(ids, ids[-1:].repeat(len(inputs["unpad"]) - len(ids)))
         inputs |= {name: table.rows(loaded.lookups[name].rows_of(ids)) for name, table in loaded.tables.items()}
+        inputs |= self._seen(run, inputs)
+        explicit = [position for row in run.rows for position in row.positions]
         for index, rope in enumerate(loaded.ropes):
             rope.reach(run.reach)
+            rope.put(explicit)
             inputs |= {f"cos.{index}": rope.cos, f"sin.{index}": rope.sin}
-        positions = inputs["positions"][0]
+        positions = steps.positions(run, len(ids)) if loaded.scales else ids
         inputs |= {f"scale.{index}": scale.factors(positions) for index, scale in enumerate(loaded.scales)}
         inputs |= {f"chunk.{length}": steps.chunked(run, length, int(inputs["total"])) for length in loaded.chunks}
         inputs |= {f"cells.{heads}": steps.cells(run, heads, slabs.capacity) for heads in self._written_by_cells}
@@ -162,6 +174,25 @@ class OnnxExecutor:
         for row in run.rows:
             self._lengths[row.slot] = row.begin + row.length
         return made
+
+    def _seen(self, run: steps.Run, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """What pictures change: their rows in place of embeddings and added deeper, and runs that look both ways."""
+        loaded = self._loaded
+        assert loaded is not None
+        if not loaded.sees:
+            return {}
+        embedded = inputs["embed.0"]
+        made = {name: np.zeros_like(embedded) for name in loaded.deep}
+        start = 0
+        for row in run.rows:
+            for span in row.spans:
+                own = slice(start + span.at, start + span.at + span.end - span.begin)
+                embedded[own] = span.picture.rows[span.begin : span.end]
+                for name, layers in loaded.deep.items():
+                    made[name][own] = span.picture.deep[layers - 1][span.begin : span.end]
+            start += row.length
+        own_row = next((row for row in run.rows if row.runs), None)
+        return made | two_way.arrays(own_row, loaded.two_way_masks, self._slabs.held)
 
     def sample(self, logits: Logits, draws: Sequence[Draw]) -> HostSampled:
         """See `Executor.sample`."""

@@ -52,6 +52,8 @@ class OnnxOptions:
     threads: int = 1
     drafts: bool = False
     """One token is computed as several are, to the last bit, so that drafts change nothing; costs some attention."""
+    pictures: int = 0
+    """Tokens of the longest step that may hold a picture's; 0: the model sees none."""
     taps: tuple[int, ...] = ()
     """Record a text encoder instead: its outputs are what the first so many layers make, padding is hidden."""
     hidden: bool = False
@@ -84,7 +86,9 @@ def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) 
     forms = forms_of(model, found, options.weights, large=large)
     level = ROUNDED if options.activations == "int8" else EXACT
     products = ProductNodes(graph, forms, level=level, finely=not large)
-    attention = AttentionNodes(graph, model.state, options.cache_type, masked=bool(options.taps))
+    attention = AttentionNodes(
+        graph, model.state, options.cache_type, masked=bool(options.taps), sees=options.pictures > 0
+    )
     even = large or options.activations == "float32"
     recorder = Recorder(graph, products, attention, even=even, exact=options.drafts)
     hidden = model.forward(recorder)
@@ -159,7 +163,8 @@ def load(
     biases = {relative.table.name for _, relative in recorder.bidirectional.scores.values() if relative is not None}
     bias_tables = {name: as_float32(source.value(f"{name}.weight")) for name in biases}
     turned = recording.attention.ropes or recorder.bidirectional.ropes
-    ropes = [Rotations(rope, options.capacity, options.reach) for rope in turned]
+    spare = options.pictures if recording.attention.has_axes else 0
+    ropes = [Rotations(rope, options.capacity, options.reach, spare) for rope in turned]
     nbytes = sum(size for _, size in held_sizes(recording)) + sum(table.nbytes for table in tables.values())
     return Loaded(
         sessions,
@@ -177,6 +182,10 @@ def load(
         scores=recorder.bidirectional.scores,
         bias_tables=bias_tables,
         taps=frozenset(conv.taps for conv in recorder.recurrent.convolutions),
+        sees=options.pictures > 0,
+        spare=spare,
+        deep=recorder.deep,
+        two_way_masks=frozenset(recording.attention.two_way.masks),
     )
 
 

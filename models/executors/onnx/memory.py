@@ -3,6 +3,7 @@
 import math
 import mmap
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,18 @@ class VirtualArray:
 
 
 class Rotations:
-    """The cosines and sines of one rope, filled as far as rows reach. Shapes: both (positions, dims / 2)."""
+    """The cosines and sines of one rope, filled as far as rows reach. Shapes: both (spare + positions, dims / 2).
 
-    def __init__(self, rope: RopeConfig, positions: int, reach: int = 0) -> None:
+    The first `spare` are for positions with several axes, those of a step.
+    """
+
+    def __init__(self, rope: RopeConfig, positions: int, reach: int = 0, spare: int = 0) -> None:
         """Reserve tables for so many positions; rows may have `reach` tokens."""
         self._frequencies = rope.frequencies(reach)
         self._magnitude = rope.magnitude
-        shape, self._filled = (positions, len(self._frequencies)), 0
+        self._axes = list(rope.axes)
+        self._spare = spare
+        shape, self._filled = (spare + positions, len(self._frequencies)), 0
         self._tables = [VirtualArray(shape, np.dtype(np.float32)) for _ in range(2)]
 
     @property
@@ -67,8 +73,18 @@ class Rotations:
         """Have the tables filled up to a position."""
         if position <= self._filled:
             return
-        begin, end = self._filled, min(max(position, 2 * self._filled, 256), len(self.cos))
-        angles = np.arange(begin, end, dtype=np.float32)[:, None] * self._frequencies
-        self.cos[begin:end] = np.cos(angles) * self._magnitude
-        self.sin[begin:end] = np.sin(angles) * self._magnitude
+        begin, end = self._filled, min(max(position, 2 * self._filled, 256), len(self.cos) - self._spare)
+        self._write(self._spare + begin, np.arange(begin, end, dtype=np.float32)[:, None])
         self._filled = end
+
+    def put(self, positions: Sequence[tuple[int, int, int]]) -> None:
+        """Have the spare ones hold these, in order."""
+        if positions:
+            along = np.array(positions, np.float32)
+            self._write(0, along[:, self._axes] if self._axes else along[:, :1])
+
+    def _write(self, begin: int, positions: npt.NDArray[np.float32]) -> None:
+        """Shapes: positions (N, 1 or dims / 2)."""
+        angles = positions * self._frequencies
+        self.cos[begin : begin + len(angles)] = np.cos(angles) * self._magnitude
+        self.sin[begin : begin + len(angles)] = np.sin(angles) * self._magnitude

@@ -5,11 +5,9 @@ and v that go into attention untouched are one product, gate and up that part at
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from models.executors.onnx.attention import AttentionNodes
 from models.executors.onnx.bidirectional import BidirectionalNodes
@@ -19,6 +17,7 @@ from models.executors.onnx.latent import LatentNodes, latent_nbytes
 from models.executors.onnx.pointwise import PointwiseNodes
 from models.executors.onnx.products import ProductNodes
 from models.executors.onnx.recurrent import RecurrentNodes
+from models.executors.onnx.values import Biased, Lookup, Projection, Slice, Sum, Value, named
 from models.ops import (
     Activation,
     Attention,
@@ -45,78 +44,9 @@ from models.ops import (
 FLOAT = np.dtype(np.float32)
 
 
-class Value:
-    """A value (T, width), recorded when its name is asked for."""
-
-    def __init__(self, width: int, record: Callable[[], str]) -> None:
-        self.width = width
-        self._record = record
-        self._name = ""
-
-    @property
-    def name(self) -> str:
-        """Its name in the graph."""
-        if not self._name:
-            self._name = self._record()
-        return self._name
-
-
-class Sum(Value):
-    """x + y, which a norm behind it takes over."""
-
-    def __init__(self, graph: Graph, x: Value, y: Value) -> None:
-        super().__init__(x.width, lambda: graph.add("Add", [x.name, y.name])[0])
-        self.x, self.y = x, y
-
-    @property
-    def is_recorded(self) -> bool:
-        """It has a name, so there is nothing left to fuse."""
-        return bool(self._name)
-
-    def take(self, name: str) -> None:
-        """It was computed together with something else."""
-        self._name = name
-
-
-class Biased(Value):
-    """A product and its bias, which what comes next may add itself."""
-
-    def __init__(self, graph: Graph, width: int, bias: str, record: Callable[[], str]) -> None:
-        super().__init__(width, lambda: graph.add("Add", [self.plain.name, bias])[0])
-        self.plain = Value(width, record)
-        self.bias = bias
-
-
-class Projection(Value):
-    """The product of one input with several matrices side by side, or with one that is to be split."""
-
-    def __init__(self, parts: Sequence[Value], record: Callable[[], str]) -> None:
-        super().__init__(sum(part.width for part in parts), record)
-        self.parts = tuple(Slice(self, part) for part in parts)
-
-
-class Slice(Value):
-    """What one of the matrices gives: a product of its own, unless all are wanted as they are."""
-
-    def __init__(self, whole: Projection, own: Value) -> None:
-        super().__init__(own.width, lambda: own.name)
-        self.whole = whole
-        self.own = own
-
-
-@dataclass(frozen=True, slots=True)
-class Lookup:
-    """An input of the graph that is looked up on the host: in which table, by the token or by something else."""
-
-    table: Embedding
-    first: int | None = None
-    """The row of the first position; None: the row is the token's."""
-    by_position: bool = True
-    """Else all tokens have the first row."""
-
-    def rows_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The rows of these tokens."""
-        return np.where(ids < self.table.rows, ids, 0) if self.table.is_partial else ids
+def deep_input(layers: int) -> str:
+    """The input that is added behind so many layers."""
+    return f"deep.{layers}"
 
 
 class Recorder:
@@ -140,6 +70,8 @@ class Recorder:
         self.lookups: list[Lookup] = []
         self._appended: dict[int, tuple[Value, Value]] = {}
         self.residuals: dict[int, Value] = {}
+        self.deep: dict[str, int] = {}
+        """Inputs (T, D) that pictures add, by the layers behind which they do."""
 
     def embed(self, table: Embedding) -> Value:
         """See `Ops.embed`: looked up on the host."""
@@ -171,7 +103,7 @@ class Recorder:
         """See `Ops.split`."""
         if heads > 1:
             parts = self._latent.parts(x.name, sizes, heads)
-            return tuple(_named(heads * size, name) for size, name in zip(sizes, parts, strict=True))
+            return tuple(named(heads * size, name) for size, name in zip(sizes, parts, strict=True))
         if isinstance(x, Projection) and tuple(sizes) == tuple(part.width for part in x.parts):
             return x.parts
         names: list[str] = []
@@ -193,7 +125,7 @@ class Recorder:
             inputs, outputs = (x.x.name, x.y.name, weight), (normed, "", "", total)
             self._graph.append_node("SkipSimplifiedLayerNormalization", inputs, outputs, CONTRIB, {"epsilon": norm.eps})
             x.take(total)
-            return _named(x.width, normed)
+            return named(x.width, normed)
         return Value(x.width, lambda: self._normed(x, norm, weight))
 
     def layer_norm(self, x: Value, norm: LayerNorm) -> Value:
@@ -268,7 +200,7 @@ class Recorder:
         bias = "" if routing.bias is None else self.vector(routing.bias)
         scales = "" if routing.expert_scales is None else self.vector(routing.expert_scales)
         picks, weights = self._experts.route(logits.name, logits.width, routing, bias, scales)
-        return _named(routing.picked, picks), _named(routing.picked, weights)
+        return named(routing.picked, picks), named(routing.picked, weights)
 
     def experts(
         self, x: Value, picks: Value, weights: Value, experts: Experts, activation: Gate, *, on_input: bool = False
@@ -333,6 +265,15 @@ class Recorder:
         self.residuals[layers] = x
         return x
 
+    def deepen(self, x: Value, layers: int) -> Value:
+        """See `Ops.deepen`."""
+        if not self._attention.sees:
+            return x
+        name = deep_input(layers)
+        self.deep[name] = layers
+        self._graph.inputs[name] = TensorType(FLOAT, ("T", x.width))
+        return self.add(x, named(x.width, name))
+
     def pick(self, x: Value, places: str) -> Value:
         """Some of the tokens, by the indices that an input has."""
         return Value(x.width, lambda: self._graph.add("Gather", [x.name, places], axis=0)[0])
@@ -393,7 +334,3 @@ class Recorder:
 
     def _number(self, value: float) -> str:
         return self._graph.constant(np.array(value, FLOAT))
-
-
-def _named(width: int, name: str) -> Value:
-    return Value(width, lambda: name)

@@ -101,6 +101,10 @@ class Slabs:
             self._views[first, end] = views
         return self._views[first, end]
 
+    def held(self, window: int, tokens: int) -> int:
+        """How many of a row's tokens are held by a window of so many."""
+        return next(spec.held(tokens) for spec in self.specs if spec.window == window)
+
     def first_held(self, tokens: int) -> int:
         """See `Executor.first_held`."""
         return max((tokens - spec.held(tokens) for spec in self.specs), default=0)

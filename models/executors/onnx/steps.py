@@ -49,17 +49,17 @@ class Run:
 
 def runs(rows: Sequence[Row], *, by_slot: bool = False) -> Iterator[Run]:
     """The passes that a step's rows need, in their order, or those of a pass by slot, as recurrent layers want them."""
-    short = tuple(row for row in rows if row.length <= TOGETHER)
+    short = tuple(row for row in rows if row.length <= TOGETHER and not row.runs)
     if by_slot:
         short = tuple(sorted(short, key=lambda row: row.slot))
     if short:
         yield Run(short)
     for row in rows:
-        if row.length > TOGETHER:
+        if row.length > TOGETHER or row.runs:
             yield Run((row,))
 
 
-def arrays(run: Run, *, capacity: int, even: bool = False, twice: bool = False) -> dict[str, Array]:
+def arrays(run: Run, *, capacity: int, even: bool = False, twice: bool = False, spare: int = 0) -> dict[str, Array]:
     """The step's inputs by name; see `attention.STEP_INPUTS`. Thread: the executor's.
 
     Args:
@@ -67,6 +67,7 @@ def arrays(run: Run, *, capacity: int, even: bool = False, twice: bool = False) 
         capacity: tokens that a slot has room for.
         even: run and want an even number of tokens; the last one is repeated, to no effect.
         twice: attention without a window looks twice for a row of one token, at its place and behind it.
+        spare: rows of the tables of rotations that are for positions with several axes.
     """
     rows, count = run.rows, run.end - run.first
     longest = run.longest
@@ -76,7 +77,8 @@ def arrays(run: Run, *, capacity: int, even: bool = False, twice: bool = False) 
     last_once, valid_once = np.zeros((2, count), np.int32)
     unpad: list[int] = []
     wanted: list[int] = []
-    positions: list[int] = []
+    turned: list[int] = []
+    explicit = 0
     for row, start in zip(rows, starts, strict=False):
         place, length = row.slot - run.first, row.length
         pad[place, :length] = np.arange(start, start + length)
@@ -86,11 +88,16 @@ def arrays(run: Run, *, capacity: int, even: bool = False, twice: bool = False) 
         valid_once[place], last_once[place] = length, row.begin + length - 1
         unpad += range(place * longest, place * longest + length)
         wanted += range(start + length - row.wanted, start + length)
-        positions += range(row.begin, row.begin + length)
+        if row.positions:
+            turned += range(explicit, explicit + length)
+            explicit += length
+        else:
+            turned += range(spare + row.begin + row.shift, spare + row.begin + row.shift + length)
     wanted = wanted or [starts[-1] - 1]
     wanted += wanted[-1:] * (even and len(wanted) % 2)
     extra = even and len(unpad) % 2
-    unpad, positions = unpad + unpad[-1:] * extra, positions + positions[-1:] * extra
+    unpad = unpad + unpad[-1:] * extra
+    rotations = np.array(turned + turned[-1:] * extra, np.int64)
     bound = min(-(-run.reach // ROUNDING) * ROUNDING, capacity)
     return {
         "pad": pad.reshape(-1),
@@ -102,9 +109,16 @@ def arrays(run: Run, *, capacity: int, even: bool = False, twice: bool = False) 
         "valid.window": valid_once,
         "total": np.array(bound, np.int32),
         "wanted": np.array(wanted, np.int64),
-        "positions": np.array([positions], np.int64),
+        "positions": rotations[None],
+        "places": rotations[pad],
         "past": np.array([max(1, *(row.begin for row in rows))], np.int64),
     }
+
+
+def positions(run: Run, tokens: int) -> Array:
+    """The places of a run's tokens in their rows, the last once more if need be. Shapes: (tokens,)."""
+    places = [place for row in run.rows for place in range(row.begin, row.begin + row.length)]
+    return np.array(places + places[-1:] * (tokens - len(places)), np.int64)
 
 
 def recurrent_arrays(run: Run, taps: Iterable[int], tokens: int) -> dict[str, Array]:

@@ -6,7 +6,7 @@ import pytest
 
 from models.arch import Model, build_model
 from models.errors import CheckpointError
-from models.executors.onnx.recorder import Lookup
+from models.executors.onnx.values import Lookup
 from models.ops import KV, Embedding, weights_in
 from tests.models.arch.declared import build, gguf_config, tensors
 

@@ -1,0 +1,58 @@
+"""The vision of language models: one module a family, found by looking, not by a list. Towers stand beside them."""
+
+import importlib
+import pkgutil
+from functools import cache
+
+from models.config_reader import ConfigReader
+from models.vision.base import (
+    PLACE,
+    Encode,
+    Family,
+    Files,
+    Given,
+    PictureError,
+    Pixels,
+    Prepared,
+    Tower,
+    Vision,
+)
+
+__all__ = [
+    "PLACE",
+    "Encode",
+    "Family",
+    "Files",
+    "Given",
+    "PictureError",
+    "Pixels",
+    "Prepared",
+    "Tower",
+    "Vision",
+    "discover",
+    "family_of",
+]
+
+
+@cache
+def discover() -> tuple[Family, ...]:
+    """The FAMILY of every module beside this one that has one.
+
+    Raises:
+        ValueError: two modules claim one name; a mistake in this package.
+    """
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    found = tuple(module.FAMILY for module in modules if hasattr(module, "FAMILY"))
+    claimed = [name for family in found for name in family.hf]
+    if len(set(claimed)) < len(claimed):
+        raise ValueError(f"two modules of models.vision claim one architecture: {sorted(claimed)}")
+    return found
+
+
+def family_of(files: Files) -> Family | None:
+    """The family of a checkpoint that has a vision tower; None: it sees nothing, or nothing here knows how."""
+    reader = ConfigReader(files.config)
+    if reader.section("vision_config") is None:
+        return None
+    wanted = set(reader.texts("architectures") or [])
+    return next((family for family in discover() if wanted & set(family.hf)), None)
