@@ -7,7 +7,7 @@ from models.ops import LayerState, Weight
 from models.sharding.cuts import Place, Share, key_of
 from models.sharding.demand import Demand, Demands, Wish
 from models.sharding.layout import Layout, Span, is_whole, joined, whole
-from models.sharding.program import Instruction
+from models.sharding.program import Instruction, Message
 from models.sharding.record import Value
 
 GroupOf = Callable[[str], int]
@@ -15,14 +15,6 @@ GroupOf = Callable[[str], int]
 
 class Indivisible(Exception):
     """Something cannot be shared by so many ranks; the message says what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """What one instruction sends: `width` values a token."""
-
-    kind: str
-    width: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from models.arch.base import Tensor
-from models.ops import Embedding, Norm, Ops
+from models.ops import Embedding, LayerState, Norm, Ops
+from models.sharding.cuts import Share
 from models.sharding.layout import Layout
 
 
@@ -43,6 +44,10 @@ class Communication(Protocol[Tensor]):
         """
         ...
 
+    def deepen(self, ops: Ops[Tensor], x: Tensor, layers: int) -> Tensor:
+        """See `Ops.deepen`; the first rank alone has pictures. Shapes: x (T, D); returns the same."""
+        ...
+
     def norm_part(self, ops: Ops[Tensor], x: Tensor, norm: Norm, width: int) -> Tensor:
         """The RMSNorm over all ranks' parts, which are `width` together; `norm` has this rank's weights.
 
@@ -54,12 +59,15 @@ class Communication(Protocol[Tensor]):
         """Give values to another rank; what is returned is there when they are. Shapes: (T, widths)."""
         ...
 
-    def receive(self, ops: Ops[Tensor], *, widths: tuple[int, ...], source: int) -> tuple[Tensor, ...]:
-        """Take values from another rank. Shapes: returns (T, width) each."""
+    def receive(self, ops: Ops[Tensor], *like: Tensor, widths: tuple[int, ...], source: int) -> tuple[Tensor, ...]:
+        """Take values from another rank, of as many tokens as `like` has; without one, as are run.
+
+        Shapes: like (T, …); returns (T, width) each.
+        """
         ...
 
 
-COMMUNICATION = frozenset({"sum", "gather", "own", "own_picks", "embed_part", "norm_part", "send", "receive"})
+COMMUNICATION = frozenset({"sum", "gather", "own", "own_picks", "embed_part", "deepen", "norm_part", "send", "receive"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +128,26 @@ def program(instructions: Sequence[Instruction], given: Sequence[int], made: int
         for place, step in enumerate(instructions)
     )
     return Program(steps, tuple(given), made)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one instruction says to other ranks: `width` values a token, summed, gathered or sent on."""
+
+    kind: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlan:
+    """What one rank runs, remembers and holds."""
+
+    forward: Program
+    logits: Program
+    """From what `forward` made, of the wanted places alone."""
+    state: tuple[LayerState, ...]
+    """By the numbers that the rank's own instructions say."""
+    shares: Mapping[str, Share | None]
+    """By `key_of`; None: nothing of it. Of weights that are not here the rank holds all."""
+    messages: tuple[Message, ...]
+    """What one step says."""

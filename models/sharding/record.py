@@ -213,6 +213,10 @@ class Recorder:
         """See `Ops.residual`."""
         return self._same("residual", x, layers)
 
+    def deepen(self, x: Value, layers: int) -> Value:
+        """See `Ops.deepen`."""
+        return self._same("deepen", x, layers)
+
 
 def outputs_of(matrix: Matrix) -> int:
     """The width of a product with it."""

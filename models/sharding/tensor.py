@@ -5,33 +5,18 @@ stays with the rank; a product of a cut value with a matrix cut by inputs makes 
 somebody needs them, so that two branches that are added cost one. Source: Megatron-LM (arXiv 1909.08053).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from models.arch.base import Model
-from models.ops import LayerState
-from models.sharding.builder import Builder, GroupOf, Message
-from models.sharding.cuts import Place, Share, key_of
+from models.sharding.builder import Builder, GroupOf
+from models.sharding.cuts import Place, key_of
 from models.sharding.demand import Wish
-from models.sharding.program import Program, program
+from models.sharding.program import Program, RankPlan, program
 from models.sharding.record import Call, Recorder, Value
 from models.sharding.translate import Rule, translate
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """What one rank runs, remembers and holds."""
-
-    forward: Program
-    logits: Program
-    state: tuple[LayerState, ...]
-    shares: Mapping[str, Share]
-    """By `key_of`; of weights that are not here the rank holds all."""
-    messages: tuple[Message, ...]
-    """What one step says, a step being one of any number of tokens."""
-
-
-def plan(model: Model, place: Place, group_of: GroupOf) -> TensorPlan:
+def plan(model: Model, place: Place, group_of: GroupOf) -> RankPlan:
     """One rank's part of a model. Thread: any.
 
     Args:
@@ -57,7 +42,7 @@ def plan(model: Model, place: Place, group_of: GroupOf) -> TensorPlan:
     first = builder.fresh()
     builder.bind(given, first)
     logits = _translated(builder, behind.calls, (first,), scores, translate(table))
-    return TensorPlan(forward, logits, tuple(builder.state), builder.shares, tuple(builder.messages))
+    return RankPlan(forward, logits, tuple(builder.state), builder.shares, tuple(builder.messages))
 
 
 def _output_table(calls: Sequence[Call]) -> str:

@@ -35,7 +35,7 @@ def taken(tensor: NamedTensor, cut: TensorCut | None) -> Tensor:
         case Blocks():
             return _blocks(mapped.value, mapped.order, cut)
         case value:
-            dense = value.reshape(cut.seen_as, -1) if cut.seen_as else value
+            dense = value.reshape(cut.seen_as, -1) if cut.seen_as and value.ndim > 1 else value
             return _columns(_rows(dense, cut, mapped.order), cut.columns)
 
 
