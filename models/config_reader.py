@@ -20,6 +20,10 @@ class ConfigReader:
         """What messages call the file."""
         return self._file
 
+    def value(self, key: str) -> JSON:
+        """What is there, of whatever kind; None where nothing is."""
+        return self._values.get(key)
+
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number; required where no default is given."""
         value = self._value(key, default)

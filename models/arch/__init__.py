@@ -60,9 +60,10 @@ def build_model(config: Mapping[str, JSON], shapes: Callable[[], Shapes] | None 
         if set(wanted) & set(architecture.hf):
             tells = architecture.told_by_tensors
             told = tells(shapes()) if tells is not None and shapes is not None else {}
-            if config.get("text_config") is None:
-                return architecture.build({**told, **config})
-            model = architecture.build({**told, **text_config(config)})
+            seeing = {"vision_config": config["vision_config"]} if config.get("vision_config") is not None else {}
+            model = architecture.build({**told, **text_config(config), **seeing})
+            if config.get("text_config") is None and not seeing:
+                return model
             return replace(model, other_parts=(*model.other_parts, *architecture.other_parts))
     known = ", ".join(sorted(name for architecture in discover() for name in architecture.hf))
     raise UnsupportedArchitecture(f"architecture {', '.join(wanted) or 'unnamed'} is not supported; supported: {known}")
@@ -71,9 +72,13 @@ def build_model(config: Mapping[str, JSON], shapes: Callable[[], Shapes] | None 
 def text_config(config: Mapping[str, JSON]) -> dict[str, JSON]:
     """What a multimodal config.json says of its text model, in the words of one that is nothing else. Thread: any.
 
+    Some have no `text_config` and say it beside the other parts'.
+
     Raises:
         CheckpointError: `text_config` is no object.
     """
+    if config.get("text_config") is None:
+        return {key: value for key, value in config.items() if key != "vision_config"}
     whole = {key: config[key] for key in _OF_THE_WHOLE if key in config}
     return whole | dict(ConfigReader(config).mapping("text_config")) | {"architectures": config.get("architectures")}
 

@@ -100,8 +100,8 @@ class Architecture:
     gguf: tuple[GGUFLayout, ...]
     """How GGUF files of it are written; the first that applies to a file counts."""
     build: Callable[[Mapping[str, JSON]], Model]
-    """Reads config.json, of a multimodal model its text part. Raises CheckpointError for missing, impossible or
-    unsupported values."""
+    """Reads config.json, of a multimodal model its text part and with that `vision_config`. Raises CheckpointError for
+    missing, impossible or unsupported values."""
     other_parts: tuple[str, ...] = ()
     """Beginnings of names of tensors that multimodal checkpoints of it have besides, without a leading `model.`."""
     without_gguf: str = ""

@@ -295,23 +295,29 @@ def feed_forward(ops: Ops[Tensor], x: Tensor, w: MLP | MoE) -> Tensor:
     return moe(ops, x, w) if isinstance(w, MoE) else swiglu(ops, x, w)
 
 
-def pre_norm(ops: Ops[Tensor], w: Decoder[Layer, Norm], specs: Sequence[Attention]) -> Tensor:
-    """The whole decoder. Shapes: returns (T, D), the final norm done."""
+def pre_norm(ops: Ops[Tensor], w: Decoder[Layer, Norm], specs: Sequence[Attention], levels: int = 0) -> Tensor:
+    """The whole decoder; pictures say more behind the first `levels` layers. Shapes: returns (T, D), normed."""
     x = ops.residual(ops.embed(w.embed), 0)
     for index, (layer, spec) in enumerate(zip(w.layers, specs, strict=True)):
         x = ops.add(x, gqa(ops, ops.rms_norm(x, layer.norm1), layer.attention, index, spec))
         x = ops.add(x, feed_forward(ops, ops.rms_norm(x, layer.norm2), layer.mlp))
         x = ops.residual(x, index + 1)
+        if index < levels:
+            x = ops.deepen(x, index + 1)
     return ops.rms_norm(x, w.norm)
 
 
 def model(
-    dims: Dims, weights: Decoder[Layer, Norm], specs: Sequence[Attention], stacks: tuple[Stack, ...] = ()
+    dims: Dims,
+    weights: Decoder[Layer, Norm],
+    specs: Sequence[Attention],
+    stacks: tuple[Stack, ...] = (),
+    levels: int = 0,
 ) -> Model:
-    """The model of a pre-norm decoder with these weights and attentions."""
+    """The model of a pre-norm decoder with these weights and attentions; for `levels` see `pre_norm`."""
 
     def forward(ops: Ops[Tensor]) -> Tensor:
-        return pre_norm(ops, weights, specs)
+        return pre_norm(ops, weights, specs, levels)
 
     return replace(model_with(dims, weights, specs, forward), stacks=stacks)
 

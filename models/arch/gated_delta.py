@@ -84,6 +84,9 @@ class Layer:
 
 MLPOf: TypeAlias = Callable[[Dims, int], MLP | MoE]
 
+AXES = (11, 11, 10)
+"""How many of a Qwen3.5's pairs turn by each axis where the configuration does not say."""
+
 
 def build_with(config: Mapping[str, JSON], mlp_of: MLPOf, *, fused: bool) -> Model:
     """The model whose layers have these MLPs. `fused`: a layer's inputs lie in two matrices, unless tensors tell.
@@ -91,7 +94,7 @@ def build_with(config: Mapping[str, JSON], mlp_of: MLPOf, *, fused: bool) -> Mod
     Raises:
         CheckpointError: a value is missing, impossible or not honoured.
     """
-    config = blocks.completed(_plain_rope(config), {**DEFAULTS, "fused_qkvz": fused, "fused_ba": fused})
+    config = blocks.completed(config, {**DEFAULTS, "fused_qkvz": fused, "fused_ba": fused})
     reader = ConfigReader(config)
     if not reader.flag("attn_output_gate", default=True):
         raise CheckpointError("attn_output_gate false is not supported", file=FILE)
@@ -103,16 +106,6 @@ def build_with(config: Mapping[str, JSON], mlp_of: MLPOf, *, fused: bool) -> Mod
     further = [dims.num_layers + n for n in range(reader.integer("num_nextn_predict_layers", 0))]
     parts = (_FURTHER, *(f"{stem}.{number}." for number in further for stem in ("layers", "blk")))
     return replace(_model(dims, layers, spec, _offset(config)), stacks=STACKS, other_parts=parts)
-
-
-def _plain_rope(config: Mapping[str, JSON]) -> Mapping[str, JSON]:
-    """The configuration without M-RoPE, all axes of which say the same of text."""
-    for key in ("rope_parameters", "rope_scaling"):
-        settings = ConfigReader(config).mapping(key)
-        if "mrope" in (settings.get("rope_type"), settings.get("type")):
-            plain = {name: value for name, value in settings.items() if name != "type"}
-            config = {**config, key: plain | {"rope_type": "default"}}
-    return config
 
 
 def _offset(config: Mapping[str, JSON]) -> float:
@@ -312,4 +305,4 @@ def gguf_config(metadata: GGUFMetadata) -> gguf.Config:
             "shared_expert_intermediate_size": metadata.count("expert_shared_feed_forward_length"),
             "norm_topk_prob": metadata.flag("norm_top_k_prob") is not False,
         }
-    return config | said
+    return gguf.with_axes(config | said, metadata)

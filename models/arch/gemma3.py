@@ -53,7 +53,12 @@ def build_with(config: Mapping[str, JSON], *, bidirectional: bool) -> Model:
         raise CheckpointError("attn_logit_softcapping is not supported", file=blocks.FILE)
     spec = partial(Attention, dims.num_heads, dims.num_kv_heads, dims.head_dim, gemma2.query_scale(config))
     specs = [
-        spec(ropes[slides], window=_both_ways(window) if bidirectional else window, bidirectional=bidirectional)
+        spec(
+            ropes[slides],
+            window=_both_ways(window) if bidirectional else window,
+            bidirectional=bidirectional,
+            two_way=not bidirectional,
+        )
         for slides, window in zip(sliding, kinds.window_of_sliding(config, sliding), strict=True)
     ]
     bias = reader.flag("attention_bias", default=False)

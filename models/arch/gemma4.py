@@ -128,7 +128,10 @@ def _plan(config: Mapping[str, JSON], dims: Dims) -> sharing.Plan:
         )
     window = max(kinds.window_of_sliding(config, sliding), key=bool)
     ropes = kinds.ropes_by_kind(config, head_dim, full=1_000_000.0, sliding=10000.0, sliding_dims=dims.head_dim)
+    # Within a picture a layer that slides looks both ways, and not farther back than its window; the others look back.
+    sees_pictures = reader.text("use_bidirectional_attention", "") == "vision"
     slides = Attention(dims.num_heads, dims.num_kv_heads, dims.head_dim, 1.0, ropes[True], window)
+    slides = replace(slides, two_way=sees_pictures)
     sees = Attention(dims.num_heads, kv_heads, head_dim, 1.0, ropes[False])
     specs = [slides if each else sees for each in sliding]
     return sharing.plan(specs, sliding, reader.integer("num_kv_shared_layers", 0))

@@ -95,6 +95,19 @@ def windowed_config(metadata: GGUFMetadata) -> Config:
     return decoder_config(metadata) | {"sliding_window": window, "use_sliding_window": True, "max_window_layers": 0}
 
 
+def with_axes(config: Config, metadata: GGUFMetadata) -> Config:
+    """The same for one whose pairs turn by several axes, in the sections that the file names.
+
+    Raises:
+        CheckpointError: the metadata holds impossible values.
+    """
+    sections = metadata.each("rope.dimension_sections", 3)
+    scaling = config["rope_scaling"]
+    if sections is None:
+        return config
+    return config | {"rope_scaling": {**(scaling if isinstance(scaling, dict) else {}), "mrope_section": [*sections]}}
+
+
 def layer_types(metadata: GGUFMetadata, interval: int) -> JSON:
     """A config.json's `layer_types`, where all but the last of every so many slide unless the file says otherwise."""
     layers = metadata.count("block_count")

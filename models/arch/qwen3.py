@@ -16,10 +16,15 @@ from models.ops import Norm
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
-    dims, bias = blocks.read_dims(config), ConfigReader(config).flag("attention_bias", default=False)
+    dims = blocks.read_dims(config)
     specs = blocks.attention_specs(config, dims, windows(config, dims))
-    layers = [layer(dims, index, bias=bias) for index in range(dims.num_layers)]
-    return blocks.model(dims, blocks.decoder(dims, layers), specs)
+    return blocks.model(dims, blocks.decoder(dims, layers(config, dims)), specs)
+
+
+def layers(config: Mapping[str, JSON], dims: blocks.Dims) -> list[blocks.Layer]:
+    """Declare all layers. Raises CheckpointError."""
+    bias = ConfigReader(config).flag("attention_bias", default=False)
+    return [layer(dims, index, bias=bias) for index in range(dims.num_layers)]
 
 
 def layer(dims: blocks.Dims, index: int, *, bias: bool) -> blocks.Layer:

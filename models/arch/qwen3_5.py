@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from models.arch import blocks, gated_delta
 from models.arch.base import Architecture, Model
 from models.config_reader import JSON
+from models.ops.rope import with_axes
 
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
+    config = with_axes(config, gated_delta.AXES, interleaved=True)
     return gated_delta.build_with(config, lambda dims, index: blocks.mlp(dims, f"model.layers.{index}"), fused=False)
 
 

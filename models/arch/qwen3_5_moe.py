@@ -9,12 +9,14 @@ from models.arch import gated_delta, qwen3_next
 from models.arch.base import Architecture, Model
 from models.arch.experts import GGUF_NAMES, GGUF_SHARED
 from models.config_reader import JSON
+from models.ops.rope import with_axes
 
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
     # Few say how wide a dense layer would be, for there is none.
     widths = [config.get(key) for key in ("intermediate_size", "shared_expert_intermediate_size")]
+    config = with_axes(config, gated_delta.AXES, interleaved=True)
     return qwen3_next.build_as({**config, "intermediate_size": widths[0] or widths[1]}, fused=False)
 
 

@@ -18,14 +18,17 @@ from models.ops import Linear, Routing
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
-    dims, bias = blocks.read_dims(config), ConfigReader(config).flag("attention_bias", default=False)
+    dims = blocks.read_dims(config)
     specs = blocks.attention_specs(config, dims, windows(config, dims))
-    dense = [qwen3.layer(dims, index, bias=bias) for index in range(dims.num_layers)]
-    layers = [
+    return blocks.model(dims, blocks.decoder(dims, layers(config, dims)), specs, STACKS)
+
+
+def layers(config: Mapping[str, JSON], dims: blocks.Dims) -> list[blocks.Layer]:
+    """Declare all layers. Raises CheckpointError."""
+    return [
         replace(layer, mlp=_moe(config, dims, f"model.layers.{index}.mlp")) if is_sparse(config, index) else layer
-        for index, layer in enumerate(dense)
+        for index, layer in enumerate(qwen3.layers(config, dims))
     ]
-    return blocks.model(dims, blocks.decoder(dims, layers), specs, STACKS)
 
 
 def _moe(config: Mapping[str, JSON], dims: blocks.Dims, name: str) -> blocks.MoE:
@@ -37,7 +40,8 @@ def _moe(config: Mapping[str, JSON], dims: blocks.Dims, name: str) -> blocks.MoE
     return blocks.MoE(Linear(f"{name}.gate", dims.hidden_size, count), own, routing)
 
 
-def _config(metadata: GGUFMetadata) -> Config:
+def gguf_config(metadata: GGUFMetadata) -> Config:
+    """The rest of config.json. Raises CheckpointError."""
     return decoder_config(metadata) | {
         "num_experts": metadata.count("expert_count"),
         "num_experts_per_tok": metadata.count("expert_used_count"),
@@ -53,7 +57,7 @@ ARCHITECTURE = Architecture(
             "qwen3moe",
             hf="Qwen3MoeForCausalLM",
             model_type="qwen3_moe",
-            config=_config,
+            config=gguf_config,
             attn_q_norm="self_attn.q_norm",
             attn_k_norm="self_attn.k_norm",
             names=GGUF_NAMES,

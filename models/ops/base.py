@@ -87,7 +87,10 @@ class Attention:
     relative: RelativeBias | None = None
     """Only where it is bidirectional."""
     two_way: bool = False
-    """Tokens of one picture look at each other both ways, whatever the window. Source: Gemma 3 (arXiv 2503.19786)."""
+    """Tokens of one picture see those behind them as well, and within a window alone what is before them.
+
+    Source: Gemma 3 (arXiv 2503.19786).
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +242,10 @@ class Ops(Protocol[Tensor]):
         ...
 
     def weigh(self, x: Tensor, factors: Vector) -> Tensor:
-        """Multiply each token by what is stored. Shapes: x (T, D), factors of width D or 1; returns (T, D)."""
+        """Multiply each token by what is stored.
+
+        Shapes: x (T, D) and factors of width D or 1, or x (T, 1) and factors of any width D; returns (T, D).
+        """
         ...
 
     def scale(self, x: Tensor, factor: float) -> Tensor:

@@ -5,7 +5,7 @@ Sources: RoFormer (arXiv 2104.09864); linear scaling (arXiv 2306.15595); YaRN (a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,6 +16,7 @@ from models.config_reader import JSON, ConfigReader
 from models.errors import CheckpointError
 
 Floats: TypeAlias = npt.NDArray[np.float32]
+_AXES = ("time", "height", "width")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +174,45 @@ def read_rope(
     original = top.size("original_max_position_embeddings", top.size("max_position_embeddings", 2048))
     original = settings.size("original_max_position_embeddings", original)
     context = top.size("max_position_embeddings", original)
-    return RopeConfig(dims, theta, _read_scaling(kind, settings, dims, original, context))
+    scaling = _read_scaling(kind, settings, dims, original, context)
+    return RopeConfig(dims, theta, scaling, axes=_read_axes(settings, dims // 2))
+
+
+def with_axes(config: Mapping[str, JSON], sections: Sequence[int], *, interleaved: bool) -> dict[str, JSON]:
+    """A config.json whose rotary settings say by which axis each pair turns: themselves, or else in these sections.
+
+    Raises:
+        CheckpointError: the settings are no object.
+    """
+    key = "rope_scaling" if config.get("rope_parameters") is None else "rope_parameters"
+    usual: dict[str, JSON] = {"mrope_section": list(sections), "mrope_interleaved": interleaved}
+    said = {name: value for name, value in ConfigReader(config).mapping(key).items() if value is not None}
+    return {**config, key: {**usual, **said}}
+
+
+def _read_axes(settings: ConfigReader, pairs: int) -> tuple[int, ...]:
+    """The axis of each pair: section behind section, or in turns for as long as height and width have pairs left.
+
+    Source: transformers' `modeling_qwen2_5_vl` and `modeling_qwen3_vl`, `recomposition_frequencies`.
+    """
+    sections = settings.integers("mrope_section")
+    if not sections:
+        return ()
+    if settings.flag("mrope_interleaved", default=False):
+        if len(sections) != len(_AXES):
+            raise CheckpointError(f"mrope_section must name {len(_AXES)} sizes, not {sections}", file="config.json")
+        turns = [pair % len(_AXES) for pair in range(pairs)]
+        return tuple(axis if pair < len(_AXES) * sections[axis] else 0 for pair, axis in enumerate(turns))
+    if sum(sections) != pairs or min(sections) < 0:
+        raise CheckpointError(f"mrope_section {sections} does not divide {pairs} pairs", file="config.json")
+    return tuple(index % len(_AXES) for index, size in enumerate(sections) for _ in range(size))
 
 
 def _read_scaling(  # noqa: PLR0911 - a kind a return
     kind: str, settings: ConfigReader, dims: int, original_context: int, context: int
 ) -> RopeScaling | None:
     match kind:
-        case "default" | "none":
+        case "default" | "none" | "mrope":
             return None
         case "linear":
             return LinearScaling(settings.positive("factor"))

@@ -7,7 +7,7 @@ says what is done and a family's `prepare` says where. A pass's tokens are patch
 from typing import Protocol
 
 from models.ops.base import Attention, Ops, Tensor
-from models.ops.weights import Embedding
+from models.ops.weights import Embedding, Vector
 
 
 class TowerOps(Ops[Tensor], Protocol[Tensor]):
@@ -50,4 +50,8 @@ class TowerOps(Ops[Tensor], Protocol[Tensor]):
 
     def pool(self, x: Tensor, count: int) -> Tensor:
         """The mean of each so many consecutive tokens. Shapes: x (T, D); returns (T / count, D)."""
+        ...
+
+    def clip(self, x: Tensor, least: Vector, most: Vector) -> Tensor:
+        """Each value brought between two stored numbers. Shapes: x (T, D), both of width 1; returns the same."""
         ...

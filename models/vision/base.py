@@ -48,6 +48,8 @@ class Tower:
     deep: int = 0
     """How many layers of the decoder have something added behind them."""
     stacks: tuple[Stack, ...] = ()
+    other_parts: tuple[str, ...] = ()
+    """Beginnings of names, without a leading `model.`, of what nobody asks for: layers behind the last that counts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,10 @@ from math import prod
 from models.arch import Model, build_model
 from models.config_reader import JSON
 from models.errors import CheckpointError
-from models.ops.weights import ShortConv, Vector, Weight, weights_in
+from models.ops.weights import Linear, ShortConv, Vector, Weight, weights_in
 from models.sources.base import Checkpoint, TensorInfo
+from models.vision.base import Tower
+from models.weights.patches import channels_last
 from models.weights.stacks import separate_infos
 
 _SHOWN_NAMES = 5
@@ -43,6 +45,19 @@ def tensors_of(model: Model, checkpoint: Checkpoint, unused: tuple[str, ...] = (
     infos = separate_infos(checkpoint.infos(), model.stacks)
     unused = (*unused, *model.other_parts)
     return matched(weights_in(model.weights), infos, checkpoint.reference, unused, model.prefix)
+
+
+def tower_tensors_of(tower: Tower, checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """The tensor of every name that a vision tower declares; what is not under its prefixes is not looked at.
+
+    Thread: any.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over under the prefixes, there twice or misshaped.
+    """
+    own = (info for info in checkpoint.infos() if info.name.removeprefix("model.").startswith(tower.prefixes))
+    infos = separate_infos(own, tower.stacks)
+    return matched(weights_in(tower.weights), infos, checkpoint.reference, tower.other_parts)
 
 
 def matched(
@@ -101,6 +116,8 @@ def _text_name(name: str) -> str:
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], weight: Weight) -> bool:
     """Whether a tensor has a weight's shape, but for axes about which converters disagree where they mean nothing."""
     match weight:
+        case Linear(axes=axes) if axes and len(wanted) > 2:
+            return shape in (wanted, channels_last(wanted))
         case Vector():
             # As a row, as a column, as a row a group.
             return prod(shape) == prod(wanted)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from models.arch import Model
 from models.checkpoint import Checkpoint, TensorInfo
 from models.device import Device, DeviceKind, usable_cores
-from models.executors.base import Embedder, Executor
+from models.executors.base import Embedder, Executor, PictureEncoder
 from models.executors.footprint import Footprint
+from models.vision.base import Vision
+from models.weights.matching import tower_tensors_of
 from runner.config import CacheType, ExecutorName, RunnerConfig, WeightChoice
 from runner.errors import LoadError
 
@@ -68,6 +70,14 @@ class Choice(Protocol):
         """
         ...
 
+    def tower_footprint(self, checkpoint: Checkpoint, vision: Vision) -> Footprint:
+        """What the tower will take besides `Tower.working_bytes`. Raises CheckpointError as loading it does."""
+        ...
+
+    def load_tower(self, checkpoint: Checkpoint, vision: Vision, progress: Progress) -> PictureEncoder:
+        """Load the tower. Thread: the executor's. Raises ModelError."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class OnnxChoice:
@@ -106,6 +116,20 @@ class OnnxChoice:
         rows = 1 if model.is_encoder else min(MOST_TEXTS, pass_tokens)
         options = self._options(Shape(rows, context, PADDED_TOKENS))
         return load_embedder(checkpoint, model, options, progress=progress)
+
+    def tower_footprint(self, checkpoint: Checkpoint, vision: Vision) -> Footprint:
+        """See `Choice.tower_footprint`."""
+        from models.executors.onnx import tower_footprint  # noqa: PLC0415 - see above
+
+        assert self.weights != "auto"
+        return tower_footprint(vision.tower, tower_tensors_of(vision.tower, checkpoint), weights=self.weights)
+
+    def load_tower(self, checkpoint: Checkpoint, vision: Vision, progress: Progress) -> PictureEncoder:
+        """See `Choice.load_tower`."""
+        from models.executors.onnx import load_tower  # noqa: PLC0415 - see above
+
+        assert self.weights != "auto"
+        return load_tower(checkpoint, vision.tower, weights=self.weights, threads=self.threads, progress=progress)
 
     def _options(self, shape: Shape) -> "OnnxOptions":
         from models.executors.onnx import OnnxOptions  # noqa: PLC0415 - see above
@@ -169,6 +193,19 @@ class MLXChoice:
         from models.executors.mlx import load_embedder  # noqa: PLC0415 - see above
 
         return load_embedder(checkpoint, model, policy=self._policy, progress=progress)
+
+    def tower_footprint(self, checkpoint: Checkpoint, vision: Vision) -> Footprint:
+        """See `Choice.tower_footprint`."""
+        from models.executors.mlx import tower_footprint  # noqa: PLC0415 - see above
+
+        found = tower_tensors_of(vision.tower, checkpoint)
+        return tower_footprint(vision.tower, found, policy=self._policy, config=checkpoint.config)
+
+    def load_tower(self, checkpoint: Checkpoint, vision: Vision, progress: Progress) -> PictureEncoder:
+        """See `Choice.load_tower`."""
+        from models.executors.mlx import load_tower  # noqa: PLC0415 - see above
+
+        return load_tower(checkpoint, vision.tower, policy=self._policy, progress=progress)
 
     @property
     def _policy(self) -> Literal["keep", "float32"]:

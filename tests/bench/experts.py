@@ -10,7 +10,8 @@ from pathlib import Path
 from models.arch import build_model
 from models.checkpoint import open_checkpoint
 from models.device import usable_cores
-from models.executors.onnx.loading import held_sizes, record
+from models.executors.onnx.filling import held_sizes
+from models.executors.onnx.loading import record
 from models.weights.matching import tensors_of
 from runner.config import cache_folder
 from tests.bench.commands import once

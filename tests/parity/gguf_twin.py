@@ -132,7 +132,7 @@ def write_rope(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim: int
     share = (scaling or {}).get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     writer.add_rope_dimension_count(int(head_dim * share))
     match scaling and (scaling.get("rope_type") or scaling["type"]):
-        case None | "default":
+        case None | "default" | "mrope":
             pass
         case "llama3":
             writer.add_tensor("rope_freqs.weight", rope_divisors(scaling, config["rope_theta"], head_dim))

@@ -8,7 +8,6 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
-from models.vision.positions import positions_of
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -17,6 +16,7 @@ from models.checkpoint import open_checkpoint
 from models.executors.base import EncodedPicture, Executor, Row, Span, Step
 from models.tokenizer import Tokenizer, load_tokenizer
 from models.vision import PLACE, Pixels, Vision, family_of
+from models.vision.positions import positions_of
 from models.weights.matching import model_of
 
 HERE = Path(__file__).parent

@@ -3,5 +3,6 @@
 from models.executors.mlx.embedder import load_embedder
 from models.executors.mlx.executor import MLXExecutor
 from models.executors.mlx.loading import footprint, load
+from models.executors.mlx.tower import load_tower, tower_footprint
 
-__all__ = ["MLXExecutor", "footprint", "load", "load_embedder"]
+__all__ = ["MLXExecutor", "footprint", "load", "load_embedder", "load_tower", "tower_footprint"]

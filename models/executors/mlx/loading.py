@@ -1,11 +1,13 @@
 """From a checkpoint to an executor on MLX, weight by weight."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import mlx.core as mx
 
 from models.arch import Model
+from models.arch.base import Stack
 from models.checkpoint import Checkpoint
 from models.executors.footprint import Footprint, by_layer
 from models.executors.mlx.activations import Activations
@@ -75,6 +77,16 @@ def load(
     return MLXExecutor(model, weights, specs, depth, Wavelengths(reach), Activations(compiled=on_gpu), suppressed)
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """Weights that are declared, and where they are found."""
+
+    weights: object
+    found: Mapping[str, TensorInfo]
+    """Tensors by declared name."""
+    stacks: Sequence[Stack]
+
+
 def load_weights(
     checkpoint: Checkpoint,
     model: Model,
@@ -86,10 +98,18 @@ def load_weights(
 ) -> Weights:
     """A model's weights, one by one; the arguments and errors are those of `load`. Thread: the executor's."""
     found = tensors_of(model, checkpoint, unused)
-    tensors = {tensor.name: tensor for tensor in separate_tensors(checkpoint.tensors(), model.stacks)}
-    weights, declared = Weights(), list(weights_in(model.weights))
+    return filled(checkpoint, Declared(model.weights, found, model.stacks), policy, dtype, progress)
+
+
+def filled(
+    checkpoint: Checkpoint, declared: Declared, policy: Policy, dtype: mx.Dtype, progress: Callable[[float], None]
+) -> Weights:
+    """What is declared, one by one; the arguments and errors are those of `load`. Thread: the executor's."""
+    found = declared.found
+    tensors = {tensor.name: tensor for tensor in separate_tensors(checkpoint.tensors(), declared.stacks)}
+    weights = Weights()
     total, done = sum(prod(info.shape) for info in found.values()) or 1, 0
-    for weight in declared:
+    for weight in weights_in(declared.weights):
         names = [name for name, _ in weight.tensors()]
         weights.add(weight, {name: tensors[found[name].name].value for name in names}, policy, dtype)
         done += sum(prod(found[name].shape) for name in names)
@@ -116,7 +136,7 @@ def footprint(
     """
     dtype = compute_dtype(config_dtype)
     specs = layer_specs(model.state, cache_type, dtype, longest_step)
-    sizes = {name: _held_nbytes(info, policy, dtype) for name, info in found.items()}
+    sizes = {name: held_nbytes(info, policy, dtype) for name, info in found.items()}
     tables = {name for each in weights_in(model.weights) if isinstance(each, Embedding) for name, _ in each.tensors()}
     layers, output = by_layer(((n, size) for n, size in sizes.items() if n not in tables), model.config.num_layers)
     largest = max((4 * prod(info.shape) for info in found.values()), default=0)
@@ -127,7 +147,8 @@ def footprint(
     return Footprint(sum(sizes[name] for name in tables), layers, output, largest, 0, state)
 
 
-def _held_nbytes(info: TensorInfo, policy: Policy, dtype: mx.Dtype) -> int:
+def held_nbytes(info: TensorInfo, policy: Policy, dtype: mx.Dtype) -> int:
+    """What is held of a tensor. Thread: any."""
     if policy == "keep" and info.quantized and info.spec is not None:
         return packed_nbytes(info.spec, info.shape, dtype.size)
     return prod(info.shape) * dtype.size

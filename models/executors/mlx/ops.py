@@ -319,7 +319,7 @@ class StepOps(Compute):
             seen = [seen[0], seen[0][..., : held.kv.value_dim]]
         elif held.bits is not None:
             seen = [_unpacked(seen[:3], held.bits), _unpacked(seen[3:], held.bits)]
-        mask = part.mask(held.capacity(part.slab.capacity), spec.window, spec.chunk, two_way=spec.two_way)
+        mask = part.mask(held.capacity(part.slab.capacity), spec)
         out = self._attended(queries, seen[0], seen[1], spec, mask)
         if part.length > 1:
             out = out.swapaxes(1, 2)

@@ -7,6 +7,7 @@ import mlx.core as mx
 
 from models.executors.base import Row
 from models.executors.mlx.slabs import ClassSlab, Slabs
+from models.ops import Attention
 
 
 @dataclass(slots=True)
@@ -61,32 +62,35 @@ class Part:
             self._cells[capacity] = self.positions % capacity
         return self._cells[capacity]
 
-    def mask(self, capacity: int, window: int | None, chunk: int | None = None, *, two_way: bool = False) -> mx.array:
+    def mask(self, capacity: int, spec: Attention) -> mx.array:
         """Where each token may look. Shape: bool (B, 1, L, capacity).
 
         Place j of a ring holds the newest position p with p % capacity = j; a slab that is not one is a ring that has
-        not come round. If `two_way`, the rows' runs look at themselves both ways.
+        not come round.
         """
-        two_way = two_way and any(row.runs for row in self.rows)
-        key = (capacity, window, chunk, two_way)
+        two_way = spec.two_way and any(row.runs for row in self.rows)
+        key = (capacity, spec.window, spec.chunk, two_way)
         if key not in self._masks:
             last = self.begins[:, None, None] + (self.length - 1)
             held = last - (last - mx.arange(capacity, dtype=mx.int32)) % capacity
             queries = self.positions[:, :, None]
             mask = (held >= 0) & (held <= queries)
-            if window is not None:
-                mask = mask & (held > queries - window)
-            if chunk is not None:
-                mask = mask & (held // chunk == queries // chunk)
             if two_way:
-                runs = mx.array([_runs(row) for row in self.rows], dtype=mx.int32)
-                inside = mx.take_along_axis(
-                    runs, mx.clip(held[:, 0] - self.begins[:, None], 0, self.length - 1), axis=1
-                )
-                inside = mx.where(held[:, 0] >= self.begins[:, None], inside, 0)
-                mask = mask | ((runs[:, :, None] > 0) & (runs[:, :, None] == inside[:, None]))
+                mask = mask | self._within_runs(held)
+            if spec.window is not None:
+                mask = mask & (held > queries - spec.window)
+            if spec.chunk is not None:
+                mask = mask & (held // spec.chunk == queries // spec.chunk)
             self._masks[key] = mask[:, None]
         return self._masks[key]
+
+    def _within_runs(self, held: mx.array) -> mx.array:
+        """Which keys are in a query's run. Shapes: held (B, 1, capacity), the places' positions; (B, L, capacity)."""
+        runs = mx.array([_runs(row) for row in self.rows], dtype=mx.int32)
+        own = held[:, 0] - self.begins[:, None]
+        inside = mx.take_along_axis(runs, mx.clip(own, 0, self.length - 1), axis=1)
+        inside = mx.where(own >= 0, inside, 0)
+        return (runs[:, :, None] > 0) & (runs[:, :, None] == inside[:, None])
 
 
 def _axes(row: Row) -> Sequence[tuple[int, int, int]]:

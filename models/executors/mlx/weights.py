@@ -14,6 +14,7 @@ from models.quantization import Array, Blocks, Packed, Tensor, dequantize
 from models.sources.gguf_blocks import as_packed
 from models.to_mlx import packed_to_mlx, to_mlx
 from models.weights.latent import latent_matrices
+from models.weights.patches import as_matrix
 
 Policy: TypeAlias = Literal["keep", "float32"]
 
@@ -122,6 +123,8 @@ def _dense(value: Tensor) -> Array:
 
 def _single(part: Linear | Embedding, tensors: Mapping[str, Tensor], policy: Policy, dtype: mx.Dtype) -> HeldMatrix:
     value = tensors[f"{part.name}.weight"]
+    if isinstance(part, Linear):
+        value = as_matrix(part, value)
     bias = None
     if isinstance(part, Linear) and part.bias:
         bias = to_mlx(_dense(tensors[f"{part.name}.bias"])).astype(dtype)

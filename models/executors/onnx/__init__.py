@@ -9,6 +9,7 @@ from models.executors.onnx.embedder import load_embedder
 from models.executors.onnx.encoder import OnnxEncoder
 from models.executors.onnx.executor import OnnxExecutor
 from models.executors.onnx.loading import OnnxOptions, footprint, load
+from models.executors.onnx.tower import load_tower, tower_footprint
 
 __all__ = [
     "OnnxEncoder",
@@ -17,4 +18,6 @@ __all__ = [
     "footprint",
     "load",
     "load_embedder",
+    "load_tower",
+    "tower_footprint",
 ]

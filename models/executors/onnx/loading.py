@@ -1,38 +1,35 @@
 """From a checkpoint to an executor on ONNX Runtime: record, cut, fill part by part."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 
 from models.arch import Model
 from models.executors.footprint import Footprint, by_layer
 from models.executors.onnx.attention import STEP_INPUTS, AttentionNodes
 from models.executors.onnx.executor import Loaded
-from models.executors.onnx.forms import Activations, Form, WeightChoice, form_of, is_large
-from models.executors.onnx.graph import Graph, Part, TensorType, cut
-from models.executors.onnx.latent import latent_nbytes
+from models.executors.onnx.filling import (
+    Recording,
+    forms_of,
+    held_sizes,
+    part_bytes,
+    sessions_of,
+    source_of,
+    transient_bytes,
+)
+from models.executors.onnx.forms import Activations, WeightChoice, is_large
+from models.executors.onnx.graph import Graph, TensorType
 from models.executors.onnx.memory import Rotations
-from models.executors.onnx.products import EXACT, ROUNDED, ProductNodes, as_float32, filled
+from models.executors.onnx.products import EXACT, ROUNDED, ProductNodes, as_float32
 from models.executors.onnx.recorder import FLOAT, Recorder
-from models.executors.onnx.recurrent import conv_nbytes, state_name, tap_weight
-from models.executors.onnx.sessions import Sessions, part_arrays
+from models.executors.onnx.recurrent import state_name
 from models.executors.onnx.slabs import CacheType, SlabSpec, layer_nbytes, slab_specs
 from models.executors.onnx.state import Slabs
 from models.executors.onnx.tables import EmbeddingTable
-from models.ops import KV, Embedding, Experts, Joined, Linear, Recurrent, ShortConv, weights_in
-from models.process_memory import trim
-from models.quantization import Tensor
-from models.sources.base import Checkpoint, NamedTensor, TensorInfo
+from models.ops import KV, Recurrent
+from models.sources.base import Checkpoint, TensorInfo
 from models.suppressed import suppressed_tokens
-from models.weights.latent import latent_matrices
 from models.weights.matching import tensors_of
-from models.weights.stacks import separate_tensors
 
-PART_BYTES = 64 << 20
-PARTS = 16
-"""A session has so many bytes of weights, or that part of them all: this much is held twice while it is made."""
 LIBRARY_BYTES = 20 << 20
 """ONNX Runtime's sessions, threads and graphs, and the package that wrote these."""
 
@@ -65,17 +62,6 @@ class OnnxOptions:
         return not self.hidden and not self.taps
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """A recorded model: its graph, and what it wants to be filled with."""
-
-    graph: Graph
-    products: ProductNodes
-    attention: AttentionNodes
-    recorder: Recorder
-    outputs: Mapping[str, int]
-
-
 def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) -> Recording:
     """Record a model's forward pass, its tensors by declared name. Thread: any.
 
@@ -83,7 +69,7 @@ def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) 
         QuantizationError: the heads cannot be held as the cache type wants.
     """
     graph, large = Graph(), is_large(found.values())
-    forms = forms_of(model, found, options.weights, large=large)
+    forms = forms_of(model.weights, found, options.weights, large=large)
     level = ROUNDED if options.activations == "int8" else EXACT
     products = ProductNodes(graph, forms, level=level, finely=not large)
     attention = AttentionNodes(
@@ -111,19 +97,6 @@ def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) 
     return Recording(graph, products, attention, recorder, outputs)
 
 
-def forms_of(model: Model, found: Mapping[str, TensorInfo], choice: WeightChoice, *, large: bool) -> dict[str, Form]:
-    """The form of every matrix, by its tensor's name. Thread: any."""
-    forms: dict[str, Form] = {}
-    for weight in weights_in(model.weights):
-        # How many tokens pick an expert is not ours to choose, so its blocks are those that do not care.
-        coarse = large and not isinstance(weight, Experts)
-        for matrix in weight.matrices if isinstance(weight, Experts) else (weight,):
-            parts = matrix.parts if isinstance(matrix, Joined) else (matrix,)
-            names = [f"{part.name}.weight" for part in parts if isinstance(part, Linear | Embedding)]
-            forms |= {name: form_of(found[name], choice, large=coarse) for name in names}
-    return forms
-
-
 def load(
     checkpoint: Checkpoint,
     model: Model,
@@ -145,18 +118,9 @@ def load(
     again = recording.attention.again
     specs, states = slabs_of(model, options.cache_type), recurrent_states(model)
     slabs = Slabs(specs, options.slots, options.capacity, again=again, states=states)
-    tensors = {tensor.name: tensor for tensor in separate_tensors(checkpoint.tensors(), model.stacks)}
-    source = _Source({name: tensors[info.name] for name, info in found.items()})
-    sessions = Sessions(recording.graph, options.threads)
-    total, done = sum(recording.graph.weights.values()) or 1, 0
-    parts = cut(recording.graph, max(PART_BYTES, total // PARTS))
-    sizes = [sum(recording.graph.weights[name] for name in part.weights) for part in parts]
-    # The largest first: what is held twice while a part is made comes on top of all that were made before.
-    for index in sorted(range(len(parts)), key=lambda number: -sizes[number]):
-        sessions.put(index, parts[index], part_arrays(parts[index], _filled(recording, parts[index], source)))
-        done += sizes[index]
-        progress(min(done / total, 1.0))
-        trim()
+    source = source_of(checkpoint, found, model.stacks)
+    most_bytes = part_bytes(recording.graph)
+    sessions = sessions_of(recording, source, options.threads, most_bytes=most_bytes, progress=progress)
     recorder = recording.recorder
     lookups = {f"embed.{index}": lookup for index, lookup in enumerate(recorder.lookups)}
     tables = {name: EmbeddingTable(source.value(f"{lookup.table.name}.weight")) for name, lookup in lookups.items()}
@@ -207,67 +171,12 @@ def footprint(model: Model, found: Mapping[str, TensorInfo], options: OnnxOption
     recording = record(model, found, options)
     layers, output = by_layer(held_sizes(recording), model.config.num_layers)
     embedding = sum(found[f"{lookup.table.name}.weight"].nbytes for lookup in recording.recorder.lookups)
-    whole = sum(recording.graph.weights.values())
-    largest = max(recording.graph.weights.values(), default=0)
-    transient = max(PART_BYTES, whole // PARTS) + 2 * largest
+    transient = transient_bytes(recording.graph, part_bytes(recording.graph))
 
     def state(tokens: int) -> tuple[int, ...]:
         return tuple(layer_nbytes(each, layer, options.cache_type, tokens) for layer, each in enumerate(model.state))
 
     return Footprint(embedding, layers, output, transient, LIBRARY_BYTES, state)
-
-
-def held_sizes(recording: Recording) -> Iterator[tuple[str, int]]:
-    """What the kernels hold of each weight, by name. Thread: any."""
-    for product in recording.products.products.values():
-        bias = 4 * product.outputs * product.has_bias
-        yield product.name, product.form.nbytes(product.outputs, product.inputs) + bias
-    for name in recording.recorder.vectors:
-        yield name, recording.graph.weights[name]
-    for up in recording.recorder.ups:
-        yield from latent_nbytes(up)
-    for conv in recording.recorder.recurrent.convolutions:
-        yield from conv_nbytes(conv)
-
-
-class _Source:
-    """A checkpoint's tensors by declared name, each read when it is asked for."""
-
-    def __init__(self, tensors: Mapping[str, NamedTensor]) -> None:
-        self._tensors = tensors
-
-    def value(self, name: str) -> Tensor:
-        """The tensor's value. Raises CheckpointError."""
-        return self._tensors[name].value
-
-
-def _filled(recording: Recording, part: Part, source: _Source) -> dict[str, npt.NDArray[np.generic]]:
-    """The arrays of a part's weights by name."""
-    made: dict[str, npt.NDArray[np.generic]] = {}
-    wanted = set(part.weights)
-    for product in recording.products.products.values():
-        if not wanted & {name for name, _, _ in product.arrays()}:
-            continue
-        names = [name for each in product.parts for name, _ in each.tensors()]
-        made |= filled(product, {name: source.value(name) for name in names})
-    for up in recording.recorder.ups:
-        if wanted & {name for name, _ in latent_nbytes(up)}:
-            made |= latent_matrices(up, {name: as_float32(source.value(name)) for name, _ in up.tensors()})
-    for conv in recording.recorder.recurrent.convolutions:
-        if wanted & {name for name, _ in conv_nbytes(conv)}:
-            made |= _taps(conv, source)
-    for name, offset in recording.recorder.vectors.items():
-        if name in wanted:
-            made[name] = as_float32(source.value(name)).reshape(-1) + np.float32(offset)
-    return made
-
-
-def _taps(conv: ShortConv, source: _Source) -> dict[str, npt.NDArray[np.generic]]:
-    """A convolution's weights, an array a tap."""
-    kernels = as_float32(source.value(f"{conv.name}.weight")).reshape(conv.channels, conv.taps)
-    made = {tap_weight(conv, number): np.ascontiguousarray(kernels[:, number]) for number in range(conv.taps)}
-    biases = [name for name, _ in conv.tensors()][1:]
-    return {**made, **{name: as_float32(source.value(name)) for name in biases}}
 
 
 def slabs_of(model: Model, cache_type: CacheType) -> list[SlabSpec]:

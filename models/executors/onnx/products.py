@@ -12,6 +12,7 @@ from models.executors.onnx.graph import CONTRIB, Array, Graph
 from models.ops import Embedding, Linear
 from models.quantization import Blocks, Tensor, dequantize
 from models.weights.integers import Integers, integers, quantized
+from models.weights.patches import as_matrix
 
 Floats = npt.NDArray[np.float32]
 
@@ -144,7 +145,7 @@ def filled(product: Product, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
         CheckpointError: a matrix has no such form; a mistake in `forms`, not of a file.
     """
     arrays: dict[str, Array] = {}
-    matrices = [(part.name, tensors[f"{part.name}.weight"]) for part in product.parts]
+    matrices = [(part.name, _matrix(part, tensors)) for part in product.parts]
     if product.form.is_dense:
         dense = np.concatenate([as_float32(value) for _, value in matrices])
         arrays[f"{product.name}.dense"] = np.ascontiguousarray(dense.T)
@@ -163,6 +164,11 @@ def filled(product: Product, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
 def as_float32(value: Tensor) -> Floats:
     """The values of a tensor of any kind."""
     return value.astype(np.float32, copy=False) if isinstance(value, np.ndarray) else dequantize(value)
+
+
+def _matrix(part: Linear | Embedding, tensors: Mapping[str, Tensor]) -> Tensor:
+    value = tensors[f"{part.name}.weight"]
+    return as_matrix(part, value) if isinstance(part, Linear) else value
 
 
 def _bias(part: Linear | Embedding, tensors: Mapping[str, Tensor]) -> Floats:

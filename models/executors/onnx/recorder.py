@@ -240,7 +240,7 @@ class Recorder:
     def weigh(self, x: Value, factors: Vector) -> Value:
         """See `Ops.weigh`."""
         stored = self.vector(factors)
-        return Value(x.width, lambda: self._graph.add("Mul", [x.name, stored])[0])
+        return Value(max(x.width, factors.width), lambda: self._graph.add("Mul", [x.name, stored])[0])
 
     def scale(self, x: Value, factor: float) -> Value:
         """See `Ops.scale`."""

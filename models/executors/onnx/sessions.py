@@ -1,6 +1,6 @@
 """ONNX Runtime's sessions: one for each part of a graph, run one behind the other on memory that is bound to them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -67,8 +67,12 @@ class _Session:
 class Sessions:
     """Runs a graph part by part. Thread: the executor's."""
 
-    def __init__(self, graph: Graph, threads: int) -> None:
+    def __init__(self, graph: Graph, threads: int, *, gives_back: bool = False) -> None:
+        """Sessions of a graph; `gives_back`: what a run worked with goes back to the system behind it."""
         self._graph = graph
+        self._run_options = ort.RunOptions()
+        if gives_back:
+            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._threads = threads
         self._sessions: dict[int, _Session] = {}
         self._nothing = ort.OrtValue.ortvalue_from_numpy(np.zeros((0, 0), np.float32))
@@ -97,7 +101,20 @@ class Sessions:
         inputs: Mapping[str, Array],
         outputs: Mapping[str, Array],
     ) -> None:
-        """Run the graph once.
+        """Run the graph once; see `parts`."""
+        for _ in self.parts(slots, slabs, inputs, outputs):
+            pass
+
+    def parts(
+        self,
+        slots: tuple[int, int],
+        slabs: Mapping[str, Array],
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+    ) -> Generator[None, None, dict[str, Array]]:
+        """Run the graph once, and yield behind each part but the last: others may run between, or it is given up.
+
+        Returns the outputs that have no place.
 
         Args:
             slots: the run's, [first, end).
@@ -110,28 +127,56 @@ class Sessions:
             MemoryError: there was none for it.
         """
         crossing: dict[str, ort.OrtValue] = {}
-        with refusals("ONNX Runtime could not run a step"):
+        try:
             for index in range(len(self._sessions)):
-                each = self._sessions[index]
-                binding = each.bindings.get(slots)
-                if binding is None:
-                    binding = each.bindings[slots] = each.session.io_binding()
-                    _bind(binding, each.part, slabs, slabs)
-                _bind(binding, each.part, {**outputs, **inputs}, outputs)
-                self._bind_crossing(binding, each.part, outputs, crossing)
-                each.session.run_with_iobinding(binding)
-                self._keep_crossing(binding, each.part, outputs, slabs, crossing)
+                if index:
+                    yield
+                with refusals("ONNX Runtime could not run a step"):
+                    self._run_part(
+                        self._sessions[index],
+                        slots,
+                        slabs=slabs,
+                        inputs={**outputs, **inputs},
+                        outputs=outputs,
+                        crossing=crossing,
+                    )
+            return {name: value.numpy() for name, value in crossing.items() if name in self._graph.outputs}
+        finally:
             self._let_go(slots, crossing)
 
-    def _bind_crossing(
-        self, binding: ort.IOBinding, part: Part, bound: Mapping[str, Array], crossing: Mapping[str, ort.OrtValue]
+    def _run_part(
+        self,
+        each: _Session,
+        slots: tuple[int, int],
+        *,
+        slabs: Mapping[str, Array],
+        inputs: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        crossing: dict[str, ort.OrtValue],
     ) -> None:
-        """What comes from an earlier part, and what goes to a later one."""
+        binding = each.bindings.get(slots)
+        if binding is None:
+            binding = each.bindings[slots] = each.session.io_binding()
+            _bind(binding, each.part, slabs, slabs)
+        _bind(binding, each.part, inputs, outputs)
+        self._bind_crossing(binding, each.part, outputs, slabs, crossing)
+        each.session.run_with_iobinding(binding, self._run_options)
+        self._keep_crossing(binding, each.part, outputs, slabs, crossing)
+
+    def _bind_crossing(
+        self,
+        binding: ort.IOBinding,
+        part: Part,
+        bound: Mapping[str, Array],
+        slabs: Mapping[str, Array],
+        crossing: Mapping[str, ort.OrtValue],
+    ) -> None:
+        """What comes from an earlier part, and what goes to a later one or has no place."""
         for name in part.inputs:
             if name in crossing and name not in bound:
                 binding.bind_ortvalue_input(name, crossing[name])
         for name in part.outputs:
-            if name not in bound and name not in self._graph.outputs:
+            if name not in bound and name not in slabs:
                 binding.bind_output(name, "cpu")
 
     def _keep_crossing(
@@ -156,9 +201,12 @@ class Sessions:
     def _let_go(self, slots: tuple[int, int], crossing: Mapping[str, ort.OrtValue]) -> None:
         """Have no binding hold what crossed: the bindings of other slots would until they run again."""
         for each in self._sessions.values():
+            binding = each.bindings.get(slots)
+            if binding is None:
+                continue
             for name in each.part.inputs:
                 if name in crossing:
-                    each.bindings[slots].bind_ortvalue_input(name, self._nothing)
+                    binding.bind_ortvalue_input(name, self._nothing)
 
 
 def _bind(binding: ort.IOBinding, part: Part, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:

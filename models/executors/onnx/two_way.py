@@ -81,7 +81,7 @@ class TwoWayNodes:
             (bent,) = graph.add("Tanh", [small])
             (scores,) = graph.add("Mul", [bent, graph.constant(np.array(spec.softcap, FLOAT))])
         # A head's queries lie behind the other heads' that share its keys.
-        (masks,) = graph.add("Concat", [self._mask(layout, spec.window)] * shared, axis=0)
+        (masks,) = graph.add("Concat", [self._mask((layout, spec.window))] * shared, axis=0)
         (masked,) = graph.add("Add", [scores, masks])
         (weights,) = graph.add("Softmax", [masked], axis=-1)
         (made,) = graph.add("MatMul", [weights, v])
@@ -95,9 +95,9 @@ class TwoWayNodes:
         begin, axis = self._shape(0), self._shape(2)
         return graph.add("Slice", [slab, begin, end, axis])[0]
 
-    def _mask(self, layout: Layout, window: int | None) -> str:
-        self.masks.add((layout, window))
-        name = mask_input((layout, window))
+    def _mask(self, mask: Mask) -> str:
+        self.masks.add(mask)
+        name = mask_input(mask)
         self._graph.inputs[name] = TensorType(FLOAT, (f"{name}.S", f"{name}.L"))
         return name
 
@@ -133,17 +133,19 @@ def arrays(row: Row | None, masks: Iterable[Mask], held: Callable[[int, int], in
     """
     made: dict[str, npt.NDArray[Any]] = {HAPPENS: np.array(row is not None)}
     made[END] = np.array([0 if row is None else row.begin + row.length], INT64)
-    for layout, window in masks:
+    for mask in masks:
+        layout, window = mask
         if layout == "window":
             assert window is not None
             made[held_input(window)] = np.array([0 if row is None else held(window, row.begin)], INT64)
         nothing = np.zeros((1, 1), np.float32)
-        made[mask_input((layout, window))] = nothing if row is None else _mask(row, layout, window, held)
+        made[mask_input(mask)] = nothing if row is None else _mask(row, mask, held)
     return made
 
 
-def _mask(row: Row, layout: Layout, window: int | None, held: Callable[[int, int], int]) -> npt.NDArray[np.float32]:
+def _mask(row: Row, mask: Mask, held: Callable[[int, int], int]) -> npt.NDArray[np.float32]:
     """What is added to the scores: 0 where a token looks, else -inf. Shapes: (S, L)."""
+    layout, window = mask
     own = np.arange(row.begin, row.begin + row.length)
     first = 0
     if layout == "window":
@@ -155,8 +157,8 @@ def _mask(row: Row, layout: Layout, window: int | None, held: Callable[[int, int
         earlier = np.array([np.iinfo(np.int64).max])
     keys = np.concatenate([earlier, own])[None]
     looks = keys <= own[:, None]
-    if window is not None:
-        looks &= keys > own[:, None] - window
     for begin, end in row.runs:
         looks[begin:end] |= (keys >= row.begin + begin) & (keys < row.begin + end)
+    if window is not None:
+        looks &= keys > own[:, None] - window
     return np.where(looks, np.float32(0), np.float32(-np.inf))

@@ -54,6 +54,8 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "Qwen3NextForCausalLM": GATED_DELTA,
     "Qwen3_5ForCausalLM": GATED_DELTA,
     "Qwen3_5MoeForCausalLM": GATED_DELTA,
+    "Qwen2VLForConditionalGeneration": {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 0]}},
+    "Qwen2_5_VLForConditionalGeneration": {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 0]}},
     "StableLmForCausalLM": {"head_dim": 8},
     "Lfm2ForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
     "Lfm2MoeForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},

@@ -1,0 +1,176 @@
+"""Qwen3-VL's tower: learned positions stretched over a picture, and rows from several depths.
+
+Source: Qwen3-VL (arXiv 2511.21631); DeepStack (arXiv 2406.04334); transformers v5.24 `modeling_qwen3_vl`, and
+`vision_utils` for how positions are stretched.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.arch.base import Tensor
+from models.arch.encoder_blocks import FILE
+from models.config_reader import JSON, ConfigReader
+from models.errors import CheckpointError
+from models.ops import Embedding, LayerNorm, Linear
+from models.ops.vision import TowerOps
+from models.vision import processing, qwen_tower
+from models.vision.base import Encode, Family, Files, Given, Pixels, Prepared, Vision
+from models.vision.qwen_pictures import Cutting, Marks, Patches, read_cutting, read_marks
+from models.vision.qwen_tower import EPS, PREFIX, SelfAttention, Shape
+
+PUBLISHED: Mapping[str, JSON] = {
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+}
+_CORNERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Attention and an MLP without a gate, each behind a norm and beside a residual."""
+
+    norm1: LayerNorm
+    attention: SelfAttention
+    norm2: LayerNorm
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Merger:
+    """What makes rows of windows. Its norm is of a token's width, or of a whole window's."""
+
+    norm: LayerNorm
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The whole tower's, and what makes rows of what it says at its end and before."""
+
+    patches: Linear
+    positions: Embedding
+    layers: tuple[Layer, ...]
+    merger: Merger
+    deep: tuple[Merger, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How pictures are made ready. Thread: any."""
+
+    cutting: Cutting
+    marks: Marks
+    shape: Shape
+    side: int
+    """Of the square of learned positions."""
+
+    def __call__(self, pixels: Pixels) -> Prepared:
+        """See `Vision.prepare`."""
+        cut = self.cutting.cut(pixels)
+        given = {
+            "patches": cut.values,
+            "angles": cut.angles(self.shape.head_dim, self.shape.theta),
+            **corners(cut, self.side),
+        }
+        return Prepared((given,), len(cut.values), self.marks.around(math.prod(cut.grid)), cut.grid)
+
+
+def corners(cut: Patches, side: int) -> Given:
+    """Between which four of the learned positions each patch lies, and how much each of them counts.
+
+    The corners of the picture are the corners of the square of positions. Shapes: int64 (T,), float32 (T, 1) each.
+    """
+    places = processing.places_of(cut.rows, cut.columns, cut.merge)
+    last = np.maximum(np.array([cut.rows, cut.columns]) - 1, 1).astype(np.float32)
+    exact = places.astype(np.float32) * np.float32(side - 1) / last
+    lower = np.floor(exact)
+    upper_share = exact - lower
+    shares = (1 - upper_share, upper_share)
+    near = [np.minimum(lower.astype(np.int64) + step, side - 1) for step in (0, 1)]
+    made: dict[str, npt.NDArray[Any]] = {}
+    for corner in range(_CORNERS):
+        down, across = divmod(corner, 2)
+        made[f"corner.{corner}"] = near[down][:, 0] * side + near[across][:, 1]
+        made[f"share.{corner}"] = (shares[down][:, :1] * shares[across][:, 1:]).astype(np.float32)
+    return made
+
+
+def build(files: Files, encode: Encode) -> Vision:
+    """See `Family.build`."""
+    vision = ConfigReader(files.config).section("vision_config") or ConfigReader({})
+    shape = qwen_tower.read_shape(files, patch=16, activation="gelu_pytorch_tanh")
+    exits = vision.integers("deepstack_visual_indexes")
+    if exits != sorted(set(exits) & set(range(shape.num_layers))):
+        raise CheckpointError(f"deepstack_visual_indexes {exits} names no layers in order", file=FILE)
+    positions = vision.size("num_position_embeddings", 2304)
+    weights = _weights(shape, positions, len(exits))
+
+    def forward(ops: TowerOps[Tensor]) -> Sequence[Tensor]:
+        return _rows(ops, weights, shape, exits)
+
+    usual: Mapping[str, JSON] = {**PUBLISHED, "patch_size": shape.patch}
+    cutting = read_cutting(files, usual, patch=shape.patch, merge=shape.merge, frames=shape.frames)
+    marks = read_marks(files, encode)
+    prepare = Preparation(cutting, marks, shape, math.isqrt(positions))
+    return Vision(qwen_tower.tower(shape, weights, forward, len(exits)), prepare, marks.filler)
+
+
+def _weights(shape: Shape, positions: int, exits: int) -> Weights:
+    width, inner, whole = shape.width, shape.inner, shape.width * shape.window
+
+    def layer(name: str) -> Layer:
+        return Layer(
+            LayerNorm(f"{name}.norm1", width, EPS),
+            qwen_tower.attention(shape, name),
+            LayerNorm(f"{name}.norm2", width, EPS),
+            Linear(f"{name}.mlp.linear_fc1", width, inner, bias=True),
+            Linear(f"{name}.mlp.linear_fc2", inner, width, bias=True),
+        )
+
+    def merger(name: str, normed: int) -> Merger:
+        return Merger(
+            LayerNorm(f"{name}.norm", normed, EPS),
+            Linear(f"{name}.linear_fc1", whole, whole, bias=True),
+            Linear(f"{name}.linear_fc2", whole, shape.out, bias=True),
+        )
+
+    return Weights(
+        qwen_tower.patches(shape, bias=True),
+        Embedding(f"{PREFIX}pos_embed", positions, width),
+        tuple(layer(f"{PREFIX}blocks.{number}") for number in range(shape.num_layers)),
+        merger(f"{PREFIX}merger", width),
+        tuple(merger(f"{PREFIX}deepstack_merger_list.{number}", whole) for number in range(exits)),
+    )
+
+
+def _rows(ops: TowerOps[Tensor], w: Weights, shape: Shape, exits: Sequence[int]) -> Sequence[Tensor]:
+    """The rows of a picture's windows, at the tower's end and behind each exit. Shapes: (N, out) each."""
+    x = qwen_tower.embedded(ops, w.patches, shape)
+    for corner in range(_CORNERS):
+        learned = ops.look_up(w.positions, f"corner.{corner}")
+        x = ops.add(x, ops.mul(learned, ops.given(f"share.{corner}", 1)))
+    deep: list[Tensor] = []
+    for number, layer in enumerate(w.layers):
+        x = ops.add(x, qwen_tower.attended(ops, ops.layer_norm(x, layer.norm1), layer.attention, shape))
+        raised = ops.activate(ops.linear(ops.layer_norm(x, layer.norm2), layer.up), shape.activation)
+        x = ops.add(x, ops.linear(raised, layer.down))
+        if number in exits:
+            merger = w.deep[len(deep)]
+            deep.append(_merged(ops, ops.layer_norm(ops.fold(x, shape.window), merger.norm), merger))
+    return (_merged(ops, ops.fold(ops.layer_norm(x, w.merger.norm), shape.window), w.merger), *deep)
+
+
+def _merged(ops: TowerOps[Tensor], windows: Tensor, w: Merger) -> Tensor:
+    """Shapes: windows (N, window * width), normed; returns (N, out)."""
+    return ops.linear(ops.activate(ops.linear(windows, w.up), "gelu"), w.down)
+
+
+FAMILY = Family(hf=("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"), build=build)

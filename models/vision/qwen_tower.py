@@ -1,0 +1,133 @@
+"""What the towers of the Qwens that see have in common: patches of several frames, and attention that turns by places.
+
+Source: Qwen2-VL (arXiv 2409.12191); transformers v5.24 `modeling_qwen2_5_vl` and `modeling_qwen3_vl`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.arch import build_model
+from models.arch.base import Stack, Tensor
+from models.arch.encoder_blocks import FILE, read_activation
+from models.config_reader import ConfigReader
+from models.errors import CheckpointError
+from models.ops import Activation, Attention, Joined, Linear
+from models.ops.vision import TowerOps
+from models.vision.base import Files, Tower
+from models.vision.pixtral import read_theta
+from models.vision.projector import working_bytes
+
+PREFIX = "visual."
+EPS = 1e-6
+"""Of every norm, whatever a configuration says."""
+
+_CHANNELS = 3
+_PREFIXES = (PREFIX, "vision_tower.")
+_STACKS = (Stack(r"(?:model\.)?vision_tower\.(.+)", (f"{PREFIX}{{0}}",), whole=True),)
+"""MLX's converters call it otherwise."""
+_PATCHES, _ANGLES = "patches", "angles"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a tower."""
+
+    width: int
+    inner: int
+    heads: int
+    num_layers: int
+    patch: int
+    """Pixels of a patch's side."""
+    merge: int
+    """Patches along the side of a window that becomes one row."""
+    frames: int
+    """How often a patch holds a picture, as it would hold a video's frames."""
+    out: int
+    """The width of a row, which is the decoder's."""
+    theta: float
+    activation: Activation
+
+    @property
+    def window(self) -> int:
+        """Patches that become one row."""
+        return self.merge**2
+
+    @property
+    def head_dim(self) -> int:
+        """The width of a head."""
+        return self.width // self.heads
+
+    @property
+    def attention(self) -> Attention:
+        """Of every layer."""
+        return Attention(self.heads, self.heads, self.head_dim, self.head_dim**-0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class SelfAttention:
+    """The weights of a layer's attention, queries, keys and values in one matrix."""
+
+    qkv: Joined
+    out: Linear
+
+
+def read_shape(files: Files, *, patch: int, activation: str) -> Shape:
+    """Read config.json's `vision_config`; a patch's side and the activation are where it does not say.
+
+    Raises:
+        CheckpointError: a value is missing, impossible or unsupported.
+    """
+    vision = ConfigReader(files.config).section("vision_config") or ConfigReader({})
+    width = vision.size("hidden_size")
+    shape = Shape(
+        width,
+        vision.size("intermediate_size"),
+        vision.size("num_heads", 16),
+        vision.size("depth"),
+        vision.size("patch_size", patch),
+        vision.size("spatial_merge_size", 2),
+        vision.size("temporal_patch_size", 2),
+        vision.size("out_hidden_size"),
+        read_theta(vision),
+        read_activation(vision, "hidden_act", activation),
+    )
+    if vision.integer("in_channels", vision.integer("in_chans", _CHANNELS)) != _CHANNELS:
+        raise CheckpointError(f"in_channels other than {_CHANNELS} is not supported", file=FILE)
+    if width % shape.heads or shape.head_dim % 4:
+        raise CheckpointError(f"{shape.heads} heads cannot share a width of {width} in fours", file=FILE)
+    if (hidden := build_model(files.config).config.hidden_size) != shape.out:
+        raise CheckpointError(f"out_hidden_size is {shape.out}, and the text model's width {hidden}", file=FILE)
+    return shape
+
+
+def patches(shape: Shape, *, bias: bool) -> Linear:
+    """Declare what makes a token of a patch."""
+    axes = (_CHANNELS, shape.frames, shape.patch, shape.patch)
+    return Linear(f"{PREFIX}patch_embed.proj", math.prod(axes), shape.width, bias, axes=axes)
+
+
+def embedded(ops: TowerOps[Tensor], w: Linear, shape: Shape) -> Tensor:
+    """The tokens of a picture, all of whose frames are alike. Shapes: returns (T, width)."""
+    given = ops.given(_PATCHES, w.inputs // shape.frames)
+    return ops.linear(given if shape.frames == 1 else ops.join((given,) * shape.frames, _CHANNELS), w)
+
+
+def attention(shape: Shape, layer: str) -> SelfAttention:
+    """Declare the attention of the layer of that name."""
+    qkv = Joined((Linear(f"{layer}.attn.qkv", shape.width, 3 * shape.width, bias=True),), precise=True)
+    return SelfAttention(qkv, Linear(f"{layer}.attn.proj", shape.width, shape.width, bias=True))
+
+
+def attended(ops: TowerOps[Tensor], x: Tensor, w: SelfAttention, shape: Shape, groups: str = "") -> Tensor:
+    """Attention within groups, or to the whole picture. Shapes: x (T, width); returns the same."""
+    q, k, v = ops.split(ops.linear(x, w.qkv), (shape.width,) * 3)
+    q, k = (ops.turn(each, shape.heads, _ANGLES) for each in (q, k))
+    return ops.linear(ops.look_around(q, k, v, shape.attention, groups), w.out)
+
+
+def tower(shape: Shape, weights: object, forward: Callable[[TowerOps[Any]], Sequence[Any]], deep: int = 0) -> Tower:
+    """The tower with these weights."""
+    predicted = working_bytes(shape.width, shape.inner, shape.heads)
+    return Tower(weights, forward, shape.out, shape.num_layers, _PREFIXES, predicted, deep, _STACKS)
