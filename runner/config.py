@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias, cast, get_args
 
 from runner.flags import Settings, UsageError, Value, debug_level, parse_flags, variable
 from runner.image_flags import PictureFlags, picture_flags
+from runner.rank_flags import RankConfig, RanksConfig, rank_flags
 from runner.usage import (
     CLASSIC_PORT,
     COMMANDS,
@@ -112,6 +113,7 @@ class RunnerConfig:
     """A picture of more latents than a square of this side is decoded piece by piece; 0: none is."""
     check_memory: bool = True
     verify_digests: bool = False
+    ranks: RanksConfig = RanksConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,7 @@ class HelpCommand:
 
 
 Command: TypeAlias = (
-    RunnerConfig | TryConfig | TryImageConfig | FetchConfig | CreateConfig | VersionCommand | HelpCommand
+    RunnerConfig | RankConfig | TryConfig | TryImageConfig | FetchConfig | CreateConfig | VersionCommand | HelpCommand
 )
 
 
@@ -210,6 +212,8 @@ def _command_of_word(argv: Sequence[str], environ: Mapping[str, str]) -> Command
             return _try_image_config(argv[1:], environ)
         case "try":
             return _try_config(argv[1:], environ)
+        case "rank":
+            return RankConfig(store_folder(variable(environ, "OLLAMA_MODELS"), environ), debug_level(environ))
         case "create":
             return _create_config(argv[1:], environ)
         case "fetch-default-model":
@@ -285,6 +289,7 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         vae_tile=VAE_TILE if vae_tile is None else vae_tile,
         check_memory=settings.boolean("check-memory", default=True),
         verify_digests=settings.boolean("verify-digests", default=False),
+        ranks=rank_flags(settings, environ, _folder(settings.text("hostfile"), environ)),
     )
 
 

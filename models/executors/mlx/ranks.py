@@ -84,6 +84,9 @@ class RankExecutor(MLXExecutor):
         """What `sample` is on the other ranks, one slot for each wanted place."""
         assert isinstance(logits, DeviceLogits)
         # Behind the logits, which all ranks make together.
+        if (before := self._last.get(slots[0])) is not None:
+            # No further ahead than the rank that draws.
+            mx.eval(before.tokens)
         (nothing,) = mx.depends([mx.zeros(len(slots), mx.int32)], [logits.values])
         self._hear(nothing, slots)
 
