@@ -36,7 +36,7 @@ def _described(file: str) -> list[str | int]:
 
 
 def digests(checkpoint: Checkpoint) -> Mapping[str, str]:
-    """Of a model's configuration, of its tensors' names and shapes, and of some bytes of each: the same on all machines.
+    """Of a model's configuration, of its tensors' names and shapes, and of some bytes of each; alike on all machines.
 
     It does not matter where the files are nor how the tensors are divided among them. Of each array are looked at
     the beginning, the end and two places between; what differs nowhere there is not noticed. Thread: any.

@@ -16,7 +16,6 @@ from runner.config import (
     CreateConfig,
     FetchConfig,
     HelpCommand,
-    RankConfig,
     RunnerConfig,
     TryConfig,
     TryImageConfig,
@@ -25,6 +24,7 @@ from runner.config import (
 )
 from runner.errors import RankLost, RunnerError
 from runner.flags import UsageError
+from runner.rank_flags import RankConfig
 from runner.socket_binding import bind
 from runner.stopping import leave_at_once_on_signals
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, cast, get_args
 
 from runner.flags import Settings, UsageError, Value, debug_level, parse_flags, variable
 from runner.image_flags import PictureFlags, picture_flags
-from runner.rank_flags import RankConfig, RanksConfig, rank_flags
+from runner.rank_flags import ALONE, RankConfig, RanksConfig, rank_flags
 from runner.usage import (
     CLASSIC_PORT,
     COMMANDS,
@@ -113,7 +113,7 @@ class RunnerConfig:
     """A picture of more latents than a square of this side is decoded piece by piece; 0: none is."""
     check_memory: bool = True
     verify_digests: bool = False
-    ranks: RanksConfig = RanksConfig()
+    ranks: RanksConfig = ALONE
 
 
 @dataclass(frozen=True, slots=True)

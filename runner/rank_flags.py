@@ -29,6 +29,9 @@ class RanksConfig:
         return self.hostfile is not None or self.launched is not None
 
 
+ALONE = RanksConfig()
+
+
 @dataclass(frozen=True, slots=True)
 class RankConfig:
     """The `rank` command, by which a runner starts the others: what they do stands in their stdin."""

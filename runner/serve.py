@@ -33,9 +33,7 @@ LOST_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-async def serve(
-    config: RunnerConfig, listener: socket.socket, parent: int, ranks: "Ranks | None" = None
-) -> None:
+async def serve(config: RunnerConfig, listener: socket.socket, parent: int, ranks: "Ranks | None" = None) -> None:
     """Run until somebody asks to stop.
 
     Args:
@@ -91,7 +89,11 @@ def _when_lost(ranks: "Ranks | None") -> "asyncio.Future[str]":
             lost.set_result(reason)
 
     if ranks is not None:
-        ranks.on_fault(lambda reason: loop.call_soon_threadsafe(tell, reason))
+
+        def tell_loop(reason: str) -> None:
+            loop.call_soon_threadsafe(tell, reason)
+
+        ranks.on_fault(tell_loop)
     return lost
 
 

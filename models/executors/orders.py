@@ -3,8 +3,8 @@
 Segments and checkpoints stay with their rank, each under the number that the first rank gave it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -94,32 +94,20 @@ class Close:
 Order: TypeAlias = Forward | Sample | Copy | Part | Keep | Restore | Forget | Release | GiveBack | Close
 
 
+_PLAIN: Mapping[str, type[Any]] = {
+    each.__name__.lower(): each for each in (Sample, Copy, Part, Keep, Restore, Forget, Release, GiveBack, Close)
+}
+
+
 def to_json(order: Order) -> JSON:
-    """An order in JSON's words. Thread: any."""
-    match order:
-        case Forward(step):
-            return ["forward", *(_row_to_json(row) for row in step.rows)]
-        case Sample(slots):
-            return ["sample", list(slots)]
-        case Copy(number, slot, tokens, begin, end):
-            return ["copy", number, slot, tokens, begin, end]
-        case Part(number, whole, begin, end):
-            return ["part", number, whole, begin, end]
-        case Keep(number, slot, tokens):
-            return ["keep", number, slot, tokens]
-        case Restore(slot, segments, checkpoint):
-            return ["restore", slot, list(segments), checkpoint]
-        case Forget(numbers):
-            return ["forget", list(numbers)]
-        case Release(slot):
-            return ["release", slot]
-        case GiveBack():
-            return ["give_back"]
-        case Close():
-            return ["close"]
+    """An order in JSON's words: its name and its numbers. Thread: any."""
+    if isinstance(order, Forward):
+        return ["forward", *(_row_to_json(row) for row in order.step.rows)]
+    values = (getattr(order, field.name) for field in fields(order))
+    return [type(order).__name__.lower(), *(list(value) if isinstance(value, tuple) else value for value in values)]
 
 
-def from_json(value: Any) -> Order:  # noqa: ANN401, PLR0911 - JSON's edge; an order a return
+def from_json(value: Any) -> Order:  # noqa: ANN401 - JSON's edge
     """The order that `to_json` made of it. Thread: any.
 
     Raises:
@@ -128,24 +116,9 @@ def from_json(value: Any) -> Order:  # noqa: ANN401, PLR0911 - JSON's edge; an o
     match value:
         case ["forward", *rows]:
             return Forward(Step(tuple(_row_from_json(row) for row in rows)))
-        case ["sample", [*slots]]:
-            return Sample(tuple(slots))
-        case ["copy", int(number), int(slot), int(tokens), int(begin), int(end)]:
-            return Copy(number, slot, tokens, begin, end)
-        case ["part", int(number), int(whole), int(begin), int(end)]:
-            return Part(number, whole, begin, end)
-        case ["keep", int(number), int(slot), int(tokens)]:
-            return Keep(number, slot, tokens)
-        case ["restore", int(slot), [*segments], checkpoint]:
-            return Restore(slot, tuple(segments), checkpoint)
-        case ["forget", [*numbers]]:
-            return Forget(tuple(numbers))
-        case ["release", int(slot)]:
-            return Release(slot)
-        case ["give_back"]:
-            return GiveBack()
-        case ["close"]:
-            return Close()
+        case [str(name), *values] if name in _PLAIN and len(values) == len(fields(_PLAIN[name])):
+            order: Order = _PLAIN[name](*(tuple(each) if isinstance(each, list) else each for each in values))
+            return order
     raise ValueError(f"no order is {str(value)[:80]}")
 
 
@@ -171,15 +144,14 @@ def _row_from_json(value: Sequence[Any]) -> Row:
                 wanted,
                 shift,
                 tuple((time, height, width) for time, height, width in positions),
-                tuple(_span(*span) for span in spans),
+                tuple(_span(span) for span in spans),
                 tuple((first, end) for first, end in runs),
             )
     raise ValueError(f"no row is {str(value)[:80]}")
 
 
-def _span(at: int, begin: int, end: int, rows: int, width: int, deep: int) -> Span:
+def _span(value: Sequence[int]) -> Span:
     """A picture's place. What it looks like the first rank knows, and adds to the others' nothing."""
+    at, begin, end, rows, width, deep = value
     nothing = np.zeros((rows, width), np.float32)
     return Span(at, EncodedPicture(nothing, (nothing,) * deep), begin, end)
-
-

@@ -19,6 +19,7 @@ from models.executors.base import Checkpoint, Executor, HostArray, Logits, Sampl
 from models.executors.orders import Order
 from models.sampling import Draw
 
+
 class Others(Protocol):
     """The other ranks, as the first one sees them. Thread: any."""
 
@@ -36,6 +37,7 @@ class Others(Protocol):
 
 
 Tell = Callable[[Order], None]
+
 
 class RankedExecutor(Executor, Protocol):
     """One rank's executor."""
@@ -260,34 +262,39 @@ class Follower:
         Raises:
             ExecutionError: the device could not.
         """
-        own = self._own
         match order:
             case orders.Forward(step):
-                self._logits = own.forward(step) or self._logits
+                self._logits = self._own.forward(step) or self._logits
             case orders.Sample(slots):
                 assert self._logits is not None
-                own.hear(self._logits, slots)
+                self._own.hear(self._logits, slots)
+            case orders.Release(slot):
+                self._own.release(slot)
+            case orders.GiveBack():
+                self._own.give_back()
+            case orders.Close():
+                self._segments.clear()
+                self._checkpoints.clear()
+                self._own.close()
+                return False
+            case _:
+                self._keep(order)
+        return True
+
+    def _keep(self, order: Order) -> None:
+        """Hold, part, put back and let go of what rows leave to later ones."""
+        match order:
             case orders.Copy(number, slot, tokens, begin, end):
-                self._segments[number] = own.segment(slot, tokens, begin, end)
+                self._segments[number] = self._own.segment(slot, tokens, begin, end)
             case orders.Part(number, whole, begin, end):
                 self._segments[number] = self._segments[whole].part(begin, end)
             case orders.Keep(number, slot, tokens):
-                if (kept := own.checkpoint(slot, tokens)) is not None:
+                if (kept := self._own.checkpoint(slot, tokens)) is not None:
                     self._checkpoints[number] = kept
             case orders.Restore(slot, segments, checkpoint):
                 kept = None if checkpoint is None else self._checkpoints[checkpoint]
-                own.restore(slot, [self._segments[number] for number in segments], kept)
+                self._own.restore(slot, [self._segments[number] for number in segments], kept)
             case orders.Forget(numbers):
                 for number in numbers:
                     self._segments.pop(number, None)
                     self._checkpoints.pop(number, None)
-            case orders.Release(slot):
-                own.release(slot)
-            case orders.GiveBack():
-                own.give_back()
-            case orders.Close():
-                self._segments.clear()
-                self._checkpoints.clear()
-                own.close()
-                return False
-        return True

@@ -51,28 +51,22 @@ def key_of(weight: Weight) -> str:
     return next((name for name, _ in weight.tensors()), "")
 
 
-def by_outputs(weight: Linear, layout: Layout, place: Place) -> Share:
-    """Some of a matrix's rows, and of its bias."""
+def by_outputs(weight: Linear | Joined, layout: Layout, place: Place) -> Share:
+    """Some of a matrix's rows, and of its bias; of several the layout is that of what they make side by side."""
+    if isinstance(weight, Joined):
+        parts = divided(layout, weight.sizes)
+        assert parts is not None
+        return _together(weight, [by_outputs(part, own, place) for part, own in zip(weight.parts, parts, strict=True)])
     own = place.rows(layout)
     return Share(replace(weight, outputs=local_width(layout)), {name: own for name, _ in weight.tensors()})
 
 
-def joined_by_outputs(weight: Joined, layout: Layout, place: Place) -> Share:
-    """The same of matrices that have one input; the layout is that of what they make side by side."""
-    parts = divided(layout, weight.sizes)
-    assert parts is not None
-    return _together(weight, [by_outputs(part, own, place) for part, own in zip(weight.parts, parts, strict=True)])
-
-
-def by_inputs(weight: Linear, layout: Layout, place: Place) -> Share:
+def by_inputs(weight: Linear | Joined, layout: Layout, place: Place) -> Share:
     """Some of a matrix's columns. What the ranks make is added up, so the first alone has the bias."""
+    if isinstance(weight, Joined):
+        return _together(weight, [by_inputs(part, layout, place) for part in weight.parts])
     local = replace(weight, inputs=local_width(layout), bias=weight.bias and place.rank == 0)
     return Share(local, {f"{weight.name}.weight": place.columns(layout)})
-
-
-def joined_by_inputs(weight: Joined, layout: Layout, place: Place) -> Share:
-    """The same of matrices that have one input."""
-    return _together(weight, [by_inputs(part, layout, place) for part in weight.parts])
 
 
 def table(weight: Embedding, layout: Layout, place: Place) -> Share:
@@ -85,7 +79,7 @@ def experts_by_width(weight: Experts, layout: Layout, place: Place) -> Share:
     each: list[Expert] = []
     tensors: dict[str, TensorCut] = {}
     for expert in weight.each:
-        up = joined_by_outputs(expert.gate_up, layout * len(expert.gate_up.parts), place)
+        up = by_outputs(expert.gate_up, layout * len(expert.gate_up.parts), place)
         down = by_inputs(expert.down, layout, place)
         assert isinstance(up.local, Joined)
         assert isinstance(down.local, Linear)

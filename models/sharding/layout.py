@@ -1,7 +1,7 @@
 """How a value's or a weight's axis lies on the ranks: spans, each of them whole everywhere or cut into pieces.
 
-An axis is not always cut in one: of queries, keys and values that lie side by side each rank has its heads of all three,
-and of the keys perhaps fewer heads than there are ranks, so that neighbours hold the same one.
+An axis is not always cut in one: of queries, keys and values that lie side by side each rank has its heads of all
+three, and of the keys perhaps fewer heads than there are ranks, so that neighbours hold the same one.
 """
 
 from collections.abc import Iterator, Sequence

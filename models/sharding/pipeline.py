@@ -69,13 +69,14 @@ def plan(model: Model, place: Place, bytes_of: BytesOf) -> RankPlan:
 def _ends(calls: Sequence[Call]) -> tuple[int, ...]:
     """Behind each layer, but where a later one looks at an earlier one's state, or pictures are yet to be added."""
     looked = {call.args[0]: place for place, call in enumerate(calls) if call.op == "look_again"}
-    kept = [(place, looked[call.args[0]]) for place, call in enumerate(calls) if call.op == "attention" and
-            call.args[0] in looked]
+    kept = [
+        (place, looked[call.args[0]])
+        for place, call in enumerate(calls)
+        if call.op == "attention" and call.args[0] in looked
+    ]
     deepened = max((place for place, call in enumerate(calls) if call.op == "deepen"), default=-1)
     ends = [place + 1 for place, call in enumerate(calls) if call.op == "residual" and call.args != (0,)]
-    return tuple(
-        end for end in ends[:-1] if end > deepened and not any(begin < end <= last for begin, last in kept)
-    )
+    return tuple(end for end in ends[:-1] if end > deepened and not any(begin < end <= last for begin, last in kept))
 
 
 def _bounds(recorded: _Pass, behind: Sequence[Call], ranks: int, bytes_of: BytesOf) -> list[int]:
@@ -106,9 +107,7 @@ def _divided(costs: Sequence[int], parts: int) -> list[int]:
     for part in range(1, parts):
         row = [(0, 0)] * (count + 1)
         for end in range(part + 1, count + 1):
-            row[end] = min(
-                (max(best[-1][begin][0], sums[end] - sums[begin]), begin) for begin in range(part, end)
-            )
+            row[end] = min((max(best[-1][begin][0], sums[end] - sums[begin]), begin) for begin in range(part, end))
         best.append(row)
     cuts: list[int] = []
     end = count

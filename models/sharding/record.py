@@ -164,9 +164,9 @@ class Recorder:
     ) -> Value:
         """See `Ops.experts`."""
         width = experts.each[0].down.outputs
-        return self._call(
-            "experts", (x, picks, weights), (width,), experts, activation, named={"on_input": on_input}
-        )[0]
+        return self._call("experts", (x, picks, weights), (width,), experts, activation, named={"on_input": on_input})[
+            0
+        ]
 
     def activate(self, x: Value, activation: Activation) -> Value:
         """See `Ops.activate`."""

@@ -21,11 +21,11 @@ from models.ops import (
     Vector,
 )
 from models.sharding import cuts
+from models.sharding.builder import Builder, Indivisible
 from models.sharding.cuts import key_of
 from models.sharding.demand import is_whole as is_wholly_asked
 from models.sharding.layout import Layout, Span, cut, divided, is_whole, joined, local_width, whole
 from models.sharding.record import Call, Value
-from models.sharding.builder import Builder, Indivisible
 
 Rule = Callable[[Builder, Call], None]
 
@@ -153,16 +153,14 @@ def _linear(builder: Builder, call: Call) -> None:
     assert isinstance(matrix, Linear | Joined)
     if all(span.pieces == builder.ranks for span in held.layout):
         _check_groups(builder, matrix, held.layout)
-        by_inputs = cuts.by_inputs if isinstance(matrix, Linear) else cuts.joined_by_inputs
-        local = builder.share(matrix, by_inputs(matrix, held.layout, builder.place))  # type: ignore[operator]
+        local = builder.share(matrix, cuts.by_inputs(matrix, held.layout, builder.place))
         builder.bind(made, builder.emit("linear", [held.number], local)[0], is_part=True)
         return
     layout = _columns(builder, made, matrix, is_output=bool(call.named["is_output"]))
     if is_whole(layout):
         builder.bind(made, builder.emit("linear", [builder.whole(x)], matrix)[0])
         return
-    by_outputs = cuts.by_outputs if isinstance(matrix, Linear) else cuts.joined_by_outputs
-    local = builder.share(matrix, by_outputs(matrix, layout, builder.place))  # type: ignore[operator]
+    local = builder.share(matrix, cuts.by_outputs(matrix, layout, builder.place))
     builder.bind(made, builder.emit("linear", [builder.whole(x)], local)[0], layout)
 
 
@@ -236,9 +234,7 @@ def _join(builder: Builder, call: Call) -> None:
         return
     pieces = _pieces_of_heads(_common(builder, call.inputs), heads)
     numbers = [builder.cut(value, cut(value.width, pieces)) for value in call.inputs]
-    builder.bind(
-        call.outputs[0], builder.emit("join", numbers, heads // pieces)[0], cut(call.outputs[0].width, pieces)
-    )
+    builder.bind(call.outputs[0], builder.emit("join", numbers, heads // pieces)[0], cut(call.outputs[0].width, pieces))
 
 
 def _rotate(builder: Builder, call: Call) -> None:
@@ -352,9 +348,7 @@ def _space(builder: Builder, call: Call) -> None:
 def _recur(
     builder: Builder, call: Call, pieces: tuple[int, ...], shape: tuple[int, ...], named: Mapping[str, object]
 ) -> None:
-    numbers = [
-        builder.cut(value, cut(value.width, count)) for value, count in zip(call.inputs, pieces, strict=True)
-    ]
+    numbers = [builder.cut(value, cut(value.width, count)) for value, count in zip(call.inputs, pieces, strict=True)]
     (number,) = builder.emit(call.op, numbers, named=named)
     builder.bind(call.outputs[0], number, cut(call.outputs[0].width, builder.ranks))
     layer = named["layer"]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from models.arch.base import Stack
 from models.errors import CheckpointError
-from models.quantization import Blocks, Packed, Tensor
+from models.quantization import Array, Blocks, Packed, Tensor
 from models.sources.base import Mapped, NamedTensor, TensorInfo
 
 
@@ -96,7 +96,8 @@ def _in_order(value: Tensor, order: npt.NDArray[np.intp]) -> Tensor:
         case Blocks():
             return replace(value, rows=value.rows[order])
         case _:
-            return value[order]
+            ordered: Array = value[order]
+            return ordered
 
 
 def _entry(value: Tensor, index: int) -> Tensor:
@@ -112,7 +113,8 @@ def _entry(value: Tensor, index: int) -> Tensor:
             rows = len(value.rows) // value.shape[0]
             return replace(value, rows=value.rows[index * rows : (index + 1) * rows], shape=value.shape[1:])
         case _:
-            return value[index]
+            entry: Array = value[index]
+            return entry
 
 
 def _part(read: Callable[[], Tensor], part: int, stack: Stack) -> Tensor:

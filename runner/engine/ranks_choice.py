@@ -1,4 +1,4 @@
-"""The executor that is several ranks, as a plan chooses it: what its largest rank takes, and the load of all of them."""
+"""The executor that is several ranks, as a plan chooses it: what its largest rank takes, and the load of them all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -74,7 +74,7 @@ class RanksChoice:
         plans = plans_of(
             model, tensors_of(model, checkpoint), self.reference, self.ranks.count, self.config.ranks.sharding
         )
-        executor = load_rank(checkpoint, model, plans, group, options, look)
+        executor = load_rank(checkpoint, model, plans, group, options, progress=look)
         self.ranks.loaded()
         return SharedExecutor(executor, self.ranks)
 

@@ -333,9 +333,9 @@ class Ranks:
                 if done != other.done:
                     other.done, other.moved = done, now
                 other.free = free
-            case {"versions": dict(), "free": int(free)}:
+            case {"versions": dict(known), "ports": list(ports), "device": str(kind), "free": int(free)}:
                 with self._changed:
-                    other.hello, other.free = dict(message), free
+                    other.hello, other.free = {"versions": known, "ports": ports, "device": kind}, free
                     self._changed.notify_all()
             case _:
                 self._fail(f"rank {other.rank} on {other.host.name} said what is not understood; check its version")

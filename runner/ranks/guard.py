@@ -22,7 +22,7 @@ if not ready:
 @contextlib.contextmanager
 def killed_after(seconds: float, message: str) -> Iterator[None]:
     """Whatever happens within takes no longer than that, or the process ends with this line. Thread: any."""
-    guard = subprocess.Popen(
+    guard = subprocess.Popen(  # noqa: S603 - our own interpreter
         [sys.executable, "-I", "-S", "-c", _WATCH, str(os.getpid()), str(seconds), message], stdin=subprocess.PIPE
     )
     try:

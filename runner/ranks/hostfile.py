@@ -57,7 +57,8 @@ def read_hostfile(path: Path) -> Hostfile:
         raise StartupError(f"the hostfile {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise StartupError(f"the hostfile {path} is not JSON: {error}") from error
-    entries, backend, environment = data, "", []
+    entries, backend = data, ""
+    environment: list[str] = []
     if isinstance(data, dict):
         entries, backend, environment = data.get("hosts"), data.get("backend") or "", data.get("envs") or []
     try:

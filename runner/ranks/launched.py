@@ -6,7 +6,7 @@ Source: mlx v0.32 mlx/_distributed_utils/launch.py for what stands in their envi
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from runner.errors import StartupError
 from runner.ranks.first import Ranks
@@ -67,5 +67,5 @@ def _told(group: "mx.distributed.Group", text: str) -> str:
     padded = text.encode().ljust(_LONGEST, b"\0")
     assert len(padded) == _LONGEST
     heard = mx.distributed.all_sum(mx.array(list(padded), dtype=mx.int32), group=group)
-    said: list[int] = heard.tolist()
+    said = cast("list[int]", heard.tolist())
     return bytes(said).rstrip(b"\0").decode()

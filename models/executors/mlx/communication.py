@@ -87,7 +87,7 @@ class MLXCommunication:
 
     def send(self, ops: Arrays, *values: mx.array, to: int) -> mx.array:  # noqa: ARG002
         """See `Communication.send`. Set off at once: nothing here waits for it."""
-        whole = values[0] if len(values) == 1 else mx.concatenate(values, axis=-1)
+        whole = values[0] if len(values) == 1 else mx.concatenate(list(values), axis=-1)
         sent = self._said(mx.distributed.send(self._next(whole), to, group=self.group))
         mx.async_eval(sent)
         return sent
@@ -114,7 +114,7 @@ class MLXCommunication:
         self.nbytes += x.nbytes
         if self.last is None:
             return x
-        (after,) = mx.depends([x], [self.last])
+        after: mx.array = mx.depends([x], [self.last])[0]
         return after
 
     def _said(self, made: mx.array) -> mx.array:

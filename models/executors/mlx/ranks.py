@@ -119,6 +119,7 @@ def load_rank(
     plans: Sequence[RankPlan],
     group: mx.distributed.Group,
     options: Options,
+    *,
     progress: Callable[[float], None] = lambda _: None,
 ) -> RankExecutor:
     """Load this rank's part of a model. Thread: the executor's.
@@ -142,7 +143,7 @@ def load_rank(
     dtype = compute_dtype(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
     everyone = tuple(layer_specs(each.state, options.cache_type, dtype, options.longest_step) for each in plans)
     communication = MLXCommunication(group, dtype)
-    weights = _load_weights(checkpoint, model, plan, options.policy, dtype, progress)
+    weights = _load_weights(checkpoint, model, plan, (options.policy, dtype), progress)
     return RankExecutor(
         _ranked(model, plan, communication),
         weights,
@@ -168,9 +169,7 @@ def rank_footprint(
             nbytes = info.nbytes * prod(shape) // max(prod(info.shape), 1)
             local[name] = replace(info, shape=shape, nbytes=nbytes)
     weights = tuple(weight for weight, _ in _held(model, plan))
-    return footprint(
-        replace(model, weights=weights, state=plan.state), local, policy=policy, cache_type=cache_type
-    )
+    return footprint(replace(model, weights=weights, state=plan.state), local, policy=policy, cache_type=cache_type)
 
 
 def _held(model: Model, plan: RankPlan) -> list[tuple[Weight, Mapping[str, TensorCut]]]:
@@ -189,8 +188,7 @@ def _load_weights(
     checkpoint: Checkpoint,
     model: Model,
     plan: RankPlan,
-    policy: Policy,
-    dtype: mx.Dtype,
+    held_as: tuple[Policy, mx.Dtype],
     progress: Callable[[float], None],
 ) -> Weights:
     found = tensors_of(model, checkpoint)
@@ -199,7 +197,7 @@ def _load_weights(
     total, done = sum(prod(shape) for weight, _ in held for _, shape in weight.tensors()) or 1, 0
     for weight, cuts in held:
         own = {name: taken(tensors[found[name].name], cuts.get(name)) for name, _ in weight.tensors()}
-        weights.add(weight, own, policy, dtype)
+        weights.add(weight, own, *held_as)
         done += sum(prod(shape) for _, shape in weight.tensors())
         mx.clear_cache()
         progress(min(done / total, 1.0))
@@ -211,9 +209,11 @@ def _ranked(model: Model, plan: RankPlan, communication: MLXCommunication) -> Mo
 
     def forward(ops: Ops[Any]) -> mx.array:
         communication.begin()
-        return plan.forward.run(ops, communication)
+        hidden: mx.array = plan.forward.run(ops, communication)
+        return hidden
 
     def logits(ops: Ops[Any], hidden: mx.array) -> mx.array:
-        return plan.logits.run(ops, communication, hidden)
+        scores: mx.array = plan.logits.run(ops, communication, hidden)
+        return scores
 
     return replace(model, state=plan.state, forward=forward, logits=logits)
