@@ -36,9 +36,11 @@ def plans_of(
         return tuple(_plan(model, found, Place(rank, ranks), sharding) for rank in range(ranks))
     except Indivisible as error:
         could = [count for count in range(2, MOST_RANKS + 1) if _can(model, found, count, sharding)]
-        remedy = f"{', '.join(map(str, could))} can" if could else "no other number can"
-        other = "" if sharding == "pipeline" else ", or share it by layers: --shard=pipeline"
-        raise ShareError(f"{reference} cannot be shared by {ranks} ranks: {error}; {remedy}{other}") from error
+        numbers = " or ".join(filter(None, (", ".join(map(str, could[:-1])), str(could[-1]) if could else "")))
+        remedies = [f"{numbers} ranks can"] if could else []
+        remedies += ["--shard=pipeline shares it by layers"] if sharding == "tensor" else []
+        remedy = f"; {', '.join(remedies)}" if remedies else ""
+        raise ShareError(f"{reference} cannot be shared by {ranks} ranks: {error}{remedy}") from error
 
 
 def _plan(model: Model, found: Mapping[str, TensorInfo], place: Place, sharding: Sharding) -> RankPlan:

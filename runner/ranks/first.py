@@ -133,7 +133,7 @@ class Ranks:
                 "environment": dict(self._hostfile.environment),
             }
             try:
-                other.process = RankProcess(other.host, other.rank, invitation)
+                other.process = RankProcess(other.host, other.rank, invitation, self._hostfile.environment)
             except OSError as error:
                 self.stop()
                 raise StartupError(f"rank {other.rank} on {other.host.name} cannot be started: {error}") from error

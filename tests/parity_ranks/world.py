@@ -1,15 +1,16 @@
 """The first of some ranks on loopback: loads fixture after fixture on the same processes and says what came out.
 
-Run as `python -m tests.ranks.world RANKS SHARDING DEPTH NAME…`; a JSON object a line, the last one of the whole.
+Run as `python -m tests.parity_ranks.world RANKS SHARDING DEPTH NAME…`, a name with a plus for all equalities; a JSON
+object a line. MLX has one group a process, so each number of ranks has a process of its own.
 """
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from models.checkpoint import open_checkpoint
 from models.errors import ShareError
@@ -23,7 +24,7 @@ from models.weights.shares import plans_of
 from runner.ranks.first import Ranks
 from runner.ranks.hostfile import Host, Hostfile
 from tests.parity.executors import run
-from tests.parity.test_llm_parity import read_prompts
+from tests.parity.test_llm_parity import Prompt, read_prompts
 
 PARITY = Path(__file__).parent.parent / "parity"
 GREEDY = Sampling(temperature=0)
@@ -63,34 +64,47 @@ def load(path: Path, ranks: Ranks, sharding: str, depth: int, weights: str = "fl
     return SharedExecutor(executor, ranks)
 
 
-def parity(executor: SharedExecutor, name: str) -> dict[str, Any]:
-    """How far a fixture's logits are from the reference: prompts together, decoded on, cut, drafted upon, restored."""
+def parity(executor: SharedExecutor, name: str, *, thorough: bool) -> dict[str, Any]:
+    """How far a fixture's logits are from the reference: prompts together and decoded on; cut, drafted upon, restored."""
     prompts = read_prompts(name)
-    long = prompts[0]
     together = run(executor, *[(slot, 0, prompt.tokens) for slot, prompt in enumerate(prompts)])
     found = {"together": max(_far(logits, prompt.logits) for logits, prompt in zip(together, prompts, strict=True))}
     said = [[int(logits[-1].argmax())] for logits in together]
     rows = [(slot, len(prompt.tokens), [prompt.continuation[0]]) for slot, prompt in enumerate(prompts)]
     for tokens, logits in zip(said, run(executor, *rows), strict=True):
         tokens.append(int(logits[-1].argmax()))
-    greedy = said == [prompt.continuation[:2] for prompt in prompts]
-    # A prompt in three pieces, behind the second of which other tokens were tried.
-    cut = len(long.tokens) // 2
-    wrong, begun = long.tokens[::-1], cut - 2
-    first = run(executor, (5, 0, long.tokens[:begun]))[0]
-    first = np.concatenate([first, run(executor, (5, begun, [*long.tokens[begun:cut], *wrong[:3]]))[0][:2]])
+    found["greedy"] = float(said != [prompt.continuation[:2] for prompt in prompts])
+    return found | (_taken_up(executor, prompts[0]) if thorough else {})
+
+
+def _taken_up(executor: SharedExecutor, prompt: Prompt) -> dict[str, float]:
+    """A prompt in three pieces, behind the second of which other tokens were tried; and from what was stored of it."""
+    tokens, logits = prompt.tokens, prompt.logits
+    cut = len(tokens) // 2
+    wrong, begun = tokens[::-1], cut - 2
+    first = run(executor, (5, 0, tokens[:begun]))[0]
+    first = np.concatenate([first, run(executor, (5, begun, [*tokens[begun:cut], *wrong[:3]]))[0][:2]])
     checkpoint = None
     if executor.needs_checkpoints:
-        run(executor, (6, 0, long.tokens[:cut]))
+        run(executor, (6, 0, tokens[:cut]))
         checkpoint = executor.checkpoint(6, cut)
     segment = executor.segment(6 if checkpoint else 5, cut, 0, cut)
-    rest = run(executor, (5, cut, long.tokens[cut:]))[0]
-    found["drafted"] = max(_far(first, long.logits[:cut]), _far(rest, long.logits[cut:]))
+    rest = run(executor, (5, cut, tokens[cut:]))[0]
     middle = cut // 2
     executor.release(7)
     executor.restore(7, [segment.part(0, middle), segment.part(middle, cut)], checkpoint)
-    found["restored"] = _far(run(executor, (7, cut, long.tokens[cut:]))[0], long.logits[cut:])
-    return {"name": name, "greedy": greedy, **found}
+    restored = run(executor, (7, cut, tokens[cut:]))[0]
+    return {
+        "drafted": max(_far(first, logits[:cut]), _far(rest, logits[cut:])),
+        "restored": _far(restored, logits[cut:]),
+    }
+
+
+def rounded(executor: SharedExecutor, name: str) -> dict[str, Any]:
+    """The same of a file whose weights are rounded, against what is made of these."""
+    expected = load_file(PARITY / f"{name}.safetensors")["logits.0"]
+    prompt = read_prompts(name.partition("-")[0])[0]
+    return {"together": _far(run(executor, (0, 0, prompt.tokens))[0], expected)}
 
 
 def unread(executor: SharedExecutor, name: str) -> dict[str, Any]:
@@ -104,7 +118,7 @@ def unread(executor: SharedExecutor, name: str) -> dict[str, Any]:
         assert logits is not None
         waiting.append(executor.sample(logits, [Draw(GREEDY, 0.0, 0)]))
     said = [sampled.read()[0].token for sampled in waiting]
-    return {"name": name, "unread": said == prompt.continuation[: len(said)]}
+    return {"unread": float(said != prompt.continuation[: len(said)])}
 
 
 def _far(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -120,17 +134,22 @@ def main() -> None:
     """See the module."""
     count, sharding, depth, *names = sys.argv[1:]
     ranks = start(int(count))
-    began = time.perf_counter()
-    for name in names:
-        folder, _, _ = name.removesuffix(".gguf").partition("-")
+    for marked in names:
+        name = marked.removeprefix("+")
+        stem = name.removesuffix(".gguf")
         try:
-            executor = load(PARITY / name, ranks, sharding, int(depth))
+            executor = load(PARITY / name, ranks, sharding, int(depth), "keep" if "-" in stem else "float32")
         except ShareError as error:
             say({"name": name, "refused": str(error)})
             continue
-        say(unread(executor, folder) if int(depth) else parity(executor, folder) | {"name": name})
+        if int(depth):
+            found = unread(executor, stem)
+        elif "-" in stem:
+            found = rounded(executor, stem)
+        else:
+            found = parity(executor, stem, thorough=marked != name)
         executor.close()
-    say({"seconds": time.perf_counter() - began})
+        say({"name": name, **found})
     ranks.stop()
 
 
