@@ -40,7 +40,7 @@ def main() -> None:
         logs.fatal(str(error))
         code = 2
     except RankLost as error:
-        logs.fatal(str(error))
+        logs.fatal_after_all(str(error))
         # The executor's thread waits in MLX for a rank that does not come.
         os._exit(1)
     except (RunnerError, ModelError) as error:

@@ -11,15 +11,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
-from runner.flags import Settings, UsageError, Value, debug_level, parse_flags, variable
+from runner.flags import Settings, UsageError, Value, debug_level, parse_flags
+from runner.folders import cache_folder, folder_of, path_of, store_folder
 from runner.image_flags import PictureFlags, picture_flags
-from runner.rank_flags import ALONE, RankConfig, RanksConfig, rank_flags
+from runner.rank_flags import ALONE, RankConfig, RanksConfig, rank_config, rank_flags
 from runner.usage import (
     CLASSIC_PORT,
     COMMANDS,
     CREATE_FLAGS,
-    PREFIX,
-    PROGRAM,
     QUANT_TYPES,
     RUNNER_FLAGS,
     TRY_FLAGS,
@@ -97,6 +96,8 @@ class RunnerConfig:
     """How keys and values are held, unless a classic parent says it; f16 is as the model computes."""
     cache_bytes: int | None = None
     """What the prefix cache may hold; None is a quarter of the memory that the model leaves free, 0 is nothing."""
+    image_cache_bytes: int | None = None
+    """What is kept of the pictures in requests; None is 256 MiB, or a 16th of what the model leaves free."""
     cache_dir: Path | None = None
     """Where the prefix cache is kept for the next process; None keeps it in memory alone."""
     cache_dir_bytes: int = CACHE_DIR_BYTES
@@ -130,6 +131,8 @@ class TryConfig:
     num_predict: int
     """-1: until the model ends its answer."""
     seed: int | None
+    images: tuple[Path, ...]
+    """Pictures that the prompt is about."""
     cache: Path
     runner: RunnerConfig
     """What the child is told, but for port and model."""
@@ -213,7 +216,7 @@ def _command_of_word(argv: Sequence[str], environ: Mapping[str, str]) -> Command
         case "try":
             return _try_config(argv[1:], environ)
         case "rank":
-            return RankConfig(store_folder(variable(environ, "OLLAMA_MODELS"), environ), debug_level(environ))
+            return rank_config(environ)
         case "create":
             return _create_config(argv[1:], environ)
         case "fetch-default-model":
@@ -279,7 +282,8 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         prefill_chunk=settings.integer("prefill-chunk", least=1),
         kv_cache_type=cast("CacheType", settings.choice("kv-cache-type", CACHE_TYPES) or "f16"),
         cache_bytes=settings.integer("cache-bytes", least=0, most=MAX_BYTES),
-        cache_dir=_folder(settings.text("cache-dir"), environ),
+        image_cache_bytes=settings.integer("image-cache-bytes", least=0, most=MAX_BYTES),
+        cache_dir=folder_of(settings.text("cache-dir"), environ),
         cache_dir_bytes=CACHE_DIR_BYTES if cache_dir_bytes is None else cache_dir_bytes,
         draft=settings.integer("draft", least=0, most=MAX_DRAFT) or 0,
         strict_format=settings.boolean("strict-format", default=False),
@@ -289,7 +293,7 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         vae_tile=VAE_TILE if vae_tile is None else vae_tile,
         check_memory=settings.boolean("check-memory", default=True),
         verify_digests=settings.boolean("verify-digests", default=False),
-        ranks=rank_flags(settings, environ, _folder(settings.text("hostfile"), environ)),
+        ranks=rank_flags(settings, environ, folder_of(settings.text("hostfile"), environ)),
     )
 
 
@@ -301,10 +305,10 @@ def _lora(text: str, environ: Mapping[str, str]) -> LoraFile:
     except ValueError:
         scale = None
     if scale is None:
-        return LoraFile(_path(text, environ))
+        return LoraFile(path_of(text, environ))
     if not isfinite(scale):
         raise UsageError(f'the scale of --lora {name} must be a finite number, not "{end}"')
-    return LoraFile(_path(name, environ), scale)
+    return LoraFile(path_of(name, environ), scale)
 
 
 def _try_config(argv: Sequence[str], environ: Mapping[str, str]) -> TryConfig:
@@ -324,6 +328,7 @@ def _try_config(argv: Sequence[str], environ: Mapping[str, str]) -> TryConfig:
         temperature=0.0 if temperature is None else temperature,
         num_predict=256 if num_predict is None else num_predict,
         seed=settings.integer("seed", least=0),
+        images=tuple(Path(text) for text in settings.texts("input-image")),
         cache=cache_folder(environ),
         runner=_runner_config(settings, environ, DialectName.CLASSIC),
         runner_flags=_pass_on(values),
@@ -376,30 +381,3 @@ def _pass_on(values: Mapping[str, Value]) -> tuple[str, ...]:
 def _before_words_end(argv: Sequence[str]) -> Sequence[str]:
     """The arguments before `--`."""
     return argv[: argv.index("--")] if "--" in argv else argv
-
-
-def _home(environ: Mapping[str, str]) -> Path:
-    home = environ.get("HOME")
-    return Path(home) if home else Path.home()
-
-
-def _folder(text: str | None, environ: Mapping[str, str]) -> Path | None:
-    return None if text is None else _path(text, environ)
-
-
-def _path(text: str, environ: Mapping[str, str]) -> Path:
-    """A path from an environment variable or from behind an equals sign, where no shell has read the `~`."""
-    return _home(environ) / text.removeprefix("~/") if text.startswith("~/") else Path(text)
-
-
-def store_folder(flag: str | None, environ: Mapping[str, str]) -> Path:
-    """The Ollama store: what was asked for, else ~/.ollama/models."""
-    return Path(flag) if flag else _home(environ) / ".ollama" / "models"
-
-
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where the default model is kept: OLLAMA_MLX_RUNNER_CACHE, else a folder in the user's cache (XDG_CACHE_HOME)."""
-    if own := variable(environ, PREFIX + "CACHE"):
-        return Path(own)
-    xdg = variable(environ, "XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else _home(environ) / ".cache") / PROGRAM

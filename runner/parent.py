@@ -5,6 +5,7 @@ the parent's side only, by its bare JSON, so that a mistake in our own wire type
 """
 
 import asyncio
+import base64
 import io
 import json
 import logging
@@ -216,13 +217,20 @@ class Child:
         answer: JSON = json.loads(text)
         return answer
 
-    async def complete(self, prompt: str, options: Mapping[str, JSON] | None = None) -> AsyncGenerator[Piece, None]:
+    async def complete(
+        self, prompt: str, options: Mapping[str, JSON] | None = None, images: Sequence[bytes] = ()
+    ) -> AsyncGenerator[Piece, None]:
         """Stream a completion; closing the iterator closes the connection, which cancels it.
+
+        Args:
+            prompt: refers to the pictures by `[img-0]` and so on.
+            options: Ollama's.
+            images: pictures, as files.
 
         Raises:
             ChildError: the child refused, reported an error in the stream, or ended it without a last line.
         """
-        async with aclosing(self.exchange(*self._request(prompt, options))) as lines:
+        async with aclosing(self.exchange(*self._request(prompt, options, images))) as lines:
             async for line in lines:
                 yield _piece(line)
 
@@ -262,15 +270,18 @@ class Child:
             raise ChildError(f"the stream broke: {error}") from error
         raise ChildError("the stream ended without a last line")
 
-    def _request(self, prompt: str, options: Mapping[str, JSON] | None) -> tuple[str, JSON]:
+    def _request(self, prompt: str, options: Mapping[str, JSON] | None, images: Sequence[bytes]) -> tuple[str, JSON]:
         given: JSON = None if options is None else dict(options)
+        files = [base64.b64encode(image).decode() for image in images]
+        numbered: list[JSON] = [{"data": data, "id": number} for number, data in enumerate(files)]
         match self.dialect:
             case DialectName.MLX:
-                return "/v1/completions", {"Prompt": prompt, "Options": given}
+                media: list[JSON] = [{"data": data, "id": number, "Kind": "image"} for number, data in enumerate(files)]
+                return "/v1/completions", {"Prompt": prompt, "Options": given, **({"Media": media} if media else {})}
             case DialectName.CLASSIC:
-                return "/completion", {"Prompt": prompt, "Options": given}
+                return "/completion", {"Prompt": prompt, "Options": given, **({"Images": numbered} if numbered else {})}
             case DialectName.IMAGEGEN:
-                return "/completion", {"prompt": prompt, "options": given}
+                return "/completion", {"prompt": prompt, "options": given, **({"images": list(files)} if files else {})}
 
     def peak_memory_bytes(self) -> int | None:
         """The most memory it held until now; None where the system does not tell (it does on Linux)."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, cast, get_args
 
-from runner.flags import Settings, UsageError, variable
+from runner.flags import Settings, UsageError, debug_level, variable
+from runner.folders import store_folder
 
 Sharding: TypeAlias = Literal["tensor", "pipeline"]
 """How ranks share a model: each a part of every layer, or each some of the layers."""
@@ -39,6 +40,11 @@ class RankConfig:
     store: Path
     """This user's own."""
     debug: int = 0
+
+
+def rank_config(environ: Mapping[str, str]) -> RankConfig:
+    """That of the `rank` command, which has no flags."""
+    return RankConfig(store_folder(variable(environ, "OLLAMA_MODELS"), environ), debug_level(environ))
 
 
 def rank_flags(settings: Settings, environ: Mapping[str, str], hostfile: Path | None) -> RanksConfig:

@@ -7,6 +7,7 @@ stderr), one line of figures. The child is of the classic dialect, the only one 
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ def run(config: TryConfig) -> int:
     Raises:
         RunnerError: the model cannot be fetched, or the child failed.
         ModelError: the model's files cannot be read for its chat template.
+        OSError: a picture cannot be read.
     """
     model = config.model or str(fetch_with_progress(config.cache))
     sys.stderr.write(asyncio.run(_ask(config, model)) + "\n")
@@ -74,15 +76,18 @@ def run(config: TryConfig) -> int:
 async def _ask(config: TryConfig, model: str) -> str:
     """Ask and print; the line of figures."""
     flags = (f"--store={config.runner.store}", *config.runner_flags)
+    images = [file.read_bytes() for file in config.images]
     bar = ProgressBar(f"loading {Path(model).name}")
     async with spawn(model, dialect=DialectName.CLASSIC, flags=flags) as child:
         await child.wait_answering()
         await _load(child, config)
         load_s, prompt = await asyncio.gather(_loaded(child, bar), asyncio.to_thread(_prompt, config, model))
         if prompt is None:
+            if images:
+                raise ChildError("an embedding model takes no pictures; leave out --input-image")
             figures = await _embed(child, config.prompt, load_s)
         else:
-            first_token_s, last = await _stream(child, prompt, _options(config))
+            first_token_s, last = await _stream(child, prompt, _options(config), images)
             figures = Figures(load_s, first_token_s, last, child.peak_memory_bytes()).line()
         code = await child.stop()
     if code != 0:
@@ -145,23 +150,33 @@ def _prompt(config: TryConfig, model: str) -> str | None:
     checkpoint = open_checkpoint(model, config.runner.store)
     if read_settings(checkpoint, config.runner.pooling) is not None:
         return None
+    # As Ollama does it, in front of what the user says.
+    prompt = "".join(f"[img-{number}]" for number in range(len(config.images))) + config.prompt
     if config.raw:
-        return config.prompt
+        return prompt
     tokenizer = load_tokenizer(checkpoint)
     if tokenizer.chat_template is None:
         sys.stderr.write("the model has no chat template: the prompt is sent as it is\n")
-        return config.prompt
-    messages = [{"role": "user", "content": config.prompt}]
-    if config.system is not None:
-        messages.insert(0, {"role": "system", "content": config.system})
-    return render_chat(tokenizer.chat_template, messages, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+        return prompt
+    system: list[dict[str, object]] = [] if config.system is None else [{"role": "system", "content": config.system}]
+
+    def rendered(content: object) -> str:
+        messages = [*system, {"role": "user", "content": content}]
+        template, bos, eos = tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token
+        assert template is not None
+        return render_chat(template, messages, bos_token=bos, eos_token=eos)
+
+    chat = rendered(prompt)
+    # Templates of models that see may know what is said in parts alone, and leave out anything else.
+    is_there = prompt.strip() in chat or not config.images
+    return chat if is_there else rendered([{"type": "text", "text": prompt}])
 
 
-async def _stream(child: Child, prompt: str, options: dict[str, JSON]) -> tuple[float, Piece]:
+async def _stream(child: Child, prompt: str, options: dict[str, JSON], images: Sequence[bytes]) -> tuple[float, Piece]:
     """Print the answer as it comes; the seconds to its first piece, and its last line."""
     begin = time.perf_counter()
     first_token_s: float | None = None
-    async with aclosing(child.complete(prompt, options)) as pieces:
+    async with aclosing(child.complete(prompt, options, images)) as pieces:
         async for piece in pieces:
             if first_token_s is None:
                 first_token_s = time.perf_counter() - begin

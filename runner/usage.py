@@ -45,6 +45,11 @@ TUNING_FLAGS = (
         "N",
         "bytes of keys and values kept for later prompts (default a quarter of what is free; 0: none)",
     ),
+    Flag(
+        "image-cache-bytes",
+        "N",
+        "bytes kept of what a text model made of pictures (default 256 MiB, or a 16th of what is free)",
+    ),
     Flag("cache-dir", "DIR", "keep them there as well, so that they outlast the process (default: in memory alone)"),
     Flag("cache-dir-bytes", "N", "bytes that the files there may take, the longest unused going first (default 4 GiB)"),
     Flag("draft", "N", "guess up to N tokens ahead where a text repeats itself; its words stay the same (default 0)"),
@@ -96,6 +101,7 @@ TRY_FLAGS = (
     Flag("temperature", "T", "0 always takes the likeliest token (default 0)"),
     Flag("num-predict", "N", "at most that many tokens (default 256; -1: until the model ends)"),
     Flag("seed", "N", "the same seed draws the same answer"),
+    Flag("input-image", "FILE", "a picture that the prompt is about; give it again for several", repeats=True),
     *TUNING_FLAGS,
 )
 TRY_IMAGE_FLAGS = (

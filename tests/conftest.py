@@ -24,7 +24,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
 from runner import default_model as default_model_module  # noqa: E402 - the device comes first
-from runner.config import DialectName, cache_folder  # noqa: E402
+from runner.config import DialectName  # noqa: E402
+from runner.folders import cache_folder  # noqa: E402
 from runner.parent import Child, spawn  # noqa: E402
 from tests.bench.commands import PreparationError  # noqa: E402
 from tests.bench.embed_preparation import fetch_minilm  # noqa: E402

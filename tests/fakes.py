@@ -33,8 +33,13 @@ BYTES_PER_TOKEN = 8
 CHECKPOINT_BYTES = 64
 """What a checkpoint takes."""
 
+FIRST_LOOK = 1000
+"""What is held for a place of a picture is no less: no token is."""
+
 _MODULUS = 1009
 _NO_SCRIPT = -1
+_AXES = 1 << 18
+"""What is held for a token is a multiple of it more for every step that its position is off its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +260,7 @@ class FakeExecutor:
         assert 0 <= row.begin <= len(held), "a row begins behind what its slot holds"
         assert 0 <= row.wanted <= row.length
         assert row.tokens or self.depth, "where forward computes, tokens are known"
-        held[row.begin :] = row.tokens or (self._last[row.slot],)
+        held[row.begin :] = looked(row) if row.tokens else (self._last[row.slot] + _AXES * 3 * row.shift,)
         return hidden_of(held)[len(held) - row.wanted :]
 
     def _check_use(self) -> None:
@@ -265,11 +270,31 @@ class FakeExecutor:
         assert self._thread == threading.get_ident(), f"used in {threading.current_thread().name} as well"
 
 
+def looked(row: Row) -> list[int]:
+    """What is held for a row's tokens: of pictures what their rows say, of runs that look both ways all of it."""
+    held = list(row.tokens)
+    assert all(0 <= token < VOCABULARY for token in held), "no token of the vocabulary"
+    for span in row.spans:
+        assert 0 <= span.at <= span.at + span.end - span.begin <= len(held), "a span leaves its step"
+        held[span.at : span.at + span.end - span.begin] = span.picture.rows[span.begin : span.end, 0].astype(int)
+    for begin, end in row.runs:
+        assert any((span.at, span.at + span.end - span.begin) == (begin, end) for span in row.spans), "a run of none"
+        total = sum(held[begin:end]) % 9973
+        held[begin:end] = [value + total for value in held[begin:end]]
+    positions = row.positions or [(place + row.shift,) * 3 for place in range(row.begin, row.begin + len(held))]
+    assert len(positions) == len(held)
+    return [
+        value + _AXES * (sum(position) - 3 * (row.begin + index))
+        for index, (value, position) in enumerate(zip(held, positions, strict=True))
+    ]
+
+
 def hidden_of(tokens: Sequence[int]) -> np.ndarray:
     """Shapes: (S,) to (S, 4): a digest of the tokens so far, the last one, the script and the place in it."""
-    held = np.array(tokens)
+    whole = np.array(tokens)
+    held = whole % _AXES
     places = np.arange(len(held))
-    digest = np.cumsum((held + 1) * (places % 31 + 1) * 17) % _MODULUS
+    digest = np.cumsum((whole + 1) * (places % 31 + 1) * 17) % _MODULUS
     is_script = (held >= SCRIPT) & (held < SCRIPT + 16)
     code = np.maximum.accumulate(np.where(is_script, places * 16 + (held - SCRIPT), _NO_SCRIPT))
     script = np.where(code >= 0, code % 16, _NO_SCRIPT)

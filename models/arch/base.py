@@ -57,6 +57,8 @@ class Stack:
     """The parts' rows take turns; else they lie one behind the other."""
     transposed: bool = False
     """A matrix is (inputs, outputs)."""
+    flat: bool = False
+    """All axes but the last are one: it has so many rows."""
     whole: bool = False
     """It is a tensor of no experts; its own rows are divided among the parts, or it has another name alone."""
 

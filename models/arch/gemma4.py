@@ -89,6 +89,11 @@ class Weights(blocks.Decoder[Layer, Norm]):
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
+    return build_with(config, all_look_both_ways=False)
+
+
+def build_with(config: Mapping[str, JSON], *, all_look_both_ways: bool) -> Model:
+    """The model of a Gemma 4 in which only layers that slide look at pictures both ways, or all do. See `build`."""
     config = blocks.completed(config, _DEFAULTS)
     reader = ConfigReader(config)
     if "per_layer_config" in config:
@@ -96,7 +101,7 @@ def build(config: Mapping[str, JSON]) -> Model:
     if reader.text("use_bidirectional_attention", "vision") != "vision":
         raise CheckpointError("use_bidirectional_attention is supported for pictures alone", file=blocks.FILE)
     dims = blocks.read_dims(config, activation="hidden_activation")
-    plan = _plan(config, dims)
+    plan = _plan(config, dims, all_look_both_ways=all_look_both_ways)
     double = reader.flag("use_double_wide_mlp", default=False)
     layers = tuple(_layer(config, dims, plan, index, double=double) for index in range(dims.num_layers))
     base = blocks.decoder(dims, layers)
@@ -115,7 +120,7 @@ def build(config: Mapping[str, JSON]) -> Model:
     return replace(model, state=plan.state, stacks=_STACKS, other_parts=plan.unused)
 
 
-def _plan(config: Mapping[str, JSON], dims: Dims) -> sharing.Plan:
+def _plan(config: Mapping[str, JSON], dims: Dims, *, all_look_both_ways: bool) -> sharing.Plan:
     reader = ConfigReader(config)
     # The last layer sees everything whatever its kind is said to be.
     sliding = (*kinds.sliding_but_every(config, 6)[:-1], False)
@@ -128,11 +133,11 @@ def _plan(config: Mapping[str, JSON], dims: Dims) -> sharing.Plan:
         )
     window = max(kinds.window_of_sliding(config, sliding), key=bool)
     ropes = kinds.ropes_by_kind(config, head_dim, full=1_000_000.0, sliding=10000.0, sliding_dims=dims.head_dim)
-    # Within a picture a layer that slides looks both ways, and not farther back than its window; the others look back.
     sees_pictures = reader.text("use_bidirectional_attention", "") == "vision"
     slides = Attention(dims.num_heads, dims.num_kv_heads, dims.head_dim, 1.0, ropes[True], window)
     slides = replace(slides, two_way=sees_pictures)
     sees = Attention(dims.num_heads, kv_heads, head_dim, 1.0, ropes[False])
+    sees = replace(sees, two_way=sees_pictures and all_look_both_ways)
     specs = [slides if each else sees for each in sliding]
     return sharing.plan(specs, sliding, reader.integer("num_kv_shared_layers", 0))
 

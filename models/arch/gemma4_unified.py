@@ -15,7 +15,7 @@ _LACKS: Mapping[str, JSON] = {"hidden_size_per_layer_input": 0, "enable_moe_bloc
 
 def build(config: Mapping[str, JSON]) -> Model:
     """See `Architecture.build`."""
-    return gemma4.build({**_LACKS, **blocks.completed(config, _DEFAULTS)})
+    return gemma4.build_with({**_LACKS, **blocks.completed(config, _DEFAULTS)}, all_look_both_ways=True)
 
 
 ARCHITECTURE = Architecture(

@@ -101,7 +101,9 @@ def with_axes(config: Config, metadata: GGUFMetadata) -> Config:
     Raises:
         CheckpointError: the metadata holds impossible values.
     """
-    sections = metadata.each("rope.dimension_sections", 3)
+    # Ollama's converter has a key of its own.
+    keys = ("rope.dimension_sections", "rope.mrope_section")
+    sections = next((found for key in keys if (found := metadata.each(key, 3)) is not None), None)
     scaling = config["rope_scaling"]
     if sections is None:
         return config

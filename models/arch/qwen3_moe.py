@@ -45,9 +45,16 @@ def gguf_config(metadata: GGUFMetadata) -> Config:
     return decoder_config(metadata) | {
         "num_experts": metadata.count("expert_count"),
         "num_experts_per_tok": metadata.count("expert_used_count"),
-        "moe_intermediate_size": metadata.count("expert_feed_forward_length"),
+        "moe_intermediate_size": _width(metadata),
         "norm_topk_prob": True,
     }
+
+
+def _width(metadata: GGUFMetadata) -> int:
+    """Of an expert; Ollama's converter leaves it to the tensors to say."""
+    down = metadata.shapes.get("blk.0.ffn_down_exps.weight", ())
+    has_key = metadata.integer("expert_feed_forward_length") is not None
+    return down[-1] if down and not has_key else metadata.count("expert_feed_forward_length")
 
 
 ARCHITECTURE = Architecture(

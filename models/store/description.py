@@ -96,13 +96,17 @@ def identifiers(config: Mapping[str, JSON]) -> list[str]:
     return [each for each in candidates if isinstance(each, str)]
 
 
-def capabilities_of(config: Mapping[str, JSON], chat_template: str, rendering: Rendering) -> list[JSON]:
+def capabilities_of(
+    config: Mapping[str, JSON], chat_template: str, rendering: Rendering, *, sees: bool = False
+) -> list[JSON]:
     """What the parent may use a language model for.
 
-    Not pictures and sounds, whatever the model could: this program refuses them, and says so later than a parent that
-    knows.
+    Pictures if this program can look at them (`sees`). Not sounds, whatever the model could: this program refuses them,
+    and says so later than a parent that knows.
     """
     found: list[JSON] = ["completion"]
+    if sees:
+        found.append("vision")
     if rendering.parser not in {"", _PARSER_WITHOUT_TOOLS}:
         found.append("tools")
     thinks = any(part in name.lower() for name in identifiers(config) for part in _ALWAYS_THINKING)

@@ -21,6 +21,7 @@ from models.store.go_json import go_json
 from models.store.plan import Plan, QuantizeRule, plan_blobs
 from models.store.planned import JSON_FILE, PlannedLayer, PlannedModel, chat_layers
 from models.store.policy import check_architectures, language_quant_type, pipeline_quant_type
+from models.vision import family_of, has_tower
 
 # The parts of a pipeline that Ollama's image runner reads. Source: ollama v0.24.0 x/create/imagegen.go.
 _COMPONENTS = ("text_encoder", "transformer", "vae")
@@ -80,9 +81,14 @@ def _plan_language_model(folder: Path, quantize: str | None, template: str | Non
         defaults=defaults,
         rendering=rendering,
         requires=REQUIRES,
-        capabilities=capabilities_of(config, chat_template, rendering),
+        capabilities=capabilities_of(config, chat_template, rendering, sees=_sees(checkpoint)),
     )
     return PlannedModel("safetensors", plan.blobs, [*files, *chat], described, [*notes, *chat_notes])
+
+
+def _sees(checkpoint: HFDirectory) -> bool:
+    """Whether this program can have the model look at pictures."""
+    return family_of(checkpoint) is not None and has_tower(info.name for info in checkpoint.infos())
 
 
 def _language_rule(quantize: str) -> QuantizeRule:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 
 from models.config_reader import ConfigReader
@@ -31,6 +32,7 @@ __all__ = [
     "Vision",
     "discover",
     "family_of",
+    "has_tower",
 ]
 
 
@@ -56,3 +58,8 @@ def family_of(files: Files) -> Family | None:
         return None
     wanted = set(reader.texts("architectures") or [])
     return next((family for family in discover() if wanted & set(family.hf)), None)
+
+
+def has_tower(names: Iterable[str]) -> bool:
+    """Whether tensors of these names have a vision tower among them; text alone is often published with its config."""
+    return any("vision" in name or "visual" in name for name in names)

@@ -88,7 +88,7 @@ def states(ops: TowerOps[Tensor], w: Weights, shape: Shape) -> Sequence[Tensor]:
     x = ops.layer_norm(ops.add(x, ops.look_up(w.positions, _POSITIONS)), w.norm)
     made = [x]
     for layer in w.layers:
-        x = pre_norm.block(ops, x, layer, shape.sizes, partial(_activated, activation=shape.activation))
+        x = pre_norm.block(ops, x, layer, shape.sizes, partial(activated, activation=shape.activation))
         made.append(x)
     return made
 
@@ -98,7 +98,8 @@ def without_class(ops: TowerOps[Tensor], x: Tensor) -> Tensor:
     return ops.take(x, _KEPT)
 
 
-def _activated(ops: TowerOps[Tensor], x: Tensor, activation: Activation | None) -> Tensor:
+def activated(ops: TowerOps[Tensor], x: Tensor, activation: Activation | None) -> Tensor:
+    """The activation, or where it is None x * sigmoid(1.702 * x). Shapes: x (T, F); returns the same."""
     if activation is not None:
         return ops.activate(x, activation)
     return ops.mul(x, ops.activate(ops.scale(x, _QUICK), "sigmoid"))
@@ -145,6 +146,7 @@ class Preparation:
     def _padded(self, pixels: Pixels) -> Pixels:
         height, width = pixels.shape[:2]
         side = max(height, width)
+        processing.bounded(side, side)
         square = np.empty((side, side, 3), np.uint8)
         square[:] = [int(value * 255) for value in self.rules.mean or (0, 0, 0)]
         top, left = (side - height) // 2, (side - width) // 2

@@ -140,6 +140,9 @@ def build(files: Files, encode: Encode) -> Vision:
         per_side = sizes.patches_per_side
         reason = f"mm_tokens_per_image {places} does not divide {per_side} x {per_side} patches"
         raise CheckpointError(reason, file=FILE)
+    if (seen := (whole.section("text_config") or whole).size("sliding_window", places)) < places:
+        # There the reference has a picture's tokens see no further back than a layer's window.
+        raise CheckpointError(f"sliding_window {seen} is shorter than a picture of {places} tokens", file=FILE)
     window = sizes.patches_per_side // rows
     weights = Weights(
         siglip.weights(shape, _TOWER),

@@ -26,12 +26,8 @@ from models.vision.projector import working_bytes
 
 _PREFIX = "vision_tower."
 _BUDGETS = (70, 140, 280, 560, 1120)
-_STACKS = (
-    Stack(
-        r"(.*)patch_embedder\.position_embedding_table",
-        (_PREFIX + "patch_embedder.position_embedding_table.{n}.weight",),
-    ),
-)
+_TABLE = "patch_embedder.position_embedding_table"
+_STACKS = (Stack(rf"(.*){_TABLE}", (f"{_PREFIX}{_TABLE}.weight",), flat=True, whole=True),)
 _PATCHES, _ONES = "patches", "ones"
 _COLUMNS, _ROWS = "columns", "rows"
 _COLUMN_ANGLES, _ROW_ANGLES = "column_angles", "row_angles"
@@ -85,8 +81,8 @@ class Weights:
     """Of the tower and of what is behind it."""
 
     patches: Linear
-    columns: Embedding
-    rows: Embedding
+    positions: Embedding
+    """Columns' rows, and behind them rows'."""
     layers: tuple[Layer, ...]
     standard: Standard | None
     norm: Norm
@@ -180,14 +176,10 @@ def _read_shape(vision: ConfigReader) -> Shape:
 
 def _weights(shape: Shape, width: int) -> Weights:
     embedder = f"{_PREFIX}patch_embedder"
-    tables = [
-        Embedding(f"{embedder}.position_embedding_table.{axis}", shape.positions, shape.width) for axis in range(2)
-    ]
     standard = Standard(Vector(f"{_PREFIX}std_bias", shape.width), Vector(f"{_PREFIX}std_scale", shape.width))
     return Weights(
         Linear(f"{embedder}.input_proj", 3 * shape.patch**2, shape.width),
-        tables[0],
-        tables[1],
+        Embedding(f"{_PREFIX}{_TABLE}", 2 * shape.positions, shape.width),
         tuple(_layer(shape, f"{_PREFIX}encoder.layers.{number}") for number in range(shape.num_layers)),
         standard if shape.standardizes else None,
         Norm("", shape.width, shape.eps),
@@ -234,7 +226,7 @@ def _clipped(shape: Shape, name: str, inputs: int, outputs: int) -> Clipped:
 
 def _forward(ops: TowerOps[Tensor], w: Weights, shape: Shape) -> Tensor:
     """The rows as the decoder's layers take them. Shapes: returns (N, its width)."""
-    places = ops.add(ops.look_up(w.columns, _COLUMNS), ops.look_up(w.rows, _ROWS))
+    places = ops.add(ops.look_up(w.positions, _COLUMNS), ops.look_up(w.positions, _ROWS))
     x = ops.add(ops.linear(ops.given(_PATCHES, w.patches.inputs), w.patches), places)
     for layer in w.layers:
         looked = _attention(ops, ops.rms_norm(x, layer.norm1), layer, shape)
@@ -293,7 +285,7 @@ class Preparation:
         """See `Vision.prepare`."""
         patch, window = self.shape.patch, self.shape.window
         side = patch * window
-        rows, columns = self._places(*pixels.shape[:2])
+        rows, columns = places_within(self.budget, side, *pixels.shape[:2])
         if max(rows, columns) * window > self.shape.positions:
             raise PictureError("the picture is too long for its width: the model has no positions for it")
         values = self.rules.values(self.rules.resized(pixels, rows * side, columns * side))
@@ -302,24 +294,13 @@ class Preparation:
         given = {
             _PATCHES: np.float32(2) * (patches - np.float32(0.5)),
             _COLUMNS: places[:, 1],
-            _ROWS: places[:, 0],
+            _ROWS: places[:, 0] + self.shape.positions,
             _COLUMN_ANGLES: self._angles(places[:, 1:]),
             _ROW_ANGLES: self._angles(places[:, :1]),
         }
         if self.shape.standardizes:
             given[_ONES] = np.ones((rows * columns, 1), np.float32)
         return Prepared((given,), len(patches), (self.begin, *(PLACE,) * (rows * columns), self.end))
-
-    def _places(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of places: as many as fit into the budget in the picture's proportions, one at least."""
-        side = self.shape.patch * self.shape.window
-        factor = math.sqrt(self.budget * side**2 / (height * width))
-        rows, columns = math.floor(factor * height / side), math.floor(factor * width / side)
-        if not rows:
-            return 1, min(width // height, self.budget)
-        if not columns:
-            return min(height // width, self.budget), 1
-        return rows, columns
 
     def _angles(self, places: npt.NDArray[np.int64]) -> Floats:
         """Shapes: places (T, 1); returns (T, d / 4)."""
@@ -328,17 +309,46 @@ class Preparation:
         return places.astype(np.float32) * frequencies
 
 
-def _read_preparation(files: Files, whole: ConfigReader, shape: Shape) -> Preparation:
-    images = processing.image_settings(files)
+def places_within(budget: int, side: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of places of `side` pixels: as many as fit in the picture's proportions, one at least."""
+    factor = math.sqrt(budget * side**2 / (height * width))
+    rows, columns = math.floor(factor * height / side), math.floor(factor * width / side)
+    if not rows:
+        return 1, min(width // height, budget)
+    if not columns:
+        return min(height // width, budget), 1
+    return rows, columns
+
+
+def read_budget(images: ConfigReader, patch: int, window: int) -> int:
+    """How many rows a picture has at most.
+
+    Raises:
+        CheckpointError: it is none that the models know, or places are not those of config.json.
+    """
     budget = images.size("max_soft_tokens", 280)
     if budget not in _BUDGETS:
         raise CheckpointError(f"max_soft_tokens must be one of {_BUDGETS}, not {budget}", file=images.file)
     said = (images.size("patch_size", 16), images.size("pooling_kernel_size", 3))
-    if said != (shape.patch, shape.window):
+    if said != (patch, window):
         raise CheckpointError(f"patch_size and pooling_kernel_size {said} are not config.json's", file=images.file)
-    rules = processing.read_rules(images, mean=(0.0,) * 3, std=(1.0,) * 3, normalizes=False)
-    tokens = whole.integer("boi_token_id", 255999), whole.integer("eoi_token_id", 258882)
-    return Preparation(rules, shape, budget, *tokens)
+    return budget
+
+
+def read_bytes(images: ConfigReader) -> PixelRules:
+    """How bytes become numbers from 0 to 1. Raises CheckpointError."""
+    return processing.read_rules(images, mean=(0.0,) * 3, std=(1.0,) * 3, normalizes=False)
+
+
+def tokens_around(whole: ConfigReader) -> tuple[int, int]:
+    """The tokens in front of a picture's places and behind them. Raises CheckpointError."""
+    return whole.integer("boi_token_id", 255999), whole.integer("eoi_token_id", 258882)
+
+
+def _read_preparation(files: Files, whole: ConfigReader, shape: Shape) -> Preparation:
+    images = processing.image_settings(files)
+    budget = read_budget(images, shape.patch, shape.window)
+    return Preparation(read_bytes(images), shape, budget, *tokens_around(whole))
 
 
 FAMILY = Family(hf=("Gemma4ForConditionalGeneration",), build=build)

@@ -15,8 +15,10 @@ from PIL import Image
 
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
-from models.vision.base import Encode, Files, Pixels
+from models.vision.base import Encode, Files, PictureError, Pixels
 
+MOST_PIXELS = 1 << 26
+"""Of a picture on its way to a tower."""
 Floats: TypeAlias = npt.NDArray[np.float32]
 PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -34,7 +36,12 @@ class PixelRules:
     std: tuple[float, ...]
 
     def resized(self, pixels: Pixels, height: int, width: int) -> Pixels:
-        """The picture at another size. Shapes: uint8 (H, W, 3); returns uint8 (height, width, 3)."""
+        """The picture at another size. Shapes: uint8 (H, W, 3); returns uint8 (height, width, 3).
+
+        Raises:
+            PictureError: it would be larger than any that makes sense.
+        """
+        bounded(height, width)
         return np.asarray(Image.fromarray(pixels).resize((width, height), self.resample))
 
     def values(self, pixels: Pixels) -> Floats:
@@ -111,6 +118,16 @@ def read_square(settings: ConfigReader, key: str, default: int) -> int:
     if height != width:
         raise CheckpointError(f"{key} must be square, not {height} x {width}", file=settings.file)
     return height
+
+
+def bounded(height: int, width: int) -> None:
+    """Refuse what a line of pixels grows to where its shorter side is made as long as a model wants it.
+
+    Raises:
+        PictureError: so many pixels are too many.
+    """
+    if height * width > MOST_PIXELS:
+        raise PictureError(f"the picture would have to be {width} x {height} pixels for the model: it is too narrow")
 
 
 def shortest_edge(height: int, width: int, edge: int) -> tuple[int, int]:

@@ -11,16 +11,16 @@ import numpy.typing as npt
 
 from models.arch import blocks
 from models.arch.base import Tensor
-from models.arch.encoder_blocks import FILE
-from models.config_reader import JSON, ConfigReader
+from models.arch.encoder_blocks import FILE, read_activation
+from models.config_reader import JSON
 from models.errors import CheckpointError
-from models.ops import Joined, Linear, Norm
+from models.ops import Activation, Joined, Linear, Norm
 from models.ops.vision import TowerOps
 from models.vision import qwen_tower
 from models.vision.base import Encode, Family, Files, Pixels, Prepared, Vision
 from models.vision.processing import CLIP_MEAN, CLIP_STD
 from models.vision.qwen_pictures import Cutting, Marks, read_cutting, read_marks
-from models.vision.qwen_tower import EPS, PREFIX, SelfAttention, Shape
+from models.vision.qwen_tower import EPS, PREFIX, Merger, SelfAttention, Shape
 
 PUBLISHED: Mapping[str, JSON] = {
     "image_mean": list(CLIP_MEAN),
@@ -48,8 +48,7 @@ class Weights:
     patches: Linear
     layers: tuple[Layer, ...]
     norm: Norm
-    up: Linear
-    down: Linear
+    merger: Merger
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +90,13 @@ def squared(rows: int, columns: int, side: int) -> tuple[Whole, Whole]:
 
 def build(files: Files, encode: Encode) -> Vision:
     """See `Family.build`."""
-    vision = ConfigReader(files.config).section("vision_config") or ConfigReader({})
-    shape = qwen_tower.read_shape(files, patch=14, activation="silu")
-    whole = vision.integers("fullatt_block_indexes") if vision.value("fullatt_block_indexes") else [7, 15, 23, 31]
+    vision, shape = qwen_tower.vision_of(files), qwen_tower.read_shape(files, patch=14)
+    key = "fullatt_block_indexes"
+    whole = [7, 15, 23, 31] if vision.value(key) is None else vision.integers(key)
     square = vision.size("window_size", 112) // shape.merge // shape.patch
     if square < 1:
         raise CheckpointError(f"window_size is less than a window of {shape.merge} patches", file=FILE)
-    weights = _weights(shape)
+    weights = _weights(shape, read_activation(vision, "hidden_act", "silu"))
 
     def forward(ops: TowerOps[Tensor]) -> Sequence[Tensor]:
         return (_rows(ops, weights, shape, whole),)
@@ -109,8 +108,8 @@ def build(files: Files, encode: Encode) -> Vision:
     return Vision(qwen_tower.tower(shape, weights, forward), prepare, marks.filler)
 
 
-def _weights(shape: Shape) -> Weights:
-    width, inner, whole = shape.width, shape.inner, shape.width * shape.window
+def _weights(shape: Shape, activation: Activation) -> Weights:
+    width, inner = shape.width, shape.inner
 
     def layer(name: str) -> Layer:
         mlp = f"{name}.mlp"
@@ -119,15 +118,14 @@ def _weights(shape: Shape) -> Weights:
             Norm(f"{name}.norm1", width, EPS),
             qwen_tower.attention(shape, name),
             Norm(f"{name}.norm2", width, EPS),
-            blocks.MLP(gate_up, Linear(f"{mlp}.down_proj", inner, width, bias=True), shape.activation),
+            blocks.MLP(gate_up, Linear(f"{mlp}.down_proj", inner, width, bias=True), activation),
         )
 
     return Weights(
         qwen_tower.patches(shape, bias=False),
         tuple(layer(f"{PREFIX}blocks.{number}") for number in range(shape.num_layers)),
         Norm(f"{PREFIX}merger.ln_q", width, EPS),
-        Linear(f"{PREFIX}merger.mlp.0", whole, whole, bias=True),
-        Linear(f"{PREFIX}merger.mlp.2", whole, shape.out, bias=True),
+        qwen_tower.merger(shape, f"{PREFIX}merger.mlp.0", f"{PREFIX}merger.mlp.2"),
     )
 
 
@@ -139,7 +137,7 @@ def _rows(ops: TowerOps[Tensor], w: Weights, shape: Shape, whole: Sequence[int])
         x = ops.add(x, qwen_tower.attended(ops, ops.rms_norm(x, layer.norm1), layer.attention, shape, groups))
         x = ops.add(x, blocks.swiglu(ops, ops.rms_norm(x, layer.norm2), layer.mlp))
     windows = ops.fold(ops.rms_norm(x, w.norm), shape.window)
-    return ops.take(ops.linear(ops.activate(ops.linear(windows, w.up), "gelu"), w.down), _BACK)
+    return ops.take(qwen_tower.merged(ops, windows, w.merger), _BACK)
 
 
 FAMILY = Family(hf=("Qwen2_5_VLForConditionalGeneration",), build=build)

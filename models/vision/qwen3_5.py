@@ -4,16 +4,14 @@ Source: transformers v5.24 `modeling_qwen3_5`.
 """
 
 from models.arch.encoder_blocks import FILE
-from models.config_reader import ConfigReader
 from models.errors import CheckpointError
-from models.vision import qwen3_vl
+from models.vision import qwen3_vl, qwen_tower
 from models.vision.base import Encode, Family, Files, Vision
 
 
 def build(files: Files, encode: Encode) -> Vision:
     """See `Family.build`."""
-    vision = ConfigReader(files.config).section("vision_config") or ConfigReader({})
-    if exits := vision.integers("deepstack_visual_indexes"):
+    if exits := qwen_tower.vision_of(files).integers("deepstack_visual_indexes"):
         raise CheckpointError(f"deepstack_visual_indexes {exits} is not supported: the decoder takes none", file=FILE)
     return qwen3_vl.build(files, encode)
 

@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from models.arch.base import Tensor
-from models.arch.encoder_blocks import FILE
-from models.config_reader import JSON, ConfigReader
+from models.arch.encoder_blocks import FILE, read_activation
+from models.config_reader import JSON
 from models.errors import CheckpointError
-from models.ops import Embedding, LayerNorm, Linear
+from models.ops import Activation, Embedding, LayerNorm, Linear
 from models.ops.vision import TowerOps
 from models.vision import processing, qwen_tower
 from models.vision.base import Encode, Family, Files, Given, Pixels, Prepared, Vision
 from models.vision.qwen_pictures import Cutting, Marks, Patches, read_cutting, read_marks
-from models.vision.qwen_tower import EPS, PREFIX, SelfAttention, Shape
+from models.vision.qwen_tower import EPS, PREFIX, Merger, SelfAttention, Shape
 
 PUBLISHED: Mapping[str, JSON] = {
     "image_mean": [0.5, 0.5, 0.5],
@@ -43,12 +43,11 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Merger:
-    """What makes rows of windows. Its norm is of a token's width, or of a whole window's."""
+class Exit:
+    """Where rows are made. The norm is of a token's width, or of a whole window's."""
 
     norm: LayerNorm
-    up: Linear
-    down: Linear
+    merger: Merger
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +57,8 @@ class Weights:
     patches: Linear
     positions: Embedding
     layers: tuple[Layer, ...]
-    merger: Merger
-    deep: tuple[Merger, ...]
+    end: Exit
+    deep: tuple[Exit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +104,8 @@ def corners(cut: Patches, side: int) -> Given:
 
 def build(files: Files, encode: Encode) -> Vision:
     """See `Family.build`."""
-    vision = ConfigReader(files.config).section("vision_config") or ConfigReader({})
-    shape = qwen_tower.read_shape(files, patch=16, activation="gelu_pytorch_tanh")
+    vision, shape = qwen_tower.vision_of(files), qwen_tower.read_shape(files, patch=16)
+    activation = read_activation(vision, "hidden_act", "gelu_pytorch_tanh")
     exits = vision.integers("deepstack_visual_indexes")
     if exits != sorted(set(exits) & set(range(shape.num_layers))):
         raise CheckpointError(f"deepstack_visual_indexes {exits} names no layers in order", file=FILE)
@@ -114,7 +113,7 @@ def build(files: Files, encode: Encode) -> Vision:
     weights = _weights(shape, positions, len(exits))
 
     def forward(ops: TowerOps[Tensor]) -> Sequence[Tensor]:
-        return _rows(ops, weights, shape, exits)
+        return _rows(ops, weights, shape, exits, activation)
 
     usual: Mapping[str, JSON] = {**PUBLISHED, "patch_size": shape.patch}
     cutting = read_cutting(files, usual, patch=shape.patch, merge=shape.merge, frames=shape.frames)
@@ -135,23 +134,22 @@ def _weights(shape: Shape, positions: int, exits: int) -> Weights:
             Linear(f"{name}.mlp.linear_fc2", inner, width, bias=True),
         )
 
-    def merger(name: str, normed: int) -> Merger:
-        return Merger(
-            LayerNorm(f"{name}.norm", normed, EPS),
-            Linear(f"{name}.linear_fc1", whole, whole, bias=True),
-            Linear(f"{name}.linear_fc2", whole, shape.out, bias=True),
-        )
+    def way_out(name: str, normed: int) -> Exit:
+        merger = qwen_tower.merger(shape, f"{name}.linear_fc1", f"{name}.linear_fc2")
+        return Exit(LayerNorm(f"{name}.norm", normed, EPS), merger)
 
     return Weights(
         qwen_tower.patches(shape, bias=True),
         Embedding(f"{PREFIX}pos_embed", positions, width),
         tuple(layer(f"{PREFIX}blocks.{number}") for number in range(shape.num_layers)),
-        merger(f"{PREFIX}merger", width),
-        tuple(merger(f"{PREFIX}deepstack_merger_list.{number}", whole) for number in range(exits)),
+        way_out(f"{PREFIX}merger", width),
+        tuple(way_out(f"{PREFIX}deepstack_merger_list.{number}", whole) for number in range(exits)),
     )
 
 
-def _rows(ops: TowerOps[Tensor], w: Weights, shape: Shape, exits: Sequence[int]) -> Sequence[Tensor]:
+def _rows(
+    ops: TowerOps[Tensor], w: Weights, shape: Shape, exits: Sequence[int], activation: Activation
+) -> Sequence[Tensor]:
     """The rows of a picture's windows, at the tower's end and behind each exit. Shapes: (N, out) each."""
     x = qwen_tower.embedded(ops, w.patches, shape)
     for corner in range(_CORNERS):
@@ -160,17 +158,12 @@ def _rows(ops: TowerOps[Tensor], w: Weights, shape: Shape, exits: Sequence[int])
     deep: list[Tensor] = []
     for number, layer in enumerate(w.layers):
         x = ops.add(x, qwen_tower.attended(ops, ops.layer_norm(x, layer.norm1), layer.attention, shape))
-        raised = ops.activate(ops.linear(ops.layer_norm(x, layer.norm2), layer.up), shape.activation)
+        raised = ops.activate(ops.linear(ops.layer_norm(x, layer.norm2), layer.up), activation)
         x = ops.add(x, ops.linear(raised, layer.down))
         if number in exits:
-            merger = w.deep[len(deep)]
-            deep.append(_merged(ops, ops.layer_norm(ops.fold(x, shape.window), merger.norm), merger))
-    return (_merged(ops, ops.fold(ops.layer_norm(x, w.merger.norm), shape.window), w.merger), *deep)
-
-
-def _merged(ops: TowerOps[Tensor], windows: Tensor, w: Merger) -> Tensor:
-    """Shapes: windows (N, window * width), normed; returns (N, out)."""
-    return ops.linear(ops.activate(ops.linear(windows, w.up), "gelu"), w.down)
+            own = w.deep[len(deep)]
+            deep.append(qwen_tower.merged(ops, ops.layer_norm(ops.fold(x, shape.window), own.norm), own.merger))
+    return (qwen_tower.merged(ops, ops.fold(ops.layer_norm(x, w.end.norm), shape.window), w.end.merger), *deep)
 
 
 FAMILY = Family(hf=("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"), build=build)

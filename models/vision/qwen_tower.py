@@ -10,10 +10,10 @@ from typing import Any
 
 from models.arch import build_model
 from models.arch.base import Stack, Tensor
-from models.arch.encoder_blocks import FILE, read_activation
+from models.arch.encoder_blocks import FILE
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
-from models.ops import Activation, Attention, Joined, Linear
+from models.ops import Attention, Joined, Linear
 from models.ops.vision import TowerOps
 from models.vision.base import Files, Tower
 from models.vision.pixtral import read_theta
@@ -47,7 +47,6 @@ class Shape:
     out: int
     """The width of a row, which is the decoder's."""
     theta: float
-    activation: Activation
 
     @property
     def window(self) -> int:
@@ -73,32 +72,42 @@ class SelfAttention:
     out: Linear
 
 
-def read_shape(files: Files, *, patch: int, activation: str) -> Shape:
-    """Read config.json's `vision_config`; a patch's side and the activation are where it does not say.
+def read_shape(files: Files, *, patch: int) -> Shape:
+    """Read config.json's `vision_config`; a patch's side is where it does not say.
 
     Raises:
         CheckpointError: a value is missing, impossible or unsupported.
     """
-    vision = ConfigReader(files.config).section("vision_config") or ConfigReader({})
-    width = vision.size("hidden_size")
+    vision = vision_of(files)
+    sides = (vision.size("hidden_size"), vision.size("intermediate_size"), vision.size("out_hidden_size"))
+    return shape_of(files, *sides, patch=patch, out_key="out_hidden_size")
+
+
+def vision_of(files: Files) -> ConfigReader:
+    """What config.json says of the tower."""
+    return ConfigReader(files.config).section("vision_config") or ConfigReader({})
+
+
+def shape_of(files: Files, width: int, inner: int, out: int, *, patch: int, out_key: str) -> Shape:
+    """A shape of these sizes; the last one's key is for messages. Raises CheckpointError as `read_shape` does."""
+    vision = vision_of(files)
     shape = Shape(
         width,
-        vision.size("intermediate_size"),
+        inner,
         vision.size("num_heads", 16),
         vision.size("depth"),
         vision.size("patch_size", patch),
         vision.size("spatial_merge_size", 2),
         vision.size("temporal_patch_size", 2),
-        vision.size("out_hidden_size"),
+        out,
         read_theta(vision),
-        read_activation(vision, "hidden_act", activation),
     )
     if vision.integer("in_channels", vision.integer("in_chans", _CHANNELS)) != _CHANNELS:
         raise CheckpointError(f"in_channels other than {_CHANNELS} is not supported", file=FILE)
     if width % shape.heads or shape.head_dim % 4:
         raise CheckpointError(f"{shape.heads} heads cannot share a width of {width} in fours", file=FILE)
-    if (hidden := build_model(files.config).config.hidden_size) != shape.out:
-        raise CheckpointError(f"out_hidden_size is {shape.out}, and the text model's width {hidden}", file=FILE)
+    if (hidden := build_model(files.config).config.hidden_size) != out:
+        raise CheckpointError(f"{out_key} is {out}, and the text model's width {hidden}", file=FILE)
     return shape
 
 
@@ -125,6 +134,25 @@ def attended(ops: TowerOps[Tensor], x: Tensor, w: SelfAttention, shape: Shape, g
     q, k, v = ops.split(ops.linear(x, w.qkv), (shape.width,) * 3)
     q, k = (ops.turn(each, shape.heads, _ANGLES) for each in (q, k))
     return ops.linear(ops.look_around(q, k, v, shape.attention, groups), w.out)
+
+
+@dataclass(frozen=True, slots=True)
+class Merger:
+    """What makes a row of a window, behind a norm."""
+
+    up: Linear
+    down: Linear
+
+
+def merger(shape: Shape, up: str, down: str) -> Merger:
+    """Declare it by the names of its two matrices."""
+    whole = shape.width * shape.window
+    return Merger(Linear(up, whole, whole, bias=True), Linear(down, whole, shape.out, bias=True))
+
+
+def merged(ops: TowerOps[Tensor], windows: Tensor, w: Merger) -> Tensor:
+    """Shapes: windows (N, window * width), normed; returns (N, out)."""
+    return ops.linear(ops.activate(ops.linear(windows, w.up), "gelu"), w.down)
 
 
 def tower(shape: Shape, weights: object, forward: Callable[[TowerOps[Any]], Sequence[Any]], deep: int = 0) -> Tower:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,7 @@ def separate_infos(infos: Iterable[TensorInfo], stacks: Sequence[Stack]) -> Iter
             continue
         is_whole, parts = found.stack.whole, len(found.stack.parts)
         shape = info.shape if is_whole else info.shape[1:]
+        shape = (prod(shape[:-1]), shape[-1]) if found.stack.flat and shape else shape
         shape = shape[::-1] if found.stack.transposed else shape
         if not shape or shape[0] % parts or not info.shape[0]:
             reason = f"its shape {list(info.shape)} is not that of {parts} matrices{'' if is_whole else ' an expert'}"
@@ -123,6 +125,9 @@ def _part(read: Callable[[], Tensor], part: int, stack: Stack) -> Tensor:
     if stack.transposed:
         assert isinstance(value, np.ndarray)
         value = np.ascontiguousarray(value.T)
+    if stack.flat:
+        assert isinstance(value, np.ndarray)
+        value = value.reshape(-1, value.shape[-1])
     count = len(stack.parts)
     if count == 1:
         return value

@@ -20,6 +20,7 @@ from runner.engine.loop import EngineLoop
 from runner.engine.types import (
     EngineState,
     FinishReason,
+    InputImage,
     SamplingParams,
     TextRequest,
     TokenLogprob,
@@ -168,6 +169,7 @@ def text_request(
     shift: bool = False,
     truncate: bool = False,
     wanted: OutputFormat | None = None,
+    images: tuple[InputImage, ...] = (),
 ) -> TextRequest:
     """Translate a wire request.
 
@@ -180,6 +182,7 @@ def text_request(
         shift: as sent.
         truncate: as sent.
         wanted: what the answer is held to.
+        images: what the prompt may refer to.
 
     Raises:
         BadRequest: an option has an impossible value.
@@ -194,6 +197,7 @@ def text_request(
             shift=shift,
             truncate=truncate,
             format=wanted,
+            images=images,
         )
     if options.num_ctx < 0:
         raise BadRequest(f"num_ctx must not be negative, but is {options.num_ctx}")
@@ -213,6 +217,7 @@ def text_request(
         shift=shift,
         truncate=truncate,
         format=wanted,
+        images=images,
         # Parents send 0 for a model that has no draft model, and leave out what is 0: absent is no refusal.
         draft=max(options.draft_num_predict, 0) if "draft_num_predict" in options.model_fields_set else None,
     )

@@ -25,7 +25,6 @@ from runner.dialects.base import (
     json_response,
     read_model,
     reason_of,
-    refuse,
     refuse_image_fields,
     require_ready,
     split_lines,
@@ -41,6 +40,7 @@ from runner.engine.types import (
     ImageProgress,
     ImageQueued,
     ImageRequest,
+    InputImage,
     Picture,
     TextChunk,
     TextDone,
@@ -130,14 +130,25 @@ def parse(body: CompletionRequest) -> TextRequest:
     # At the top, format is the text's own.
     beside = body.model_copy(update={"format": None})
     refuse_image_fields(body.options, beside, width=body.width, height=body.height, steps=body.steps)
-    if body.images:
-        raise refuse("images", "the loaded model takes text only")
     seed = body.seed if body.seed > 0 else None
     options = body.options
     if options is not None and "seed" not in options.model_fields_set:
         # This dialect's options have no seed: here an absent one is not 0 but the request's own, or a random one.
         options = options.model_copy(update={"seed": -1})
-    return text_request(body.prompt, options, seed=seed, wanted=wanted)
+    prompt, images = _referring(body.prompt, body.images)
+    return text_request(prompt, options, seed=seed, wanted=wanted, images=images)
+
+
+def _referring(prompt: str, files: tuple[bytes, ...]) -> tuple[str, tuple[InputImage, ...]]:
+    """A prompt that refers to pictures, and these under the numbers that it uses.
+
+    In this dialect they have no ids. Its parents write `[img-0]` and so on in their order where they render a chat; a
+    prompt in which no picture is referred to has all of them in front of it.
+    """
+    tags = [f"[img-{number}]" for number in range(len(files))]
+    if not any(tag in prompt for tag in tags):
+        prompt = "".join(tags) + prompt
+    return prompt, tuple(InputImage(number, data) for number, data in enumerate(files))
 
 
 class ImagegenEncoder:

@@ -16,6 +16,7 @@ from protocol.mlxrunner import (
     ContentLine,
     DoneLine,
     ErrorLine,
+    Media,
     ModelsResponse,
     StatusError,
     StatusResponse,
@@ -36,7 +37,7 @@ from runner.dialects.embedding import answer_embedding
 from runner.dialects.formats import output_format
 from runner.dialects.streaming import TextAnswer, stream
 from runner.engine.loop import EngineLoop
-from runner.engine.types import TextChunk, TextDone, TextRequest, TokenLogprob
+from runner.engine.types import InputImage, TextChunk, TextDone, TextRequest, TokenLogprob
 from runner.errors import BadRequest, NotImplementedHere, status_of
 
 MAX_LINE: Final = 60 * 1024
@@ -107,8 +108,7 @@ def parse(body: bytes) -> TextRequest:
         wire = CompletionRequest.from_value({} if raw is None else raw)
     except WireError as error:
         raise BadRequest(f"bad request: {error}") from error
-    if wire.media or wire.images:
-        raise refuse("Media" if wire.media else "Images", "the loaded model takes text only")
+    images = _images((*wire.media, *wire.images))
     wanted = output_format(grammar=wire.grammar, schema=wire.format)
     options = wire.options
     refuse_image_fields(options)
@@ -116,7 +116,26 @@ def parse(body: bytes) -> TextRequest:
         # Parents before v0.22 write `options` in lower case and never send a seed: absent is random there. Later ones
         # write `Options` and leave out a seed only when it is 0.
         options = options.model_copy(update={"seed": -1})
-    return text_request(wire.prompt, options, logprobs=wire.logprobs, top_logprobs=wire.top_logprobs, wanted=wanted)
+    return text_request(
+        wire.prompt,
+        options,
+        logprobs=wire.logprobs,
+        top_logprobs=wire.top_logprobs,
+        wanted=wanted,
+        images=images,
+    )
+
+
+def _images(media: tuple[Media, ...]) -> tuple[InputImage, ...]:
+    """The pictures among the media; parents leave their kind out or call it `image`.
+
+    Raises:
+        NotImplementedHere: there is something else among them.
+    """
+    for each in media:
+        if each.kind.lower() not in ("", "image"):
+            raise refuse(f"Media of kind {each.kind[:32]}", "this runner takes text and images")
+    return tuple(InputImage(each.id, each.data) for each in media)
 
 
 class MLXEncoder:

@@ -37,7 +37,7 @@ from runner.dialects.pictures import PictureAnswer
 from runner.dialects.streaming import TextAnswer, stream
 from runner.engine.load import DeviceMemory, LoadOptions, MemoryPlan, ModelLoader
 from runner.engine.loop import BuildEngine, EngineLoop
-from runner.engine.types import EngineState, TextChunk, TextDone, TextRequest, TokenLogprob
+from runner.engine.types import EngineState, InputImage, TextChunk, TextDone, TextRequest, TokenLogprob
 from runner.errors import AlreadyLoaded, BadRequest, InsufficientMemory, LoadError, NotReady
 
 logger = logging.getLogger(__name__)
@@ -278,8 +278,6 @@ def parse(body: wire.CompletionRequest) -> TextRequest:
     # At the top, Format is the text's own.
     beside = body.model_copy(update={"format": None})
     refuse_image_fields(body.options, beside, width=body.width, height=body.height, steps=body.steps)
-    if body.images:
-        raise refuse("Images", "the loaded model takes text only")
     return text_request(
         body.prompt,
         body.options,
@@ -289,6 +287,7 @@ def parse(body: wire.CompletionRequest) -> TextRequest:
         shift=body.shift,
         truncate=body.truncate,
         wanted=wanted,
+        images=tuple(InputImage(image.id, image.data) for image in body.images),
     )
 
 

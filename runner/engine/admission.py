@@ -1,8 +1,9 @@
 """Admission: whether a request's keys and values fit into the memory that is left.
 
-Owns the arithmetic; `decide` is a function of numbers alone. A row is let in if what it will need, what the running
-rows may still grow by and a step's working space are there. The prefix cache makes room first; then the row waits for
-others to end; what could not fit even then is refused with figures, and nothing else is: free memory is a rough figure.
+Owns the arithmetic; `decide` is a function of numbers alone. A row is let in if what it will need (state, and for
+pictures the tower's rows and largest pass), what the running rows may still grow by and a step's working space are
+there. What is kept for later makes room first; then the row waits for others to end; what could not fit even then is
+refused with figures, and nothing else is: free memory is a rough figure.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from enum import Enum
 
 from runner.engine.sequence import PreparedText
 from runner.engine.sequence import Sequence as Row
-from runner.errors import InsufficientMemory
+from runner.errors import Busy, InsufficientMemory
 
 UNBOUNDED_SHARE = 4
 """An answer without a bound is expected to take this part of the context that the prompt leaves,"""
@@ -19,6 +20,8 @@ UNBOUNDED_TOKENS = 256, 2048
 """but no less than the first and no more than the second."""
 NEGLIGIBLE_BYTES = 64 << 20
 """What is dared whatever the figures say: systems that compress or swap often call nearly nothing free."""
+MAX_WAITING_BYTES = 2 << 30
+"""What the pictures of all requests that wait may take, made ready; one request's are never more than half of it."""
 GIB = 2**30
 
 
@@ -82,12 +85,25 @@ class Usage:
     rows: tuple[tuple[int, int], ...] = ()
     """Of each running row the tokens that it holds, and those that it is expected to hold."""
     stored: int = 0
-    """Bytes of the prefix cache."""
+    """Bytes of the prefix cache, and of pictures that are kept for later."""
+    pictures: int = 0
+    """Bytes of the running rows' pictures, made ready."""
+    looking: int = 0
+    """Bytes that the running rows' pictures are expected to take besides."""
+    waiting: int = 0
+    """Bytes of the pictures of rows that wait."""
 
 
-def usage(running: Iterable[Row], stored: int) -> Usage:
-    """The present one, beside a prefix cache of `stored` bytes. Thread: the executor's."""
-    return Usage(tuple((row.fed, planned_tokens(row.request)) for row in running), stored)
+def usage(running: Iterable[Row], waiting: Iterable[Row], stored: int) -> Usage:
+    """The present one, beside caches of `stored` bytes. Thread: the executor's."""
+    running = list(running)
+    return Usage(
+        tuple((row.fed, planned_tokens(row.request)) for row in running),
+        stored,
+        sum(row.sight.held_bytes for row in running if row.sight is not None),
+        sum(row.sight.needed_bytes for row in running if row.sight is not None and row.fed < row.sight.end),
+        sum(row.sight.held_bytes for row in waiting if row.sight is not None),
+    )
 
 
 class Admission:
@@ -119,7 +135,10 @@ class Admission:
 
         Raises:
             InsufficientMemory: it will not; the message has the figures.
+            Busy: the pictures of those who wait take so much that nobody else's is to be kept beside them.
         """
+        if request.sight is not None and request.sight.held_bytes + beside.waiting > MAX_WAITING_BYTES:
+            raise Busy("the images of the requests that wait take too much memory, try again later")
         if self.decide(request, beside).verdict is Verdict.REFUSE:
             raise self.refusal(request, beside)
 
@@ -136,9 +155,10 @@ class Admission:
         """What a request that was refused is told."""
         memory = self._memory(beside)
         needed, most = self._needed(request), memory.free + memory.stored + memory.held
+        kept, images = ("keys and values", "") if request.sight is None else ("keys, values and images", ", send fewer")
         return InsufficientMemory(
             f"insufficient memory: a prompt of {len(request.tokens)} tokens and its answer need {needed / GIB:.2f} GiB "
-            f"for their keys and values, and {most / GIB:.2f} GiB are available; shorten the prompt, set a smaller "
+            f"for their {kept}, and {most / GIB:.2f} GiB are available; shorten the prompt{images}, set a smaller "
             "num_predict or num_ctx, or start the runner with --kv-cache-type=q8_0"
         )
 
@@ -148,7 +168,10 @@ class Admission:
             has = self._state_nbytes(tokens) if tokens else 0
             held += has
             promised += max(0, self._state_nbytes(planned) - has)
+        held, promised = held + beside.pictures, promised + beside.looking
         return Memory(self._free_bytes(), self._working_bytes, beside.stored, held, promised)
 
     def _needed(self, request: PreparedText) -> int:
-        return self._state_nbytes(planned_tokens(request))
+        """What a request will take; what its pictures hold already is not free as it is."""
+        looking = 0 if request.sight is None else request.sight.needed_bytes
+        return self._state_nbytes(planned_tokens(request)) + looking

@@ -36,7 +36,7 @@ class Run:
     def planned(self) -> Row:
         """What the executor is told of a row that decodes."""
         row = self.row
-        return Row(row.slot, row.fed, () if row.unread else (row.tokens[-1], *self.drafts), self.length)
+        return row.planned(() if row.unread else (row.tokens[-1], *self.drafts), self.length)
 
     def draws(self) -> list[Draw]:
         """What is drawn, place behind place."""
@@ -97,9 +97,8 @@ class Batch:
         """What the executor runs; if it `marks`, something is drawn for a chunk that yields nothing too."""
         rows = [run.planned() for run in self.decode]
         if (chunk := self.chunk) is not None:
-            begin = chunk.row.fed
-            tokens = chunk.row.tokens[begin : begin + chunk.length]
-            rows.append(Row(chunk.row.slot, begin, tuple(tokens), int(chunk.is_last or marks)))
+            tokens = chunk.row.tokens[chunk.row.fed : chunk.row.fed + chunk.length]
+            rows.append(chunk.row.planned(tokens, int(chunk.is_last or marks)))
         return Step(tuple(rows))
 
     def draws(self, *, marks: bool = False) -> list[Draw]:

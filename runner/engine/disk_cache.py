@@ -34,7 +34,7 @@ from models.executors.base import Checkpoint, HostArray, Segment
 from models.executors.segment_file import StoredArray, arrays, stored
 from models.sources.safetensors_file import SafetensorsFile, open_safetensors
 
-FORMAT = "ollama-mlx-runner prefix 3"
+FORMAT = "ollama-mlx-runner prefix 4"
 """To be counted up with every change of the files or of what the executors keep of a row."""
 BLOCK_TOKENS = 64
 MAX_PENDING_BYTES = 256 << 20
@@ -67,7 +67,7 @@ class Block:
 
     begin: int
     tokens: bytes
-    """int32, little-endian."""
+    """int64, little-endian: where a picture stands, a number that is made of what it shows."""
     name: str
 
     @property
@@ -83,10 +83,10 @@ class Block:
 
 def blocks(tokens: Sequence[int]) -> Iterator[Block]:
     """The whole blocks of a row, from its beginning."""
-    raw = struct.pack(f"<{len(tokens)}i", *tokens)
+    raw = struct.pack(f"<{len(tokens)}q", *tokens)
     digest = b""
     for begin in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
-        own = raw[4 * begin : 4 * (begin + BLOCK_TOKENS)]
+        own = raw[8 * begin : 8 * (begin + BLOCK_TOKENS)]
         digest = hashlib.blake2b(digest + own, digest_size=16).digest()
         yield Block(begin, own, f"{digest.hex()}.safetensors")
 
@@ -345,7 +345,7 @@ def _is_stale(writer: int, written_ns: int) -> bool:
 
 def _copied(tokens: bytes, held: Segment | Checkpoint) -> tuple[StoredArray, ...]:
     """A block's arrays as bytes. Waits for them."""
-    return (StoredArray(_TOKENS, "I32", (BLOCK_TOKENS,), tokens), *stored(held))
+    return (StoredArray(_TOKENS, "I64", (BLOCK_TOKENS,), tokens), *stored(held))
 
 
 def _header(written: Sequence[StoredArray]) -> bytes:

@@ -39,14 +39,24 @@ class Shape:
     rows: int
     context: int
     longest_step: int
+    """A run of a picture's places that look at each other both ways is in one."""
     drafts: bool = False
+    sees: bool = False
+    """Rows may hold pictures."""
 
 
 class Choice(Protocol):
     """An executor with a way of holding weights. Thread: any, but for `load`."""
 
-    name: ChosenName
-    weights: WeightChoice
+    @property
+    def name(self) -> ChosenName:
+        """The executor's."""
+        ...
+
+    @property
+    def weights(self) -> WeightChoice:
+        """In which form it holds them."""
+        ...
 
     @property
     def form(self) -> str:
@@ -144,6 +154,7 @@ class OnnxChoice:
             reach=shape.context,
             threads=self.threads,
             drafts=shape.drafts,
+            pictures=shape.longest_step if shape.sees else 0,
         )
 
 

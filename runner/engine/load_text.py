@@ -2,7 +2,7 @@
 
 Owns the memory prediction and the choice of how weights and cache are held; knows no tensor and no wire.
 
-The prediction has three parts. *Weights*: what the executor's footprint says, from declarations and headers. *Cache*:
+The prediction has three parts. *Weights*: what the executor's footprints say, from declarations and headers. *Cache*:
 the whole context of all rows if somebody asked for a context; otherwise PLANNED_TOKENS in all, for state grows on
 demand and a model that allows 131,072 tokens hardly ever gets them. *Graph*: the arrays of one step, or what loading
 holds besides. Without an asked context a row may hold as much as the model allows and as fits into what is left.
@@ -11,7 +11,8 @@ holds besides. Without an asked context a row may hold as much as the model allo
 import gc
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from models.arch import Model
@@ -20,7 +21,6 @@ from models.device import device
 from models.executors.base import Executor
 from models.fingerprint import fingerprint
 from models.grammar import GrammarCompiler
-from models.tokenizer import load_tokenizer
 from models.weights.matching import left_out, model_of, tensors_of
 from runner.config import CacheType, RunnerConfig
 from runner.engine.admission import Admission
@@ -35,6 +35,7 @@ from runner.engine.blueprint import (
 )
 from runner.engine.disk_cache import FORMAT, DiskCache
 from runner.engine.executors import MLXChoice, OnnxChoice, Shape, choices
+from runner.engine.load_vision import VisionPlan, Words, load_eye, plan_vision, vision_of
 from runner.engine.loop import Progress
 from runner.engine.memory_limits import available_bytes
 from runner.engine.prefix_cache import PrefixCache
@@ -67,6 +68,8 @@ class TextBlueprint:
     shape: Shape
     chunk: int
     memory: MemoryPlan
+    words: Words
+    sight: VisionPlan
     ranks: Ranks | None = None
 
     def fields(self) -> dict[str, object]:
@@ -76,6 +79,7 @@ class TextBlueprint:
             "cache_mib": sum(self.memory.device.cache) >> 20,
             "context": self.shape.context,
             "parallel": self.shape.rows,
+            **({} if self.sight.vision is None else {"vision_mib": self.sight.weights >> 20}),
         }
 
     def refusal(self) -> str:
@@ -91,10 +95,21 @@ class TextBlueprint:
     def build(self, progress: Progress) -> Engine:
         """See `Blueprint.build`."""
         # First, so that what reading a vocabulary leaves behind is room for weights.
-        tokenizer = load_tokenizer(self.checkpoint)
+        tokenizer = self.words.tokenizer
         grammars = GrammarCompiler(tokenizer, self.model.config.vocab_size, strict=self.config.strict_format)
-        with allocation_failures(self._remedy()):
-            executor = self.choice.load(self.checkpoint, self.model, self.shape, progress)
+        with allocation_failures(self._remedy()), ExitStack() as undo:
+            share = 1 - self.sight.weights / max(self.memory.weights, 1)
+            executor = self.choice.load(self.checkpoint, self.model, self.shape, lambda part: progress(part * share))
+            undo.callback(executor.close)
+            eye = load_eye(
+                self.checkpoint,
+                self.sight.vision,
+                self.choice,
+                limit=self.config.image_cache_bytes,
+                spare=self.memory.available - self.memory.total,
+                progress=lambda part: progress(share + part * (1 - share)),
+            )
+            undo.pop_all()
         gc.collect()
         executor.give_back()
         logger.debug("weights loaded", extra={"fields": {"form": self.choice.form, "prefill_chunk": self.chunk}})
@@ -108,6 +123,7 @@ class TextBlueprint:
             admission=self._admission(executor) if self.config.check_memory else None,
             draft=self.config.draft,
             grammars=grammars,
+            eye=eye,
         )
 
     def _admission(self, executor: Executor) -> Admission:
@@ -178,9 +194,15 @@ class _Planner:
         self._process = process
         self._checkpoint = checkpoint
         self._options = options
-        self._model = model_of(checkpoint)
+        model = model_of(checkpoint)
+        self._words = Words(checkpoint)
+        self._vision = vision_of(checkpoint, self._words)
+        seen = () if self._vision is None else self._vision.tower.prefixes
+        self._model = replace(model, other_parts=(*model.other_parts, *seen))
         self._found = tensors_of(self._model, checkpoint)
         for part, count in left_out(self._model, checkpoint).items():
+            if part.startswith(seen):
+                continue
             logger.info("tensors left out", extra={"fields": {"names": f"{part}*", "count": count}})
         self._device = device()
         self._ranks = ranks
@@ -196,15 +218,31 @@ class _Planner:
         parallel, asked = self._options.parallel, self._asked
         chunk = self._process.prefill_chunk or PREFILL_CHUNK[choice.name]
         chunk = min(chunk, self._options.batch_tokens or chunk)
-        graph = max(self._step_nbytes(chunk, parallel), footprint.transient) + footprint.library
-        context = self._context(asked, footprint.state, self._available - footprint.weights - graph)
+        # A picture that looks both ways is run in one step.
+        longest_run = 0 if self._vision is None else self._vision.longest_run or 0
+        longest = max(chunk, 1 + self._process.draft, longest_run)
+        sight = plan_vision(self._checkpoint, self._vision, choice)
+        graph = max(self._step_nbytes(longest, parallel), footprint.transient, sight.loading)
+        graph += footprint.library + sight.library
+        context = self._context(asked, footprint.state, self._available - footprint.weights - sight.weights - graph)
         tokens = context if asked is not None else max(1, min(context, PLANNED_TOKENS) // parallel)
         cache = tuple(parallel * nbytes for nbytes in footprint.state(tokens))
-        weights = (*footprint.layers, footprint.output)
+        # As in Ollama's own table a tower is the output's.
+        weights = (*footprint.layers, footprint.output + sight.weights)
         held = DeviceMemory("0", self._device.kind, self._device.name, weights, cache, graph)
         memory = MemoryPlan(input_weights=footprint.embedding, device=held, available=self._available)
-        shape = Shape(parallel, context, max(chunk, 1 + self._process.draft), self._process.draft > 0)
-        return TextBlueprint(self._process, self._checkpoint, self._model, choice, shape, chunk, memory, self._ranks)
+        return TextBlueprint(
+            self._process,
+            self._checkpoint,
+            self._model,
+            choice,
+            Shape(parallel, context, longest, self._process.draft > 0, self._vision is not None),
+            chunk,
+            memory,
+            self._words,
+            sight,
+            self._ranks,
+        )
 
     @property
     def _asked(self) -> int | None:

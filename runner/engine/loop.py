@@ -22,6 +22,7 @@ from typing import TypeAlias
 from runner.engine.executor_thread import ExecutorThread
 from runner.engine.reader import Reader
 from runner.engine.types import (
+    EmbeddingRequest,
     Engine,
     EngineState,
     EngineStatus,
@@ -44,6 +45,8 @@ Emit: TypeAlias = Callable[[list[Output], EngineStatus], None]
 MAX_PENDING = 1024
 COMPLETIONS = 4
 """Requests that are completed at once. In threads of their own, so that preparing others waits for none of them."""
+LOOKERS = 2
+"""Requests with pictures that are prepared at once: each may take some hundred megabytes meanwhile."""
 UNLOAD_BOUND_S = 1.0
 
 
@@ -90,6 +93,7 @@ class EngineLoop:
         self._cancelled: list[RequestId] = []
         self._completed = False
         self._completing = ThreadPoolExecutor(COMPLETIONS, "completion")
+        self._looking = ThreadPoolExecutor(LOOKERS, "pictures")
 
     @property
     def status(self) -> EngineStatus:
@@ -163,11 +167,7 @@ class EngineLoop:
             raise Busy("the queue is full, try again later")
         self._preparing += 1
         try:
-            prepared = (
-                engine.prepare(request)
-                if engine.is_quick(request)
-                else await asyncio.to_thread(engine.prepare, request)
-            )
+            prepared = await self._prepare(engine, request)
         finally:
             self._preparing -= 1
         if self._ready_engine() is not engine:
@@ -182,6 +182,14 @@ class EngineLoop:
             yield reader
         finally:
             self._cancel(request_id)
+
+    async def _prepare(self, engine: Engine, request: Request) -> object:
+        """What `engine.prepare` makes of a request, in a thread unless that is quick."""
+        if engine.is_quick(request):
+            return engine.prepare(request)
+        has_pictures = not isinstance(request, EmbeddingRequest) and bool(request.images)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._looking if has_pictures else None, engine.prepare, request)
 
     async def _complete(self, completion: Callable[[], None] | None, reader: Reader) -> None:
         """Have a queued request completed, or see it fail meanwhile. Raises what `completion` raises.
@@ -226,6 +234,7 @@ class EngineLoop:
         except TimeoutError:
             logger.warning("the step in flight did not end in time")
         self._completing.shutdown(wait=False)
+        self._looking.shutdown(wait=False, cancel_futures=True)
 
     def _ready_engine(self) -> Engine:
         if self._closing:

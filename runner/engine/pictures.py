@@ -28,7 +28,7 @@ MAX_INPUT_PIXELS: Final = 64_000_000
 """A photo of 50 MP is decoded, for some hundred megabytes; a bomb is not."""
 _LIMITS: Final = f"at most {MAX_INPUT_SIDE} pixels a side and {MAX_INPUT_PIXELS / 1e6:.0f} megapixels are read"
 KEPT_SIDE: Final = 4096
-"""What is larger is shrunk to it: no pipeline looks at more."""
+"""What is larger is shrunk to it unless somebody asks for it: no pipeline looks at more."""
 WHITE: Final = (255, 255, 255, 255)
 QUALITIES: Final = (95, 85, 75)
 """Of JPEG and WebP; the lower ones only where the line would be too long."""
@@ -113,12 +113,13 @@ class Note:
         return {key: value for key, value in entries.items() if value}
 
 
-def decode_picture(data: bytes, name: str) -> Pixels:
+def decode_picture(data: bytes, name: str, *, kept_side: int = KEPT_SIDE) -> Pixels:
     """The pixels of a PNG, JPEG, WebP or GIF file: upright, on white, the first frame of several.
 
     Args:
         data: the file.
         name: what to call it when something is wrong.
+        kept_side: what is larger is shrunk to it.
 
     Raises:
         BadRequest: it is no such file, or broken, or too large.
@@ -130,7 +131,7 @@ def decode_picture(data: bytes, name: str) -> Pixels:
         try:
             with Image.open(io.BytesIO(data), formats=READABLE) as image:
                 _check_header(image, name)
-                return _pixels(image, name)
+                return _pixels(image, name, kept_side)
         except Image.DecompressionBombError:
             raise BadRequest(f"{name} is too large; {_LIMITS}") from None
         except UnidentifiedImageError:
@@ -147,15 +148,15 @@ def _check_header(image: Image.Image, name: str) -> None:
         raise BadRequest(f"{name} is too large: {width}x{height}; {_LIMITS}")
 
 
-def _pixels(image: Image.Image, name: str) -> Pixels:
+def _pixels(image: Image.Image, name: str, kept_side: int) -> Pixels:
     size = image.size
-    if max(size) > KEPT_SIDE:
+    if max(size) > kept_side:
         # A JPEG is then decoded at a half, a quarter or an eighth, never below what is kept.
-        image.draft("RGB", (KEPT_SIDE, KEPT_SIDE))
+        image.draft("RGB", (kept_side, kept_side))
     flat = _flattened(image)
-    if max(flat.size) > KEPT_SIDE:
-        flat.thumbnail((KEPT_SIDE, KEPT_SIDE), Image.Resampling.LANCZOS)
-    if max(size) > KEPT_SIDE:
+    if max(flat.size) > kept_side:
+        flat.thumbnail((kept_side, kept_side), Image.Resampling.LANCZOS)
+    if max(size) > kept_side:
         logger.info(
             "input picture shrunk",
             extra={"fields": {"name": name, "from": f"{size[0]}x{size[1]}", "to": f"{flat.width}x{flat.height}"}},
@@ -175,6 +176,11 @@ def _flattened(image: Image.Image) -> Image.Image:
         return upright.convert("RGB")
     colours = upright.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", colours.size, WHITE), colours).convert("RGB")
+
+
+def blank_picture(side: int) -> Pixels:
+    """A square without anything in it, to try on what a picture of its size takes."""
+    return np.full((side, side, 3), 127, np.uint8)
 
 
 def encode_picture(pixels: Pixels, wanted: ImageFormat, note: Note, max_bytes: int) -> EncodedPicture:

@@ -5,7 +5,7 @@ recurrent a row can be taken up only where a checkpoint was taken: near a prompt
 every so many tokens, and where a row ended. Thread: the executor's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from models.executors.base import Checkpoint, Executor, Segment
@@ -53,11 +53,19 @@ class PrefixCache:
         """Bytes held now."""
         return self._tree.nbytes
 
-    def fill(self, slot: int, tokens: Sequence[int], *, chunk: int) -> Filled:
+    def fill(
+        self, slot: int, tokens: Sequence[int], *, chunk: int, whole: Callable[[int], int] = lambda place: place
+    ) -> Filled:
         """Fill an empty slot with what is stored of `tokens`.
 
         At least one token is left to run, for its logits are wanted. If nothing is new the last chunk is run again as
         it was the first time: a request that is repeated then gets the same logits to the last bit.
+
+        Args:
+            slot: the row's.
+            tokens: all that it has.
+            chunk: tokens of a piece of prefill.
+            whole: gives the last place up to another at which the row may be divided.
         """
         if self._disk is not None:
             self._read_in(self._disk, tokens[:-1])
@@ -66,13 +74,15 @@ class PrefixCache:
         last = rest_point(len(tokens)) if recurrent else (len(tokens) - 1) // chunk * chunk
         if stored < len(tokens) - 1 or (recurrent and self._tree.resumable(tokens[:last]) < last):
             last = min(stored, len(tokens) - 1)
-        length, segments, checkpoint = self._tree.match(tokens[:last])
+        length, segments, checkpoint = self._tree.match(tokens[: whole(last)])
+        while (begin := whole(length)) < length:
+            length, segments, checkpoint = self._tree.match(tokens[:begin])
         if segments:
             self._executor.restore(slot, segments, checkpoint)
         if not recurrent:
             return Filled(length)
         rests = {min(stored, len(tokens) - 1) // ALIGNMENT * ALIGNMENT, rest_point(len(tokens))}
-        return Filled(length, tuple(sorted(place for place in rests if place > length)))
+        return Filled(length, tuple(sorted({whole(place) for place in rests if whole(place) > length})))
 
     def store(self, slot: int, fed: int, tokens: Sequence[int]) -> bool:
         """Store a row; what is stored already is not copied again. False: a checkpoint is needed and there is none.

@@ -3,20 +3,26 @@
 Needs no device, so it is done outside the executor's thread. Thread: any.
 """
 
-import logging
 import secrets
 
 from models.errors import TokenizerError
+from models.vision import Vision
 from runner.engine.constraint import Constraints
+from runner.engine.picture_prompt import Prompt, read_prompt, truncate
 from runner.engine.sequence import PreparedText, Vocabulary
 from runner.engine.stop import build_stops
 from runner.engine.types import EmbeddingRequest, Request, SamplingParams, TextRequest
-from runner.errors import BadRequest, NotImplementedHere, PromptTooLong
-
-logger = logging.getLogger("runner.engine")
+from runner.errors import BadRequest, NotImplementedHere
 
 QUICK_CHARACTERS = 1024
 """As many are tokenised in less time than it takes to hand them to a thread and back."""
+
+
+def is_quick(request: Request) -> bool:
+    """Whether preparing a request takes less time than handing it to a thread."""
+    if not isinstance(request, TextRequest) or request.format or request.images:
+        return False
+    return len(request.prompt) <= QUICK_CHARACTERS
 
 
 def encode(tokenizer: Vocabulary, text: str, *, add_bos: bool) -> list[int]:
@@ -39,8 +45,9 @@ def prepare_text(
     vocab_size: int,
     context_length: int,
     draft: int,
+    vision: Vision | None = None,
 ) -> PreparedText:
-    """Check and tokenise.
+    """Check and tokenise; decode pictures and make them ready.
 
     Args:
         request: As it came.
@@ -49,6 +56,7 @@ def prepare_text(
         vocab_size: Tokens that the model has an embedding for; some vocabularies have more.
         context_length: Tokens a row may hold; the request may ask for fewer.
         draft: Tokens a row may draft at once; the request may ask for fewer.
+        vision: How the model sees; None: it does not.
 
     Raises:
         BadRequest: the request cannot be served; a format may still prove to be none that can be enforced.
@@ -62,17 +70,18 @@ def prepare_text(
     params = request.sampling
     stops = build_stops(request.stop)
     limit = context_length if request.num_ctx is None else min(request.num_ctx, context_length)
-    tokens = _encode_prompt(tokenizer, request.prompt, limit, truncate=request.truncate)
-    if not tokens:
+    prompt = _read(request, tokenizer, limit, vision)
+    if not prompt.tokens:
         raise BadRequest("the prompt is empty")
-    if (unknown := max(tokens)) >= vocab_size:
+    if (unknown := max(prompt.tokens)) >= vocab_size:
         piece = tokenizer.piece(unknown).decode(errors="replace")
         raise BadRequest(f"the prompt has the token {piece!r}, for which the model has no embedding")
-    keep = len(tokens) if request.num_keep < 0 else request.num_keep
-    if len(tokens) >= limit:
-        tokens = _truncate(tokens, limit, keep=keep, allowed=request.truncate)
+    keep = len(prompt.tokens) if request.num_keep < 0 else request.num_keep
+    if len(prompt.tokens) >= limit:
+        prompt = truncate(prompt, limit, keep=keep, allowed=request.truncate)
     return PreparedText(
-        tokens=tokens,
+        tokens=prompt.tokens,
+        sight=prompt.sight,
         sampling=params.sampling,
         penalty_window=_penalty_window(params, limit),
         seed=secrets.randbits(63) if params.seed is None else params.seed,
@@ -96,32 +105,23 @@ def _penalty_window(params: SamplingParams, limit: int) -> int:
     return limit if params.repeat_last_n < 0 else params.repeat_last_n
 
 
-def _encode_prompt(tokenizer: Vocabulary, prompt: str, limit: int, *, truncate: bool) -> list[int]:
-    """The prompt's tokens; of a hopelessly long one, which would take gigabytes to encode, those of its ends."""
-    # It is never more than the characters, and to ask takes long the first time.
-    fewest = tokenizer.fewest_tokens(prompt) if len(prompt) >= limit else 0
-    if fewest >= limit and not truncate:
-        raise BadRequest(
-            f"input length (at least {fewest} tokens) exceeds the model's maximum context length ({limit} tokens)"
-        )
-    if fewest < 4 * limit:
-        return encode(tokenizer, prompt, add_bos=True)
-    # Each end has more tokens than truncation may leave of it.
-    end = len(prompt) * 2 * limit // fewest
-    return encode(tokenizer, prompt[:end], add_bos=True) + encode(tokenizer, prompt[-end:], add_bos=False)
+def _read(request: TextRequest, tokenizer: Vocabulary, limit: int, vision: Vision | None) -> Prompt:
+    """The prompt's tokens; of a hopelessly long text, which would take gigabytes to encode, those of its ends."""
 
+    def encoded(text: str, *, add_bos: bool) -> list[int]:
+        # It is never more than the characters, and to ask takes long the first time.
+        fewest = tokenizer.fewest_tokens(text) if len(text) >= limit else 0
+        if fewest >= limit and not request.truncate:
+            raise BadRequest(
+                f"input length (at least {fewest} tokens) exceeds the model's maximum context length ({limit} tokens)"
+            )
+        if fewest < 4 * limit:
+            return encode(tokenizer, text, add_bos=add_bos)
+        # Each end has more tokens than truncation may leave of it.
+        end = len(text) * 2 * limit // fewest
+        return encode(tokenizer, text[:end], add_bos=add_bos) + encode(tokenizer, text[-end:], add_bos=False)
 
-def _truncate(tokens: list[int], limit: int, *, keep: int, allowed: bool) -> list[int]:
-    """Drop the middle, so that the prompt and one token fit. Raises PromptTooLong."""
-    room = limit - 1
-    if not allowed or room < 1:
-        raise PromptTooLong(len(tokens), limit)
-    # As Ollama does, at least one token of the tail stays.
-    keep = min(keep, room - 1)
-    logger.warning(
-        "prompt truncated", extra={"fields": {"limit": limit, "prompt": len(tokens), "keep": keep, "new": room}}
-    )
-    return tokens[:keep] + tokens[len(tokens) - (room - keep) :]
+    return read_prompt(request.prompt, request.images, vision, encoded, limit=limit, truncates=request.truncate)
 
 
 def _budget(request: TextRequest, limit: int) -> int | None:

@@ -6,15 +6,16 @@ from typing import Literal
 
 from models.arch import Model
 from models.checkpoint import Checkpoint, TensorInfo
-from models.device import Device, DeviceKind
-from models.executors.base import Embedder, Executor
+from models.device import Device
+from models.executors.base import Embedder, Executor, PictureEncoder
 from models.executors.footprint import Footprint
 from models.executors.shared import SharedExecutor
 from models.fingerprint import digests
+from models.vision.base import Vision
 from models.weights.matching import tensors_of
 from models.weights.shares import plans_of
 from runner.config import CacheType, RunnerConfig, WeightChoice
-from runner.engine.executors import ChosenName, Progress, Shape, choices
+from runner.engine.executors import ChosenName, MLXChoice, Progress, Shape, choices
 from runner.errors import LoadError
 from runner.ranks.first import Ranks
 
@@ -23,18 +24,27 @@ from runner.ranks.first import Ranks
 class RanksChoice:
     """MLX on several ranks. Thread: any, but for `load`."""
 
-    weights: WeightChoice
-    cache_type: CacheType
-    device: DeviceKind
+    alone: MLXChoice
+    """What it would be on one machine; a vision tower is the first rank's alone."""
     ranks: Ranks
     config: RunnerConfig
     reference: str
     name: ChosenName = "mlx"
 
     @property
+    def weights(self) -> WeightChoice:
+        """See `Choice.weights`."""
+        return self.alone.weights
+
+    @property
+    def cache_type(self) -> CacheType:
+        """How keys and values are held."""
+        return self.alone.cache_type
+
+    @property
     def form(self) -> str:
         """See `Choice.form`."""
-        return f"mlx {self.device} {self.weights} {self.cache_type} {self.config.ranks.sharding} {self.ranks.count}"
+        return f"{self.alone.form} {self.config.ranks.sharding} {self.ranks.count}"
 
     def footprint(self, model: Model, found: Mapping[str, TensorInfo], *, hidden: bool = False) -> Footprint:  # noqa: ARG002 - a head is a matter of the declarations
         """See `Choice.footprint`: that of the rank that takes most.
@@ -69,6 +79,7 @@ class RanksChoice:
                 "longest_step": options.longest_step,
                 "reach": options.reach,
                 "depth": options.depth,
+                "other_parts": list(model.other_parts),
             }
         )
         plans = plans_of(
@@ -89,6 +100,14 @@ class RanksChoice:
         """See `Choice.load_embedder`. Raises LoadError, always."""
         raise not_shared(checkpoint.reference)
 
+    def tower_footprint(self, checkpoint: Checkpoint, vision: Vision) -> Footprint:
+        """See `Choice.tower_footprint`."""
+        return self.alone.tower_footprint(checkpoint, vision)
+
+    def load_tower(self, checkpoint: Checkpoint, vision: Vision, progress: Progress) -> PictureEncoder:
+        """See `Choice.load_tower`."""
+        return self.alone.load_tower(checkpoint, vision, progress)
+
     @property
     def _policy(self) -> Literal["keep", "float32"]:
         return "float32" if self.weights == "float32" else "keep"
@@ -105,8 +124,9 @@ def ranks_choice(
     if config.executor == "onnx":
         raise LoadError("--executor=onnx runs on one machine; leave it out, or --hostfile")
     (alone,) = choices(replace(config, executor="mlx"), cache_type, device)
+    assert isinstance(alone, MLXChoice)
     ranks.connected()
-    return RanksChoice(alone.weights, cache_type, device.kind, ranks, config, reference)
+    return RanksChoice(alone, ranks, config, reference)
 
 
 def not_shared(reference: str) -> LoadError:

@@ -26,6 +26,11 @@ class Chunk:
     is_last: bool
     """With this chunk the row's prompt is complete, so it yields a token."""
 
+    @property
+    def end(self) -> int:
+        """The first token behind it."""
+        return self.row.fed + self.length
+
 
 class Scheduler:
     """Lets rows in, picks the next chunk, and keeps a step short. Thread: the executor's."""
@@ -74,16 +79,20 @@ class Scheduler:
         heapq.heappush(self._free, row.slot)
         row.slot = NO_SLOT
 
-    def next_chunk(self) -> Chunk | None:
-        """The next piece of the oldest prompt that is not complete.
+    def next_chunk(self, may_run: Callable[[Sequence, int], bool] = lambda *_: True) -> Chunk | None:
+        """The next piece of the oldest prompt that is not complete, of those pieces that may run.
 
         Pieces end at multiples of the chunk's size, so that a prompt is divided alike wherever it was taken up, and
-        rounds alike.
+        rounds alike. Only what looks ahead over such a place is not divided: it is a piece by itself, however long.
+        `may_run` is asked of a row and the first token behind its piece.
         """
         for row in self.running:
             if row.status is SequenceStatus.PREFILL:
                 length = min(self.chunk - row.fed % self.chunk, row.unfed, row.until_rest)
-                return Chunk(row, length, is_last=length == row.unfed)
+                if row.sight is not None:
+                    length = row.sight.chunk_end(row.fed, row.fed + length) - row.fed
+                if may_run(row, row.fed + length):
+                    return Chunk(row, length, is_last=length == row.unfed)
         return None
 
     def observe(self, length: int, seconds: float) -> None:

@@ -7,15 +7,18 @@ slot whose number it has.
 import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from enum import Enum
+from itertools import takewhile
 from typing import Protocol
 
 from models.detokenizer import StreamingDetokenizer
-from models.executors.base import Logits
+from models.executors.base import EncodedPicture, Logits, Row
 from models.sampling import Draw, Sampling, TokenCounts, uniform
 from runner.engine.constraint import Constraint, PendingConstraint
 from runner.engine.drafting import Drafter, RowDrafting
+from runner.engine.sight import Sight
 from runner.engine.stop import StopAutomaton, StopMatcher
 from runner.engine.types import FinishReason, RequestId, TextChunk, TextDone, TokenLogprob
 
@@ -72,6 +75,7 @@ class PreparedText:
     """A checked and tokenised request."""
 
     tokens: list[int]
+    """Where a picture stands a negative number: see `sight`."""
     sampling: Sampling
     seed: int
     penalty_window: int
@@ -89,6 +93,8 @@ class PreparedText:
     """Tokens drafted at once, at most."""
     constraint: PendingConstraint | None = None
     """What the answer is held to; the row's own from here on."""
+    sight: Sight | None = None
+    """Where pictures stand; None: there are none."""
 
 
 @dataclass(slots=True)
@@ -108,6 +114,10 @@ class Sequence:
         self.request = prepared
         self.tokens = list(prepared.tokens)
         """What the row holds: after a context shift less than was said."""
+        self.sight = prepared.sight
+        """Where pictures stand among the tokens."""
+        self.seen: dict[bytes, EncodedPicture] = {}
+        """What the tower made of those that are still to be run, by their digests."""
         self.prompt_len = len(prepared.tokens)
         self.cached_len = 0
         self.slot = NO_SLOT
@@ -146,7 +156,8 @@ class Sequence:
         self.admitted_ns = time.perf_counter_ns()
         request = self.request
         if request.penalty_window:
-            self.counts = TokenCounts(request.tokens, request.penalty_window)
+            said = [token for token in request.tokens if token >= 0]
+            self.counts = TokenCounts(said, request.penalty_window)
         if request.draft:
             self.drafting = RowDrafting(make_drafter(), request.draft)
 
@@ -214,9 +225,18 @@ class Sequence:
         """At most so many guesses at what follows the row's newest token."""
         assert self.drafting is not None
         guesses = self.drafting.propose(self.tokens, min(self.room, most))
+        if self.sight is not None:
+            # Pictures may be repeated, but nobody says one.
+            guesses = list(takewhile(lambda guess: guess >= 0, guesses))
         if self.constraint is not None and guesses:
             guesses = guesses[: self.constraint.admitted(guesses)]
         return tuple(guesses)
+
+    def planned(self, tokens: Items[int], wanted: int) -> Row:
+        """What an executor is told of the row if it runs `tokens` next; empty: the one that nobody has read yet."""
+        if self.sight is None:
+            return Row(self.slot, self.fed, tuple(tokens), wanted)
+        return self.sight.row(self.slot, self.fed, tokens, wanted, self.seen)
 
     def draw(self, drafted: tuple[int, ...] = ()) -> Draw:
         """How the token behind the newest one, or behind what is drafted there, is drawn."""
@@ -252,10 +272,13 @@ class Sequence:
         return None
 
     def shift(self) -> None:
-        """Make room: drop the older half of what follows `keep`. The slot must be filled anew."""
-        keep = self.request.keep
-        discard = max((self.request.limit - keep) // 2, 1)
-        del self.tokens[keep : keep + discard]
+        """Make room: drop the older half of what follows `keep`, pictures as a whole. The slot must be filled anew."""
+        begin = self.request.keep
+        end = begin + max((self.request.limit - begin) // 2, 1)
+        if self.sight is not None:
+            begin, end = self.sight.outside(begin, ahead=False), self.sight.outside(end, ahead=True)
+            self.sight = self.sight.without(begin, end)
+        del self.tokens[begin:end]
         self.fed = 0
 
     def take_chunk(self) -> TextChunk | None:

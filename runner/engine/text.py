@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
+from models.errors import ExecutionError
 from models.executors.base import Executor
 from models.grammar import GrammarCompiler
 from models.sampling import INVALID_TOKEN, Drawn
@@ -20,12 +21,14 @@ from runner.engine.admission import Admission, Usage, Verdict, usage
 from runner.engine.batch import Batch, Run, UnderWay
 from runner.engine.constraint import Constraints, MaskWorker
 from runner.engine.drafting import Drafter, PromptLookup, StepCosts
-from runner.engine.prefix_cache import CHECKPOINT_TOKENS, STORE_TOKENS, PrefixCache
-from runner.engine.preparation import QUICK_CHARACTERS, encode, prepare_text
+from runner.engine.eye import Eye
+from runner.engine.prefix_cache import PrefixCache
+from runner.engine.preparation import encode, is_quick, prepare_text
 from runner.engine.reporting import ProgressReport, figures, told
+from runner.engine.row_store import RowStore
 from runner.engine.scheduler import Chunk, Scheduler
 from runner.engine.sequence import NO_SLOT, PreparedText, Sequence, SequenceStatus, Vocabulary
-from runner.engine.types import EngineState, EngineStatus, Failed, Output, Request, RequestId, TextRequest
+from runner.engine.types import EngineState, EngineStatus, Failed, Output, Request, RequestId
 from runner.errors import GenerationError
 
 logger = logging.getLogger("runner.engine")
@@ -48,6 +51,7 @@ class TextEngine:
         draft: int = 0,
         make_drafter: Callable[[], Drafter] = PromptLookup,
         grammars: GrammarCompiler | None = None,
+        eye: Eye | None = None,
     ) -> None:
         """Serve a model.
 
@@ -63,13 +67,13 @@ class TextEngine:
             draft: Tokens that a row may draft at once; 0: none.
             make_drafter: Makes what guesses for one row.
             grammars: Compiles formats for this vocabulary; None: one of its own.
+            eye: What looks at pictures; None: requests with pictures are refused.
         """
-        self._executor = executor
-        self._tokenizer = tokenizer
+        self._executor, self._tokenizer = executor, tokenizer
         self._context_length = context_length
         self._max_requests = parallel + max_waiting
         self._scheduler = Scheduler(parallel=parallel, prefill_chunk=prefill_chunk)
-        self._prefixes = prefix_cache
+        self._store, self._eye = RowStore(executor, prefix_cache), eye or Eye()
         self._admission = admission
         self._usage = Usage()
         self._draft, self._make_drafter = draft, make_drafter
@@ -84,7 +88,7 @@ class TextEngine:
         self._leaving: list[Sequence] = []
         self._outputs: list[Output] = []
         self._last_read_ns = 0
-        self._stalled = False
+        self._stalled = self._looked = False
         self._report = ProgressReport()
 
     @property
@@ -103,8 +107,9 @@ class TextEngine:
             state=EngineState.READY,
             progress=1.0,
             context_length=self._context_length,
-            memory_bytes=self._executor.memory_bytes() + self._stored_bytes,
-            prefix_cache_bytes=self._stored_bytes,
+            memory_bytes=self._executor.memory_bytes() + self._store.nbytes + self._eye.memory_bytes(),
+            prefix_cache_bytes=self._store.nbytes,
+            image_cache_bytes=self._eye.cache_bytes,
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             drafted_tokens=self._drafted_tokens,
@@ -127,6 +132,7 @@ class TextEngine:
             NotImplementedHere: it is for pictures.
             PromptTooLong: prompt and one token do not fit, and truncation is not allowed.
             InsufficientMemory: there is none for it, and will not be when all others have ended.
+            Busy: too many pictures wait.
         """
         prepared = prepare_text(
             request,
@@ -135,6 +141,7 @@ class TextEngine:
             vocab_size=self._executor.vocab_size,
             context_length=self._context_length,
             draft=self._draft,
+            vision=self._eye.vision,
         )
         if (admission := self._admission) is not None:
             admission.check(prepared, self._usage)
@@ -142,7 +149,7 @@ class TextEngine:
 
     def is_quick(self, request: Request) -> bool:
         """See `Engine.is_quick`. Thread: any."""
-        return isinstance(request, TextRequest) and not request.format and len(request.prompt) <= QUICK_CHARACTERS
+        return is_quick(request)
 
     def completion(self, prepared: object) -> Callable[[], None] | None:
         """See `Engine.completion`: a grammar is compiled while the prompt is read. Thread: any."""
@@ -167,6 +174,7 @@ class TextEngine:
         """Begin as many steps as may be under way, and read the oldest."""
         self._stalled = False
         self._admit()
+        self._look()
         self._forget_unwanted()
         while len(self._under_way) <= self._executor.depth and not self._must_read_first and self._begin_step():
             pass
@@ -174,7 +182,7 @@ class TextEngine:
             self._at_risk = [row for step in self._under_way for row in step.batch.rows]
             self._read(self._under_way.popleft())
             self._at_risk = []
-        elif not self._leaving and not self._outputs:
+        elif not self._leaving and not self._outputs and not self._looked:
             self._stalled = any(row.status is SequenceStatus.HELD for row in self._scheduler.running)
         self._forget_unwanted()
         self._report.look(self._scheduler.running)
@@ -183,22 +191,20 @@ class TextEngine:
     def proceed(self) -> None:
         """Store what rows leave and have grown by, now that their tokens are told, and let slots go."""
         while self._leaving:
-            self._store(self._leaving[0])
+            self._store.store(self._leaving[0])
             self._vacate(self._leaving.pop(0))
         for row in self._scheduler.running:
-            if row.rests_now or row.held - row.stored >= self._store_tokens:
-                self._store(row)
-                row.rests = tuple(place for place in row.rests if place > row.fed)
-        self._usage = usage(self._scheduler.running, self._stored_bytes)
+            self._store.visit(row)
+        self._usage = self._present_usage()
 
     def abandon(self, error: Exception) -> list[Output]:
         """After `step` or `proceed` raised: drop the rows it may have damaged, and all that could be spared.
 
         Returns what had been said before, then a Failed for each of them.
         """
-        if self._prefixes is not None:
-            # It may have been for want of memory.
-            self._prefixes.clear()
+        # It may have been for want of memory.
+        self._store.clear()
+        self._eye.give_back(self._eye.spare_bytes)
         damaged = {row.id: row for row in self._at_risk if row.id in self._rows}
         self._at_risk = []
         for row in damaged.values():
@@ -207,7 +213,7 @@ class TextEngine:
         while self._leaving:
             self._vacate(self._leaving.pop(0))
         self._forget_unwanted()
-        self._usage = usage(self._scheduler.running, self._stored_bytes)
+        self._usage = self._present_usage()
         return self._take_outputs()
 
     def close(self) -> None:
@@ -216,9 +222,9 @@ class TextEngine:
             self._retire(row, sound=False)
         self._under_way.clear()
         self._at_risk, self._outputs, self._leaving = [], [], []
-        if self._prefixes is not None:
-            self._prefixes.close()
-        self._prefixes = self._admission = None
+        self._store.close()
+        self._eye.close()
+        self._admission = None
         self._executor.close()
         self._masks.close()
         gc.collect()
@@ -228,7 +234,7 @@ class TextEngine:
         while not self._leaving and (row := self._scheduler.admit(self._may_run)) is not None:
             self._at_risk = [row]
             row.begin(self._make_drafter)
-            self._fill(row)
+            self._store.fill(row, self._scheduler.chunk)
             row.cached_len = row.fed
         self._at_risk = []
 
@@ -236,18 +242,29 @@ class TextEngine:
         """Whether there is memory for a row, having made room for it; one for which there never is fails."""
         if self._admission is None:
             return True
-        beside = usage(self._scheduler.running, self._stored_bytes)
+        beside = self._present_usage()
         decision = self._admission.decide(row.request, beside)
         if decision.verdict is Verdict.REFUSE:
             self._fail(row, str(self._admission.refusal(row.request, beside)))
-        elif decision.give_up and self._prefixes is not None:
-            self._prefixes.shrink(beside.stored - decision.give_up, row.tokens)
-            self._executor.give_back()
+        elif decision.give_up:
+            self._store.give_back(decision.give_up - self._eye.give_back(decision.give_up), row)
         return decision.verdict is Verdict.ADMIT
 
-    @property
-    def _stored_bytes(self) -> int:
-        return 0 if self._prefixes is None else self._prefixes.nbytes
+    def _present_usage(self) -> Usage:
+        return usage(self._scheduler.running, self._scheduler.waiting, self._store.nbytes + self._eye.spare_bytes)
+
+    def _look(self) -> None:
+        """Have the first prompt that waits for it look at its next picture, a piece; steps are timed without that."""
+        chunk = self._scheduler.next_chunk(self._eye.misses)
+        self._looked = chunk is not None
+        if chunk is not None:
+            self._at_risk = [chunk.row]
+            try:
+                self._eye.look(chunk.row, chunk.end)
+            except ExecutionError as error:
+                self._fail(chunk.row, f"the image could not be looked at: {error}")
+            self._at_risk = []
+            self._last_read_ns = time.perf_counter_ns()
 
     def _take_outputs(self) -> list[Output]:
         outputs, self._outputs = self._outputs, []
@@ -257,11 +274,6 @@ class TextEngine:
         """Nobody waits for steps whose rows are all gone."""
         wanted = [step for step in self._under_way if any(row.id in self._rows for row in step.batch.rows)]
         self._under_way = deque(wanted)
-
-    @property
-    def _store_tokens(self) -> int:
-        """A row in progress is stored whenever so many of its tokens are new."""
-        return CHECKPOINT_TOKENS if self._executor.needs_checkpoints else STORE_TOKENS
 
     @property
     def _must_read_first(self) -> bool:
@@ -278,6 +290,8 @@ class TextEngine:
         self._at_risk = batch.rows
         self._under_way.append(batch.begin(self._executor, self._masks))
         self._at_risk = []
+        if batch.chunk is not None:
+            self._eye.forget(batch.chunk.row, behind=batch.chunk.row.fed)
         return True
 
     def _next_batch(self) -> Batch:
@@ -285,7 +299,7 @@ class TextEngine:
         for row in self._scheduler.running:
             if row.status is SequenceStatus.HELD and row.may_speak:
                 return Batch((), Chunk(row, 0, is_last=True))
-        chunk = self._scheduler.next_chunk()
+        chunk = self._scheduler.next_chunk(self._eye.sees)
         mute = chunk is not None and chunk.is_last and not chunk.row.may_speak
         return Batch(tuple(self._decoding()), chunk, mute=mute)
 
@@ -299,21 +313,6 @@ class TextEngine:
         return [
             Run(row, row.draft(room(row.fed)) if drafts and row.drafts_next and not row.unread else ()) for row in rows
         ]
-
-    def _fill(self, row: Sequence) -> None:
-        """Put into a row's slot what is stored of its tokens."""
-        self._executor.release(row.slot)
-        row.fed = row.stored = 0
-        row.rests = ()
-        if self._prefixes is not None:
-            filled = self._prefixes.fill(row.slot, row.tokens, chunk=self._scheduler.chunk)
-            row.fed = row.stored = filled.tokens
-            row.rests = filled.rests
-
-    def _store(self, row: Sequence) -> None:
-        prefixes, held = self._prefixes, row.tokens[: row.held]
-        if prefixes is not None and row.held > row.stored and prefixes.store(row.slot, row.fed, held):
-            row.stored = row.held
 
     def _read(self, step: UnderWay) -> None:
         """Wait for a step, and hand each row its tokens."""
@@ -374,7 +373,7 @@ class TextEngine:
         row.shift()
         if row.drafting is not None:
             row.drafting.restart(self._make_drafter())
-        self._fill(row)
+        self._store.fill(row, self._scheduler.chunk)
         row.status = SequenceStatus.PREFILL
         logger.debug("context shifted", extra={"fields": {"id": row.id, "before": before, "after": len(row.tokens)}})
 
@@ -388,6 +387,7 @@ class TextEngine:
         del self._rows[row.id]
         self._scheduler.remove(row)
         row.status = SequenceStatus.DONE
+        self._eye.forget(row)
         if row.slot == NO_SLOT:
             return
         if sound:

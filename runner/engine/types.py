@@ -46,6 +46,14 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class InputImage:
+    """A picture that a prompt refers to by `[img-ID]`, as a file."""
+
+    id: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TextRequest:
     """One completion, in the engine's own words. Who makes it has checked the ranges that are stated here."""
 
@@ -69,6 +77,7 @@ class TextRequest:
     """Tokens drafted at once, at most; 0 is off. None: what the process allows. More is capped to that."""
     format: OutputFormat | None = None
     """What the answer is held to; None: to nothing."""
+    images: tuple[InputImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +280,8 @@ class EngineStatus:
     """Bytes that the model and its state hold."""
     prefix_cache_bytes: int = 0
     """Of these, what the prefix cache holds."""
+    image_cache_bytes: int = 0
+    """Of these, what the vision tower made of pictures, kept for later turns or in use."""
     makes_pictures: bool = False
     """The engine takes ImageRequests, not TextRequests."""
     step: int = 0

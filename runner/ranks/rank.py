@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +173,8 @@ class _Rank:
             raise ModelError(
                 f"{load['model']} has other {' and '.join(differing)} there than on the first rank; copy the same files"
             )
-        model = model_of(checkpoint)
+        # What is left out is the first rank's alone, as a vision tower is.
+        model = replace(model_of(checkpoint), other_parts=tuple(load["other_parts"]))
         found = tensors_of(model, checkpoint)
         plans = plans_of(model, found, load["model"], self._group.size(), load["sharding"])
         options = Options(load["policy"], load["cache_type"], load["longest_step"], load["reach"], load["depth"])

@@ -29,10 +29,12 @@ logger = logging.getLogger(__name__)
 class RankProcess:
     """One rank's process, as this machine sees it. Thread: any."""
 
-    def __init__(
-        self, host: Host, rank: int, invitation: Mapping[str, object], environment: Mapping[str, str]
-    ) -> None:
-        """Start it; one elsewhere finds its `environment` in the invitation. Raises OSError: there is no ssh, or no such interpreter."""
+    def __init__(self, host: Host, rank: int, invitation: Mapping[str, object], environment: Mapping[str, str]) -> None:
+        """Start it; one elsewhere finds its `environment` in the invitation.
+
+        Raises:
+            OSError: there is no ssh, or no such interpreter.
+        """
         self.host, self.rank = host, rank
         self._process = subprocess.Popen(  # noqa: S603 - what the hostfile says, by whoever started this
             _command(host),

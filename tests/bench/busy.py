@@ -4,7 +4,7 @@ import argparse
 import os
 
 from models.device import usable_cores
-from runner.config import cache_folder
+from runner.folders import cache_folder
 from tests.bench.contestants import PROMPT_LENGTHS
 from tests.bench.figures import LLAMA, OURS, ROWS_CONTESTANTS, Goal, chosen, ratios, run_rows, say, show
 from tests.bench.preparation import prepare

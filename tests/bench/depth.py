@@ -10,7 +10,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from models.device import usable_cores
-from runner.config import cache_folder
+from runner.folders import cache_folder
 from tests.bench.commands import PreparationError, run
 from tests.bench.contestants import PROMPT_LENGTHS, RELEASE
 from tests.bench.figures import (

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from models.device import usable_cores
-from runner.config import DialectName, cache_folder
+from runner.config import DialectName
+from runner.folders import cache_folder
 from runner.parent import free_port, spawn
 from tests.bench.commands import REPOSITORY
 from tests.bench.embed_preparation import LONGEST, EmbedPrepared, prepare_embed, write_texts

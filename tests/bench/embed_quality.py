@@ -14,7 +14,7 @@ from models.embedding import EmbeddingModel, embedding_config, read_settings
 from models.embedding.head import load_head
 from models.executors.onnx import OnnxOptions, load_embedder
 from models.tokenizer import load_tokenizer
-from runner.config import cache_folder
+from runner.folders import cache_folder
 from tests.bench.embed_preparation import fetch_minilm
 from tests.bench.figures import Goal, say, show
 from tests.bench.preparation import PROMPT

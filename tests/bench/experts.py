@@ -13,7 +13,7 @@ from models.device import usable_cores
 from models.executors.onnx.filling import held_sizes
 from models.executors.onnx.loading import record
 from models.weights.matching import tensors_of
-from runner.config import cache_folder
+from runner.folders import cache_folder
 from tests.bench.commands import once
 from tests.bench.experts_checkpoint import SHAPES, Mixture, write
 from tests.bench.figures import Goal, run_module, say, show

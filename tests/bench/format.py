@@ -13,7 +13,7 @@ from models.checkpoint import open_checkpoint
 from models.device import usable_cores
 from models.grammar import GrammarCompiler
 from models.tokenizer import Tokenizer, load_tokenizer
-from runner.config import cache_folder
+from runner.folders import cache_folder
 from tests.bench.figures import Goal, say, show
 from tests.bench.format_answers import Told, answers, counted, prompt_of
 from tests.bench.format_schemas import Case, Group, compile_all, groups, sampled

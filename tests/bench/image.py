@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from models.device import usable_cores
-from runner.config import cache_folder
+from runner.folders import cache_folder
 from tests.bench.__main__ import cpu_name, load_average, say
 from tests.bench.commands import REPOSITORY, PreparationError
 from tests.bench.image_checkpoint import PROMPT, SEED, SIDE

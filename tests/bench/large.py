@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from models.device import usable_cores
-from runner.config import cache_folder
+from runner.folders import cache_folder
 from tests.bench.commands import once
 from tests.bench.figures import Goal, run_module, say, show
 from tests.bench.large_checkpoint import Shape, write

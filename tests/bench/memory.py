@@ -16,8 +16,8 @@ from models.executors.onnx import footprint
 from models.ops import weights_in
 from models.process_memory import trim
 from models.weights.matching import matched
-from runner.config import cache_folder
 from runner.default_model import fetch
+from runner.folders import cache_folder
 from tests.bench.bare import BareRows, options
 from tests.bench.figures import Goal, run_module, show
 from tests.bench.large import NAME

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import aiohttp
 
-from runner.config import cache_folder
 from runner.default_model import fetch
+from runner.folders import cache_folder
 from tests.ollama.programs import VERSIONS
 from tests.ollama.server import Server
 from tests.ollama.store import Store

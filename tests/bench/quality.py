@@ -12,7 +12,7 @@ import numpy.typing as npt
 from models.checkpoint import open_checkpoint
 from models.device import usable_cores
 from models.tokenizer import load_tokenizer
-from runner.config import cache_folder
+from runner.folders import cache_folder
 from tests.bench.commands import REPOSITORY
 from tests.bench.contestants import PROMPT_LENGTHS
 from tests.bench.figures import LLAMA, LLAMA_F32, OURS, OURS_F32, ROWS_CONTESTANTS, Goal, run_rows, say, show

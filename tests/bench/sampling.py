@@ -15,8 +15,8 @@ from models.device import usable_cores
 from models.executors.onnx.executor import HostLogits
 from models.sampling import Draw, Sampling, TokenCounts, uniform
 from models.tokenizer import load_tokenizer
-from runner.config import cache_folder
 from runner.default_model import fetch
+from runner.folders import cache_folder
 from tests.bench.bare import BareRows
 from tests.bench.figures import Goal, show
 from tests.bench.preparation import PROMPT

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from models.device import usable_cores
-from runner.config import cache_folder
 from runner.errors import RunnerError
+from runner.folders import cache_folder
 from tests.bench.__main__ import cpu_name, load_average, say
 from tests.bench.commands import REPOSITORY, PreparationError
 from tests.bench.contestants import PROMPT_LENGTHS

@@ -1,7 +1,7 @@
 """Every language architecture on 2 and on 4 ranks, in processes of their own on loopback, against the reference.
 
-The tolerance is that of one rank, and the words are the reference's. What does not divide among so many ranks is refused
-with the numbers that could, and shared by layers.
+The tolerance is that of one rank, and the words are the reference's. What does not divide among so many ranks is
+refused with the numbers that could, and shared by layers.
 """
 
 import json

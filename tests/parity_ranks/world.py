@@ -57,6 +57,7 @@ def load(path: Path, ranks: Ranks, sharding: str, depth: int, weights: str = "fl
             "longest_step": 64,
             "reach": 128,
             "depth": depth,
+            "other_parts": list(model.other_parts),
         }
     )
     executor = load_rank(checkpoint, model, plans, group, options)
@@ -65,7 +66,7 @@ def load(path: Path, ranks: Ranks, sharding: str, depth: int, weights: str = "fl
 
 
 def parity(executor: SharedExecutor, name: str, *, thorough: bool) -> dict[str, Any]:
-    """How far a fixture's logits are from the reference: prompts together and decoded on; cut, drafted upon, restored."""
+    """How far a fixture's logits are from the reference: prompts together, decoded on; cut, drafted upon, stored."""
     prompts = read_prompts(name)
     together = run(executor, *[(slot, 0, prompt.tokens) for slot, prompt in enumerate(prompts)])
     found = {"together": max(_far(logits, prompt.logits) for logits, prompt in zip(together, prompts, strict=True))}

@@ -3,7 +3,20 @@
 python tests/parity_vision/make_gemma4.py
 """
 
+from pathlib import Path
+
+import pillow
 from making import Fixture, make, token_id, vocabulary
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    AutoVideoProcessor,
+    Gemma4AudioFeatureExtractor,
+    Gemma4Processor,
+    Gemma4UnifiedAudioFeatureExtractor,
+    Gemma4UnifiedImageProcessor,
+    Gemma4UnifiedProcessor,
+)
 
 SPECIAL = ("<|image>", "<image|>", "<|image|>", "<|video|>", "<|audio>", "<audio|>", "<|audio|>")
 KINDS = ["sliding_attention", "full_attention"]
@@ -52,6 +65,13 @@ TEXT = {
         "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 900.0},
     },
 }
+PER_LAYER_AND_EXPERTS = (
+    "vocab_size_per_layer_input",
+    "enable_moe_block",
+    "num_experts",
+    "top_k_experts",
+    "moe_intermediate_size",
+)
 VISION = {
     "model_type": "gemma4_vision",
     "hidden_size": 24,
@@ -87,6 +107,36 @@ OTHERS = {
     "processor_class": "Gemma4Processor",
     "video_processor": {"video_processor_type": "Gemma4VideoProcessor"},
 }
+
+
+def processor(folder: Path) -> Gemma4Processor:
+    """Put together by hand: of the processor of films there is none on Pillow."""
+    return Gemma4Processor(
+        feature_extractor=Gemma4AudioFeatureExtractor(),
+        image_processor=AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        video_processor=AutoVideoProcessor.from_pretrained(folder),
+    )
+
+
+class OnPillow(Gemma4UnifiedImageProcessor):
+    """Resizes with Pillow, as the processors of all other models can."""
+
+    def aspect_ratio_preserving_resize(self, image, patch_size, max_patches, pooling_kernel_size, resample):
+        resized = super().aspect_ratio_preserving_resize(image, patch_size, max_patches, pooling_kernel_size, resample)
+        return pillow.resized(image, *resized.shape[-2:], resample)
+
+
+def unified_processor(folder: Path) -> Gemma4UnifiedProcessor:
+    """See `processor`."""
+    return Gemma4UnifiedProcessor(
+        feature_extractor=Gemma4UnifiedAudioFeatureExtractor(),
+        image_processor=OnPillow.from_pretrained(folder),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        video_processor=AutoVideoProcessor.from_pretrained(folder),
+    )
+
+
 # As the small ones: clipped matrices, embeddings for each layer, shared keys, and pictures are looked back at.
 SMALL = Fixture(
     name="gemma4_vl",
@@ -117,11 +167,11 @@ SMALL = Fixture(
     placeholder="<|image|>",
     tokenizer={**WORDS, "extra_special_tokens": WORDS, "processor_class": "Gemma4Processor"},
     bos=True,
+    processor=processor,
     matters=(
         {"vision_config": {"rms_norm_eps": 1e-6}},
         {"vision_config": {"rope_parameters": {"rope_theta": 100.0}}},
         {"vision_config": {"hidden_activation": "silu"}},
-        {"vision_config": {"use_clipped_linears": False}},
         {"text_config": {"pad_token_id": 5}},
     ),
     processor_matters=(("processor_config.json", {"image_processor": {"resample": 2}}),),
@@ -156,8 +206,8 @@ LARGE = Fixture(
     placeholder="<|image|>",
     tokenizer={**WORDS, "extra_special_tokens": WORDS, "processor_class": "Gemma4Processor"},
     bos=True,
+    processor=processor,
     matters=(
-        {"vision_config": {"standardize": False}},
         {"text_config": {"use_bidirectional_attention": None}},
         {"text_config": {"sliding_window": 200}},
     ),
@@ -167,6 +217,57 @@ LARGE = Fixture(
     ),
 )
 
+# The one without a tower; a picture is shorter than the window, for beyond it transformers is of two minds.
+UNIFIED = Fixture(
+    name="gemma4_unified_vl",
+    config={
+        "architectures": ["Gemma4UnifiedForConditionalGeneration"],
+        "model_type": "gemma4_unified",
+        **TOKENS,
+        "torch_dtype": "float32",
+        "audio_config": None,
+        "text_config": {
+            **{key: value for key, value in TEXT.items() if key not in PER_LAYER_AND_EXPERTS},
+            "model_type": "gemma4_unified_text",
+            "num_hidden_layers": 3,
+            "layer_types": [KINDS[0], KINDS[1], KINDS[1]],
+            "num_kv_shared_layers": 0,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "sliding_window": 80,
+            "use_bidirectional_attention": "vision",
+        },
+        "vision_config": {
+            "model_type": "gemma4_unified_vision",
+            "patch_size": 3,
+            "pooling_kernel_size": 2,
+            "mm_embed_dim": 24,
+            "mm_posemb_size": 40,
+            "output_proj_dims": 24,
+            "rms_norm_eps": 0.02,
+        },
+    },
+    files={
+        "processor_config.json": {
+            **OTHERS,
+            "feature_extractor": {"feature_extractor_type": "Gemma4UnifiedAudioFeatureExtractor"},
+            "image_processor": {**IMAGES, "image_processor_type": "Gemma4UnifiedImageProcessor"},
+            "processor_class": "Gemma4UnifiedProcessor",
+            "video_processor": {"video_processor_type": "Gemma4UnifiedVideoProcessor"},
+        }
+    },
+    special=SPECIAL,
+    placeholder="<|image|>",
+    tokenizer={**WORDS, "extra_special_tokens": WORDS, "processor_class": "Gemma4UnifiedProcessor"},
+    bos=True,
+    processor=unified_processor,
+    matters=(
+        {"vision_config": {"rms_norm_eps": 1e-6}},
+        {"text_config": {"use_bidirectional_attention": None}},
+        {"text_config": {"sliding_window": 70}},
+    ),
+)
+
 if __name__ == "__main__":
-    for fixture in (SMALL, LARGE):
+    for fixture in (SMALL, LARGE, UNIFIED):
         make(fixture)

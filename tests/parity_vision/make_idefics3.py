@@ -86,6 +86,7 @@ SMOLVLM = replace(
         {
             "architectures": ["SmolVLMForConditionalGeneration"],
             "model_type": "smolvlm",
+            "text_config": {"rms_norm_eps": 0.003},
             "vision_config": {"model_type": "smolvlm_vision"},
         },
     ),
@@ -99,7 +100,7 @@ SMOLVLM = replace(
         },
         "processor_config.json": {"image_seq_len": 4, "processor_class": "Idefics3Processor"},
     },
-    matters=({"vision_config": {"layer_norm_eps": 1e-6}}, {"text_config": {"rope_theta": 10000.0}}),
+    matters=({"vision_config": {"layer_norm_eps": 1e-6}}, {"text_config": {"rms_norm_eps": 1e-6}}),
     processor_matters=(
         ("preprocessor_config.json", {"resample": 1}),
         ("preprocessor_config.json", {"size": {"longest_edge": 20}}),

@@ -7,8 +7,6 @@ Pixtral's processor wants torchvision besides, if only to be imported.
 
 from making import Arrays, Fixture, make, token_id, vocabulary
 
-SCALE = "patch_conv"
-"""Half of it is as good as all of it: a norm without a mean comes behind."""
 SPECIAL = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
 VISION = {
     "model_type": "pixtral",
@@ -96,7 +94,6 @@ MISTRAL3 = Fixture(
     placeholder="[IMG]",
     tokenizer={"processor_class": "PixtralProcessor"},
     bos=True,
-    idle=SCALE,
     matters=(
         {"vision_config": {"rope_parameters": {"rope_theta": 10000.0}}},
         {"vision_config": {"hidden_act": "gelu"}},
@@ -141,7 +138,7 @@ PIXTRAL = Fixture(
     placeholder="[IMG]",
     tokenizer={"processor_class": "PixtralProcessor"},
     bos=True,
-    idle=rf"{SCALE}|vision_tower\.transformer\.layers\.2\.",
+    idle=r"vision_tower\.transformer\.layers\.2\.",
     matters=(
         {"vision_config": {"rope_theta": 10000.0}},
         {"vision_feature_layer": -1},

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from making import Fixture, make, vocabulary
-from qwen import PLACEHOLDER, SPECIAL, TOKENIZER, ids, still
+from qwen import PLACEHOLDER, SPECIAL, TOKENIZER, ids, still, transposed
 from transformers import Qwen3VLProcessor
 
 TEXT = {
@@ -87,6 +87,7 @@ DENSE = Fixture(
 EXPERTS = replace(
     DENSE,
     name="qwen3_vl_moe",
+    published=transposed,
     config={
         "architectures": ["Qwen3VLMoeForConditionalGeneration"],
         "model_type": "qwen3_vl_moe",

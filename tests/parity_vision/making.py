@@ -7,6 +7,7 @@ the processor's files) and `reference.safetensors`, what transformers says of it
 - `pixel_values.K` float32: the processor's pixels of picture K alone, in its own shape, and beside them the other
   floats or whole numbers it gives for a picture, `NAME.K` (`image_grid_thw.K`)
 - `features.K` float32 (rows, width): what stands in place of the embeddings of picture K
+- `unnormed.K` float32 (rows, width): the same before a norm, where the decoder norms its embeddings as well
 - `deep.K.L` float32 (rows, width): what is added to these behind layer L, where there is such a thing
 - `logits.N` float32 (L, V): of every position, by one pass without a cache
 - `continuation.N` int32 (12,): the greedy one, each token by a whole pass
@@ -141,6 +142,7 @@ def make(fixture: Fixture) -> None:
         "embedding_scale": json.dumps(_embedding_scale(model, reference["ids.3"])),
     }
     save_file(reference, folder / "reference.safetensors", metadata)
+    _settle(folder / "reference.safetensors")
     _check_folder(fixture, folder, processor, reference)
     _check_that_pictures_matter(fixture, model, processor, reference)
     _check_that_tensors_matter(fixture, model, processor, reference, weights)
@@ -206,12 +208,16 @@ def _random_weights(fixture: Fixture, model: PreTrainedModel, seed: int) -> Arra
 
 
 def _random(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    if not shape:
+        # What values are clipped to: some are.
+        drawn = random_tensor(name, (1,), seed)[0] / 5
+        return np.array(drawn + (1.5 if name.endswith("max") else -1.5), np.float32)
     drawn = random_tensor(name, shape, seed)
+    if "position" in name and "embed" in name:
+        return drawn / drawn.std() * np.float32(0.5)
     if len(shape) > 2:
         # What a convolution sums is all of a patch.
         return drawn / drawn.std() * np.float32(1.1 / np.prod(shape[1:]) ** 0.5)
-    if "position" in name and "embed" in name:
-        return drawn / drawn.std() * np.float32(0.5)
     return drawn
 
 
@@ -264,6 +270,17 @@ def _features(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> lis
     return [value.float().numpy().copy() for value in (rows, *deep)]
 
 
+def _input_of(module: torch.nn.Module, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """What a module is called with in a pass."""
+    seen: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, values: seen.append(values[0]))
+    try:
+        _run(model, inputs)
+    finally:
+        hook.remove()
+    return seen[0].float().numpy().copy()
+
+
 def _extended(inputs: Mapping[str, torch.Tensor], token: int) -> dict[str, torch.Tensor]:
     """The inputs of one token of text more."""
     length = inputs["input_ids"].shape[1]
@@ -304,6 +321,8 @@ def _reference(fixture: Fixture, model: PreTrainedModel, processor: Any) -> tupl
             arrays[f"{name}.{number}"] = value.astype(np.float32 if value.dtype.kind == "f" else np.int32)
         rows, *deep = _features(model, inputs)
         arrays[f"features.{number}"] = rows
+        if (norm := getattr(model.model, "perception_emb_norm", None)) is not None:
+            arrays[f"unnormed.{number}"] = _input_of(norm, model, inputs)
         arrays |= {f"deep.{number}.{layer}": value for layer, value in enumerate(deep)}
     for number, prompt in enumerate(PROMPTS):
         inputs = _inputs(fixture, processor, prompt)
@@ -345,6 +364,17 @@ def _write_weights(fixture: Fixture, model: PreTrainedModel, folder: Path) -> No
     save_file(fixture.published(stored) | dict(fixture.extra), folder / "model.safetensors", {"format": "pt"})
 
 
+def _settle(path: Path) -> None:
+    """Have a file's metadata in the order of its keys: the library's own order is another each time."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
 def _check_folder(fixture: Fixture, folder: Path, processor: Any, reference: Arrays) -> None:
     """The folder is a checkpoint like any other: the reference library's own loader gets the same model out of it."""
     model = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
@@ -367,17 +397,20 @@ def _check_that_pictures_matter(fixture: Fixture, model: PreTrainedModel, proces
 def _check_that_tensors_matter(
     fixture: Fixture, model: PreTrainedModel, processor: Any, reference: Arrays, weights: Arrays
 ) -> None:
-    """Every tensor of tower and projector moves the features when it is halved."""
+    """Every tensor of tower and projector moves the features when every other value is halved."""
     language = {id(value) for value in (*_language(model).parameters(), *model.get_output_embeddings().parameters())}
-    names = [name for name, value in model.named_parameters() if id(value) not in language]
     inputs = _inputs(fixture, processor, "[img-0]")
     parameters = dict(model.named_parameters())
+    # What values are clipped to is in buffers.
+    parameters |= {name: value for name, value in model.named_buffers() if name in weights}
+    names = [name for name, value in parameters.items() if id(value) not in language and "language_model" not in name]
     for name in names:
         if re.search(fixture.idle or "$^", name) or name.endswith("k_proj.bias"):
             # What is added to all keys moves all of a query's scores alike.
             continue
         with torch.no_grad():
-            parameters[name].mul_(0.5)
+            # Not all of it: a norm behind would make up for that.
+            parameters[name].view(-1)[::2].mul_(0.5)
             made = _features(model, inputs)
             parameters[name].copy_(torch.from_numpy(weights[name]))
         known = [reference["features.0"], *(reference[f"deep.0.{layer}"] for layer in range(len(made) - 1))]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from making import Arrays, token_id
 from transformers import AutoTokenizer, ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -34,6 +35,14 @@ def older_names(weights: Arrays) -> Arrays:
         start = next((each for each in starts if name.startswith(each)), "")
         made[starts.get(start, "") + name.removeprefix(start)] = value
     return made
+
+
+def transposed(weights: Arrays) -> Arrays:
+    """Experts as (inputs, outputs)."""
+    return {
+        name: np.ascontiguousarray(value.swapaxes(1, 2)) if ".experts." in name else value
+        for name, value in weights.items()
+    }
 
 
 def still(kind: type[ProcessorMixin], folder: Path) -> ProcessorMixin:

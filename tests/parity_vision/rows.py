@@ -126,9 +126,9 @@ def encoded_pictures(name: str) -> list[EncodedPicture]:
     pictures = []
     for number in range(len(PICTURES)):
         deep = sorted((key for key in arrays if key.startswith(f"deep.{number}.")), key=lambda key: int(key[7:]))
-        pictures.append(
-            EncodedPicture(arrays[f"features.{number}"] / np.float32(scale), tuple(arrays[k] for k in deep))
-        )
+        rows = arrays.get(f"unnormed.{number}")
+        rows = arrays[f"features.{number}"] / np.float32(scale) if rows is None else rows
+        pictures.append(EncodedPicture(rows, tuple(arrays[k] for k in deep)))
     return pictures
 
 

@@ -18,11 +18,20 @@ PATCHES = "patches"
 def reference_patches(name: str, number: int) -> np.ndarray:
     """The reference's pixels of a picture, cut into patches. Shapes: returns (T, values of a patch)."""
     pixels = load_file(HERE / name / "reference.safetensors")[f"pixel_values.{number}"]
+    config = json.loads((HERE / name / "config.json").read_text())
+    if pixels.ndim == 2 and config["model_type"] == "muse_glimmer":
+        # A still picture's equal frames lie one behind the other, and the first is enough.
+        first, second = np.split(pixels, 2, axis=1)
+        assert np.array_equal(first, second)
+        return first
     if pixels.ndim == 2:
         return pixels
+    if config["model_type"] == "gemma4":
+        # The reference's model does the last step itself; patches of zeros are padding, here and there.
+        pixels = np.where(np.abs(pixels).max(axis=-1, keepdims=True) > 0, 2 * (pixels - 0.5), 0)
     if pixels.ndim == 3:
         return pixels.reshape(-1, pixels.shape[-1])
-    size = json.loads((HERE / name / "config.json").read_text())["vision_config"]["patch_size"]
+    size = config["vision_config"]["patch_size"]
     pictures = pixels.reshape(-1, *pixels.shape[-3:])
     count, channels, height, width = pictures.shape
     cut = pictures.reshape(count, channels, height // size, size, width // size, size)
@@ -39,8 +48,11 @@ def without_frames(patches: np.ndarray, width: int) -> np.ndarray:
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_prompt_has_the_references_ids(name: str):
     sight = sight_of(name)
+    config = json.loads((HERE / name / "config.json").read_text())
+    place = config.get("image_token_id", config.get("image_token_index"))
     for prompt in read_prompts(name):
-        assert planned(sight, prompt.text).tokens == prompt.ids
+        wanted = [sight.vision.filler if token == place else token for token in prompt.ids]
+        assert planned(sight, prompt.text).tokens == wanted
 
 
 @pytest.mark.parametrize("number", range(len(PICTURES)))

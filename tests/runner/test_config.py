@@ -20,11 +20,11 @@ from runner.config import (
     RunnerConfig,
     TryConfig,
     VersionCommand,
-    cache_folder,
     from_args,
     parse,
 )
 from runner.flags import UsageError
+from runner.folders import cache_folder
 
 HOME = {"HOME": "/home/somebody"}
 OTHER_VALUES = {
@@ -122,6 +122,7 @@ def test_what_is_wrong_is_named_with_what_to_write_instead(argv, message):
         ("PARALLEL", "2", "parallel", 2),
         ("PREFILL_CHUNK", "64", "prefill_chunk", 64),
         ("DRAFT", "8", "draft", 8),
+        ("IMAGE_CACHE_BYTES", "0", "image_cache_bytes", 0),
         ("LORA", "/a.safetensors=0.5", "loras", (LoraFile(Path("/a.safetensors"), 0.5),)),
         ("TEXT_ENCODER", "free", "text_encoder", "free"),
         ("VAE_TILE", "0", "vae_tile", 0),
@@ -205,6 +206,16 @@ def test_a_prompt_may_stand_before_between_and_after_the_flags_of_try():
     assert config.runner_flags == ("--weights=keep",)
 
 
+def test_try_may_be_asked_about_pictures():
+    config = parse(["try", "--input-image", "a.png", "what", "--input-image=b.png", "is this?"], HOME)
+    assert isinstance(config, TryConfig)
+    assert (config.prompt, config.images) == ("what is this?", (Path("a.png"), Path("b.png")))
+    assert config.runner_flags == ()
+    plain = parse(["try", "x"], HOME)
+    assert isinstance(plain, TryConfig)
+    assert plain.images == ()
+
+
 def test_what_try_passes_on_is_understood_by_the_runner():
     config = parse(["try", "x", "-threads", "2", "-check-memory=false", "-verbose"], HOME)
     assert isinstance(config, TryConfig)
@@ -226,6 +237,7 @@ def test_help_names_every_setting_of_the_runner_and_its_variable():
         "parallel",
         "prefill-chunk",
         "draft",
+        "image-cache-bytes",
         "lora",
         "text-encoder",
         "vae-tile",

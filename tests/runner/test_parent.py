@@ -13,6 +13,7 @@ import pytest
 from runner import parent as parent_module
 from runner.config import DialectName
 from runner.parent import Child, ChildError, Piece, _check, _piece, free_port, spawn
+from tests.parity_vision.rows import HERE, PICTURES
 
 ANY_DIALECT = pytest.mark.parametrize("dialect", list(DialectName), ids=lambda dialect: dialect.value)
 
@@ -41,6 +42,24 @@ async def test_a_completion_in_each_dialect_has_text_and_counts(spawn_runner, di
     assert read[-1].eval_ns > 0
     assert "".join(piece.content for piece in read)
     assert not any(piece.done for piece in read[:-1])
+
+
+@pytest.mark.process
+@ANY_DIALECT
+async def test_a_completion_in_each_dialect_may_be_about_pictures(spawn_runner, dialect):
+    pictures = [picture.read_bytes() for picture in PICTURES[:2]]
+    options = {"temperature": 0, "num_predict": 6, "num_ctx": 512}
+    async with spawn_runner(HERE / "gemma3", dialect=dialect) as child:
+        if dialect is DialectName.CLASSIC:
+            await child.wait_answering()
+            await child.load(context=512)
+        await child.wait_ready()
+        counts = []
+        for images in ([], pictures[:1], pictures):
+            prompt = "what" + "".join(f"[img-{number}]" for number in range(len(images)))
+            async with aclosing(child.complete(prompt, options, images)) as pieces:
+                counts.append([piece async for piece in pieces][-1].prompt_tokens)
+    assert counts[0] < counts[1] < counts[2]
 
 
 @pytest.mark.process

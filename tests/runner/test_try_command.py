@@ -1,17 +1,21 @@
 """The `try` command as a person runs it."""
 
 import asyncio
+import json
 import os
 import re
+import shutil
 import signal
 import sys
 
 import psutil
 import pytest
 
+from runner.config import TryConfig, parse
 from runner.default_model import DEFAULT_MODEL
 from runner.parent import Piece
-from runner.try_command import Figures, ProgressBar, _total
+from runner.try_command import Figures, ProgressBar, _prompt, _total
+from tests.parity_vision.rows import HERE, PICTURES
 
 FIGURES = re.compile(
     r"load \d+\.\d\d s \| prompt \d+ tokens \(\d+\.\d tok/s\) \| first token \d+\.\d\d s \| "
@@ -51,6 +55,60 @@ async def test_any_model_answers_and_a_raw_prompt_has_no_template(tiny_llama):
     assert out.endswith("\n")
     assert FIGURES.fullmatch(err.splitlines()[-1])
     assert "decode 3 tokens" in err
+
+
+@pytest.mark.process
+async def test_a_model_that_sees_is_asked_about_pictures():
+    cat, dog = PICTURES[:2]
+    model = ("--model", HERE / "gemma3", "--num-predict=4")
+    answers = []
+    for images in ((cat,), (dog,), (cat, dog)):
+        flags = [f"--input-image={image}" for image in images]
+        code, out, err = await run_command("try", *model, *flags, "what is this?")
+        assert code == 0, err
+        assert FIGURES.fullmatch(err.splitlines()[-1])
+        answers.append((out, re.search(r"prompt (\d+) tokens", err)[1]))
+    assert int(answers[2][1]) > int(answers[0][1]) > 4
+    assert len({out for out, _ in answers}) > 1
+
+
+PARTS = (
+    "{% for message in messages %}{{ message.role }}: {% for part in message.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "flags", "expected"),
+    [
+        ("{{ messages[-1].content }}!", ("--input-image=a.png",), "[img-0]what?!"),
+        ("{{ messages[-1].content }}!", (), "what?!"),
+        ("{{ messages[-1].content | trim }}!", ("--input-image=a.png,b.png",), "[img-0][img-1]what?!"),
+        (PARTS, ("--input-image=a.png",), "user: [img-0]what?"),
+        ("{{ messages[0].content }}", ("--system=be kind", "--raw", "--input-image=a.png"), "[img-0]what?"),
+    ],
+)
+def test_pictures_stand_in_front_of_what_the_user_says(template, flags, expected, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(HERE / "gemma3", folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    config = parse(["try", *flags, "what?"], {"HOME": str(tmp_path)})
+    assert isinstance(config, TryConfig)
+    assert _prompt(config, str(folder)) == expected
+
+
+@pytest.mark.process
+async def test_a_picture_that_cannot_be_used_is_told_in_a_line(tiny_llama, tmp_path):
+    (tmp_path / "no.png").write_text("no picture")
+    for model, image, words in (
+        (HERE / "gemma3", tmp_path / "no.png", "decode image: [img-0] is not a picture"),
+        (HERE / "gemma3", tmp_path / "none.png", "none.png"),
+        (tiny_llama, PICTURES[0], "this model does not support image input"),
+    ):
+        code, out, err = await run_command("try", "--model", model, "--input-image", image, "what is this?")
+        assert (code, out) == (1, "")
+        assert words in err.splitlines()[-1]
 
 
 @pytest.mark.process

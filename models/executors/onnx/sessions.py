@@ -9,6 +9,7 @@ import onnxruntime as ort
 
 from models.errors import ExecutionError
 from models.executors.onnx.graph import Array, Graph, Part, serialized
+from models.process_memory import trim
 
 SPIN_US = 20
 """A thread that waits for work spins so long before it sleeps: enough from one product to the next on a quiet machine,
@@ -68,11 +69,9 @@ class Sessions:
     """Runs a graph part by part. Thread: the executor's."""
 
     def __init__(self, graph: Graph, threads: int, *, gives_back: bool = False) -> None:
-        """Sessions of a graph; `gives_back`: what a run worked with goes back to the system behind it."""
+        """Sessions of a graph; `gives_back`: what a run works with is given back at once, not kept for the next."""
         self._graph = graph
-        self._run_options = ort.RunOptions()
-        if gives_back:
-            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._gives_back = gives_back
         self._threads = threads
         self._sessions: dict[int, _Session] = {}
         self._nothing = ort.OrtValue.ortvalue_from_numpy(np.zeros((0, 0), np.float32))
@@ -85,6 +84,7 @@ class Sessions:
             MemoryError: there is none for it.
         """
         options = session_options(self._threads)
+        options.enable_cpu_mem_arena = not self._gives_back
         with refusals("ONNX Runtime refuses the graph"):
             values = [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in part.weights]
             options.add_external_initializers(list(part.weights), values)
@@ -140,9 +140,18 @@ class Sessions:
                         outputs=outputs,
                         crossing=crossing,
                     )
+                if self._gives_back:
+                    self._let_go(slots, self._read_for_the_last_time(index, crossing))
+                    trim()
             return {name: value.numpy() for name, value in crossing.items() if name in self._graph.outputs}
         finally:
             self._let_go(slots, crossing)
+
+    def _read_for_the_last_time(self, index: int, crossing: dict[str, ort.OrtValue]) -> dict[str, ort.OrtValue]:
+        """Take out what no part behind this one reads."""
+        later = {name for number, each in self._sessions.items() if number > index for name in each.part.inputs}
+        read = [name for name in crossing if name not in later and name not in self._graph.outputs]
+        return {name: crossing.pop(name) for name in read}
 
     def _run_part(
         self,
@@ -160,7 +169,7 @@ class Sessions:
             _bind(binding, each.part, slabs, slabs)
         _bind(binding, each.part, inputs, outputs)
         self._bind_crossing(binding, each.part, outputs, slabs, crossing)
-        each.session.run_with_iobinding(binding, self._run_options)
+        each.session.run_with_iobinding(binding)
         self._keep_crossing(binding, each.part, outputs, slabs, crossing)
 
     def _bind_crossing(

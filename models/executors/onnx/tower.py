@@ -64,6 +64,7 @@ class OnnxPictureEncoder:
             assert self._sessions is not None
             outputs = yield from self._sessions.parts((0, 0), {}, self._inputs(given), {})
             made.append([outputs[name] for name in self._outputs])
+            trim()
         rows, *deep = (np.concatenate(parts) for parts in zip(*made, strict=True))
         return EncodedPicture(rows, tuple(deep))
 

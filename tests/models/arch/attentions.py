@@ -4,7 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.arch import Model
-from models.ops import Activation, Attention, Embedding, LayerNorm, Matrix, Norm, PositionScale, Xielu
+from models.ops import (
+    Activation,
+    Attention,
+    Embedding,
+    Experts,
+    Gate,
+    LayerNorm,
+    Matrix,
+    Norm,
+    PositionScale,
+    Routing,
+    Vector,
+    Xielu,
+)
 
 
 class Noting:
@@ -17,6 +30,7 @@ class Noting:
         self.factors: list[float] = []
         self.position_scales: list[PositionScale] = []
         self.residuals: list[int] = []
+        self.deepened: list[int] = []
 
     def embed(self, table: Embedding) -> str:
         return table.name
@@ -57,6 +71,9 @@ class Noting:
     def mul(self, x: str, y: str) -> str:
         return "product"
 
+    def weigh(self, x: str, factors: Vector) -> str:
+        return "weighed"
+
     def scale(self, x: str, factor: float) -> str:
         self.factors.append(factor)
         return "scaled"
@@ -67,6 +84,18 @@ class Noting:
     def residual(self, x: str, layers: int) -> str:
         self.residuals.append(layers)
         return x
+
+    def deepen(self, x: str, layers: int) -> str:
+        self.deepened.append(layers)
+        return x
+
+    def route(self, logits: str, routing: Routing) -> tuple[str, str]:
+        return "picks", "weights"
+
+    def experts(
+        self, x: str, picks: str, weights: str, experts: Experts, activation: Gate, *, on_input: bool = False
+    ) -> str:
+        return "sum"
 
 
 def noted(model: Model) -> Any:

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from models.checkpoint import open_checkpoint
 from models.errors import CheckpointError
-from models.executors.onnx import loading as onnx_loading
+from models.executors.onnx import filling
 from models.image import loading
 from models.image.base import LoadChoices
 from models.image.loading import component_config, component_view, load_component
@@ -293,8 +293,8 @@ def test_auto_keeps_a_component_quantised_only_where_its_float32_form_does_not_f
 @pytest.fixture
 def many_parts(monkeypatch):
     """A text encoder is loaded as a large one is: a matrix at a time."""
-    monkeypatch.setattr(onnx_loading, "PART_BYTES", 1)
-    monkeypatch.setattr(onnx_loading, "PARTS", 1000)
+    monkeypatch.setattr(filling, "PART_BYTES", 1)
+    monkeypatch.setattr(filling, "PARTS", 1000)
 
 
 @pytest.mark.usefixtures("many_parts")

@@ -57,6 +57,8 @@ def test_renderer_and_parser_are_told_by_the_architecture(config, template, rend
 )
 def test_capabilities_are_told_by_configuration_parser_and_template(config, template, expected):
     assert capabilities_of(config, template, rendering_of(config, template)) == expected
+    seeing = capabilities_of(config, template, rendering_of(config, template), sees=True)
+    assert seeing == [expected[0], "vision", *expected[1:]]
 
 
 def test_sampling_defaults_have_ollamas_names_and_nulls_say_nothing():

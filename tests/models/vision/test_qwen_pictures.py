@@ -2,11 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from models.config_reader import JSON
@@ -15,36 +13,22 @@ from models.vision import PLACE, PictureError
 from models.vision.positions import positions_of
 from models.vision.qwen2_5_vl import squared
 from models.vision.qwen_pictures import Cutting, read_cutting, read_marks
+from tests.models.vision.folders import Folder, blank
 
 REFERENCE = json.loads((Path(__file__).parent / "qwen_reference.json").read_text())
 TOKENS = {"<|vision_start|>": [7], "<|vision_end|>": [8], "<|image_pad|>": [9]}
 USUAL: Mapping[str, JSON] = {"size": {"shortest_edge": 100, "longest_edge": 900}, "image_mean": [0.5, 0.25, 0.75]}
 
 
-@dataclass(frozen=True)
-class Folder:
-    """Implements `Files`."""
-
-    config: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
-
-    def read(self, name: str) -> bytes | None:
-        return self.files[name].encode() if name in self.files else None
-
-
 def cutting(own: Mapping[str, Any] | None = None, whole: Mapping[str, Any] | None = None, patch: int = 5) -> Cutting:
     """What is read of these two files."""
     said = {"preprocessor_config.json": own, "processor_config.json": whole}
-    files = {name: json.dumps(content) for name, content in said.items() if content is not None}
+    files = {name: content for name, content in said.items() if content is not None}
     return read_cutting(Folder(files=files), USUAL | {"patch_size": patch}, patch=patch, merge=2, frames=2)
 
 
 def own(**said: Any) -> dict[str, Any]:
     return {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 5} | said
-
-
-def blank(height: int, width: int) -> np.ndarray:
-    return np.zeros((height, width, 3), np.uint8)
 
 
 @pytest.mark.parametrize(

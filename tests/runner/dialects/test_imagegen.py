@@ -92,7 +92,7 @@ async def test_the_seed(body, seed):
         assert served.loop.requests[0].sampling.seed == seed
 
 
-@pytest.mark.parametrize(("field", "value"), [("width", 64), ("height", 64), ("steps", 4), ("images", ["aGk="])])
+@pytest.mark.parametrize(("field", "value"), [("width", 64), ("height", 64), ("steps", 4)])
 async def test_image_fields_are_refused_by_name(field, value):
     async with serve(IMAGEGEN) as served:
         status, body = await served.post("/completion", json={"prompt": "p", field: value})

@@ -143,21 +143,6 @@ def test_an_absent_seed_is_zero_for_new_parents_and_random_for_those_that_never_
     assert parse(b'{"Prompt":"p","Options":{"seed":-1}}').sampling.seed is None
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("Media", [{"data": "aGk=", "id": 0, "Kind": "image"}]),
-        ("Images", [{"data": "aGk=", "id": 0}]),
-    ],
-)
-async def test_what_cannot_be_honoured_is_refused_by_name(field, value):
-    async with serve(MLX) as served:
-        status, body = await served.post("/v1/completions", json={"Prompt": "p", field: value})
-        assert status == 501
-        assert field in body.decode()
-        assert served.loop.requests == []
-
-
 @pytest.mark.parametrize("format_", [None, ""])
 def test_an_empty_format_is_none(format_):
     assert parse(json.dumps({"Prompt": "p", "Format": format_, "Grammar": ""}).encode()) == TextRequest(prompt="p")

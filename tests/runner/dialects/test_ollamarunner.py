@@ -345,7 +345,6 @@ async def test_a_person_without_options_gets_ollamas_defaults():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("Images", [{"data": "aGk=", "id": 0}]),
         ("width", 64),
         ("height", 64),
         ("steps", 3),

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
-from models.executors.base import Executor
+from models.executors.base import Executor, PictureEncoder
+from models.vision import Vision
+from runner.engine.eye import Eye
 from runner.engine.loop import EngineLoop
+from runner.engine.picture_cache import PictureCache
 from runner.engine.text import TextEngine
 from runner.engine.types import Failed, Output, RequestId, TextChunk, TextDone, TextRequest
 from tests.fakes import ByteTokenizer, FakeExecutor
+from tests.fakes_vision import FakeEncoder
 from tests.parity.executors import load
 
 
@@ -38,6 +42,11 @@ def make_engine(executor: FakeExecutor, **options) -> TextEngine:
     adds_bos = options.pop("adds_bos", False)
     settings = {"context_length": 256, "parallel": 4, "prefill_chunk": 16} | options
     return TextEngine(executor, ByteTokenizer(adds_bos=adds_bos), **settings)
+
+
+def seeing(vision: Vision, encoder: PictureEncoder | None = None, *, cache_bytes: int = 1 << 20) -> Eye:
+    """An eye on a tower in miniature."""
+    return Eye(vision, encoder or FakeEncoder(deep=vision.tower.deep), PictureCache(cache_bytes))
 
 
 def real_executor(model: Path, kind: str, **options) -> Executor:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.executors.base import Executor, Step
-from runner.engine import text as text_module
+from runner.engine import row_store
 from runner.engine.disk_cache import DiskCache
 from runner.engine.prefix_cache import STORE_TOKENS, PrefixCache
 from runner.engine.text import TextEngine
@@ -163,7 +163,7 @@ def real(request: pytest.FixtureRequest, parity: Path) -> Executor:
 
 def test_real_models_say_the_same_with_and_without_it(real: Executor, monkeypatch: pytest.MonkeyPatch):
     # The fixture's sliding window is short: rows have to be stored before anything slides out of it.
-    monkeypatch.setattr(text_module, "STORE_TOKENS", 4)
+    monkeypatch.setattr(row_store, "STORE_TOKENS", 4)
 
     def talk(prefix_cache: PrefixCache | None) -> list[tuple[Answer, str]]:
         engine = TextEngine(

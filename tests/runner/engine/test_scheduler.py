@@ -1,7 +1,13 @@
+from dataclasses import replace
+
+import numpy as np
+
 from models.sampling import Sampling
 from runner.engine.scheduler import MIN_CHUNK, STEP_BOUND_S, Scheduler
 from runner.engine.sequence import NO_SLOT, PreparedText, Sequence, SequenceStatus
+from runner.engine.sight import PlacedPicture, Sight, identified
 from tests.fakes import ByteTokenizer
+from tests.fakes_vision import SIDE, vision
 
 
 def row(number: int, length: int = 100) -> Sequence:
@@ -119,3 +125,50 @@ def test_a_short_rest_of_a_prompt_says_nothing_about_larger_chunks():
     scheduler.observe(128, 4 * STEP_BOUND_S)
     scheduler.observe(3, 0.001)
     assert scheduler.chunk == 32
+
+
+def seeing(*placed: tuple[int, int], length: int = 100) -> Sequence:
+    """A row in which pictures of so many places that look both ways begin at such tokens."""
+    own = vision(two_way=True, around=False)
+    pictures = []
+    tokens = [65] * length
+    for begin, places in placed:
+        picture = identified(own.prepare(np.full((SIDE, places * SIDE, 3), begin, np.uint8)))
+        tokens[begin : begin + places] = picture.tokens
+        pictures.append(PlacedPicture(begin, picture))
+    prepared = replace(row(0).request, tokens=tokens, sight=Sight(own, tuple(pictures)))
+    return Sequence(0, prepared, ByteTokenizer())
+
+
+def ends(of: Sequence, scheduler: Scheduler, begin: int = 0) -> list[int]:
+    scheduler.add(of)
+    assert scheduler.admit() is of
+    of.fed, found = begin, []
+    while of.unfed:
+        found.append(scheduler.next_chunk().end)
+        of.fed = found[-1]
+    return found
+
+
+def test_no_piece_of_a_prompt_has_a_part_of_what_looks_both_ways():
+    whole = ends(seeing((10, 30), (40, 5), (60, 8)), Scheduler(parallel=1, prefill_chunk=16))
+    assert whole == [10, 40, 48, 60, 68, 80, 96, 100]
+    for begin in (10, 40, 48, 57, 60, 70):
+        later = ends(seeing((10, 30), (40, 5), (60, 8)), Scheduler(parallel=1, prefill_chunk=16), begin)
+        assert later == [end for end in whole if end > begin], "wherever it is taken up"
+
+
+def test_where_prefill_rests_counts_as_long_as_nothing_is_cut():
+    own = seeing((10, 30))
+    own.rests = (5, 10)
+    assert ends(own, Scheduler(parallel=1, prefill_chunk=64)) == [5, 10, 64, 100]
+
+
+def test_the_oldest_piece_that_may_run_is_next():
+    scheduler = Scheduler(parallel=3, prefill_chunk=16)
+    rows = [row(n) for n in range(3)]
+    for each in rows:
+        scheduler.add(each)
+        scheduler.admit()
+    assert scheduler.next_chunk(lambda each, end: each is not rows[0] and end == 16).row is rows[1]
+    assert scheduler.next_chunk(lambda each, end: False) is None

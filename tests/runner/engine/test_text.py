@@ -472,7 +472,7 @@ def test_a_slot_that_cannot_be_filled_fails_only_the_row_it_was_for(
 
     note(ticks(engine, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_fill", lambda row: 1 / 0)
+        patch.setattr(engine._store, "fill", lambda row, chunk: 1 / 0)
         for number in range(1, waiting + 1):
             engine.add(number, engine.prepare(TextRequest(scripted(0))))
         with pytest.raises(ZeroDivisionError):

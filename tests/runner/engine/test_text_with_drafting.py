@@ -15,7 +15,7 @@ from models.executors.base import Executor, Row, Step
 from models.executors.onnx import OnnxExecutor, OnnxOptions
 from models.executors.onnx import load as load_onnx
 from models.tokenizer import load_tokenizer
-from runner.engine import text as text_module
+from runner.engine import row_store
 from runner.engine.drafting import Drafter
 from runner.engine.prefix_cache import PrefixCache
 from runner.engine.sequence import Sequence as TextRow
@@ -329,7 +329,7 @@ def test_a_cancelled_row_leaves_only_what_it_said(lies: str, phase: int, depth: 
             assert executor.slots[row.slot][: row.fed] == row.tokens[: row.fed]
         engine.step()
         engine.proceed()
-    assert engine._prefixes.stored > 0
+    assert engine._store._prefixes.stored > 0
     engine.cancel(2)
     assert_same(run(engine, request), [answer(FakeExecutor(), request)])
 
@@ -494,7 +494,7 @@ def test_real_models_say_the_same_with_drafts(
     real: Executor, undrafted: tuple[list[Answer], list[list[int]]], lies: str, monkeypatch: pytest.MonkeyPatch
 ):
     # Rows are stored while drafts are in flight.
-    monkeypatch.setattr(text_module, "STORE_TOKENS", 4)
+    monkeypatch.setattr(row_store, "STORE_TOKENS", 4)
     # ONNX Runtime sums in an order that depends on the row alone, but for layers with a window.
     rounding = 0 if isinstance(real, OnnxExecutor) and real.first_held(WINDOW) == 0 else 1e-4
     plain, said = undrafted

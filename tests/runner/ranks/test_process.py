@@ -1,23 +1,25 @@
 """A runner that is several processes: it serves as one, and whatever becomes of one of them, none is left behind."""
 
 import asyncio
-import json
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import aclosing, suppress
+from pathlib import Path
 
+import aiohttp
 import psutil
 import pytest
 
 from models.checkpoint import open_checkpoint
 from models.tokenizer import load_tokenizer
+from runner.engine.text import TextEngine
+from runner.engine.types import SamplingParams, TextRequest
 from runner.parent import ChildError, free_port
-from tests.parity.executors import load, run
+from tests.runner.engine.serving import real_executor, run
 from tests.runner.ranks.rig import ELSEWHERE, LOOPBACK, left, ranks_of, write_hostfile, write_ssh
 
 pytestmark = pytest.mark.process
@@ -58,18 +60,14 @@ async def test_ranks_serve_as_one_listen_where_they_are_told_and_go_with_their_p
 
 
 def expected(model, prompts):
-    """What the reference executor answers, one after another."""
-    executor = load(model, "mlx")
+    """What an engine on one machine answers, one prompt after another."""
     tokenizer = load_tokenizer(open_checkpoint(str(model), model))
-    answers = []
-    for prompt in prompts:
-        tokens = tokenizer.encode(prompt)
-        said: list[int] = []
-        while len(said) < GREEDY["num_predict"]:
-            (logits,) = run(executor, (0, 0, [*tokens, *said]))
-            said.append(int(logits[-1].argmax()))
-        answers.append(tokenizer.decode(said))
-    executor.close()
+    executor = real_executor(model, "mlx")
+    engine = TextEngine(executor, tokenizer, context_length=128, parallel=4, prefill_chunk=32)
+    asked = SamplingParams(temperature=0)
+    count = GREEDY["num_predict"]
+    answers = [run(engine, TextRequest(prompt, asked, count))[0].text for prompt in prompts]
+    engine.close()
     return answers
 
 
@@ -189,7 +187,7 @@ async def test_other_weights_on_a_host_are_found_at_load(spawn_runner, tiny_llam
     file.write_bytes(data)
     # What differs is where the rank finds the folder of that name.
     env = write_ssh(tmp_path, f'cd {there}; exec bash -c "${{remote#*; }}"')
-    env["PYTHONPATH"] = os.pathsep.join([os.getcwd(), env.get("PYTHONPATH", "")])
+    env["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), env.get("PYTHONPATH", "")])
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "runner", "runner", "--mlx-engine", "--model=./model", f"--port={free_port()}"),
         f"--hostfile={write_hostfile(tmp_path, [LOOPBACK, ELSEWHERE])}",
@@ -221,42 +219,32 @@ async def test_another_version_on_a_host_is_found_at_load(spawn_runner, tmp_path
     assert "install the same versions on all hosts" in last
 
 
-async def test_mlx_launch_starts_them_by_hand_as_well(tiny_llama, tmp_path):
+async def test_mlx_launch_starts_them_by_hand_as_well(tiny_llama):
     port = free_port()
-    command = [sys.executable, "-m", "runner", "runner", "--mlx-engine", f"--model={tiny_llama}", f"--port={port}"]
-    launch = (
-        "import sys; from mlx._distributed_utils.launch import main; sys.argv[0] = 'mlx.launch'; sys.exit(main())"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", launch, "--backend=ring", "-n", "2", f"--starting-port={free_port()}", "--", *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    runner = [sys.executable, "-m", "runner", "runner", "--mlx-engine", f"--model={tiny_llama}", f"--port={port}"]
+    launch = "import sys; from mlx._distributed_utils.launch import main; sys.exit(main())"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", launch, "--backend=ring", "-n", "2", f"--starting-port={free_port()}", "--", *runner),
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
         process_group=0,
-    ) as process:
-        others = []
-        try:
-            async with asyncio.timeout(60):
-                while not await _answers(port):
-                    await asyncio.sleep(0.1)
+    )
+    try:
+        async with asyncio.timeout(60):
+            while b"msg=listening" not in await process.stderr.readline():
+                pass
             others = psutil.Process(process.pid).children(recursive=True)
-        finally:
-            process.kill()
+            assert b'"Done":true' in await completion(port)
+    finally:
+        process.kill()
+        await process.communicate()
     assert len(others) >= 2
     assert left(others) == []
 
 
-async def _answers(port):
-    """Whether a completion is made there."""
-    body = json.dumps({"Prompt": "hello", "Options": {"num_predict": 2}})
-    try:
-        reader, writer = await asyncio.open_connection(LOOPBACK, port)
-    except OSError:
-        return False
-    writer.write(
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
-    )
-    said = await reader.read()
-    writer.close()
-    return b'"Done":true' in said
-
+async def completion(port):
+    """What is answered there."""
+    async with aiohttp.ClientSession() as session:
+        url = f"http://{LOOPBACK}:{port}/v1/completions"
+        async with session.post(url, json={"Prompt": "hello", "Options": {"num_predict": 2}}) as response:
+            return await response.read()

@@ -4,7 +4,7 @@ import pytest
 from models.arch import build_model
 from models.errors import CheckpointError, ExecutionError, QuantizationError
 from models.executors.base import Row, Step
-from models.executors.onnx import OnnxExecutor, OnnxOptions, footprint, load, loading
+from models.executors.onnx import OnnxExecutor, OnnxOptions, filling, footprint, load
 from models.executors.onnx.attention import AttentionNodes
 from models.executors.onnx.forms import DENSE
 from models.executors.onnx.graph import Graph
@@ -63,8 +63,8 @@ def test_rounding_activations_moves_logits_by_little(kind: str):
 
 def test_a_model_in_many_parts_is_the_model_in_one(monkeypatch: pytest.MonkeyPatch):
     whole = logits("Q4_1")
-    monkeypatch.setattr(loading, "PART_BYTES", 1)
-    monkeypatch.setattr(loading, "PARTS", 1000)
+    monkeypatch.setattr(filling, "PART_BYTES", 1)
+    monkeypatch.setattr(filling, "PARTS", 1000)
     np.testing.assert_array_equal(logits("Q4_1"), whole)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from models.arch import build_model
 from models.executors.base import Row, Step
-from models.executors.onnx import OnnxExecutor, OnnxOptions, load, loading
+from models.executors.onnx import OnnxExecutor, OnnxOptions, filling, load
 from tests.models.executors.checkpoints import SHARED, RandomCheckpoint
 
 TOKENS = tuple(np.random.default_rng(4).integers(0, 320, 400).tolist())
@@ -50,8 +50,8 @@ def test_a_row_says_the_same_however_it_was_cut(cache_type: str):
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
 def test_layers_that_share_may_lie_in_different_parts_of_the_graph(cache_type: str, monkeypatch: pytest.MonkeyPatch):
     whole = executor(cache_type)
-    monkeypatch.setattr(loading, "PART_BYTES", 1)
-    monkeypatch.setattr(loading, "PARTS", 1_000_000)
+    monkeypatch.setattr(filling, "PART_BYTES", 1)
+    monkeypatch.setattr(filling, "PARTS", 1_000_000)
     parted = executor(cache_type)
     for a, b in pairwise([0, 70, 71, 72, 300, 301]):
         np.testing.assert_array_equal(read(parted, 1, a, b), read(whole, 1, a, b))
