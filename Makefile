@@ -69,11 +69,11 @@ bench-ollama: $(VENV)/.installed-ollama ollama  ## Measure what a real Ollama ad
 
 $(FIXTURES_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(FIXTURES_VENV)
-	$(FIXTURES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . torch transformers diffusers peft
+	$(FIXTURES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . torch torchvision transformers diffusers peft
 	@touch $@
 
 fixtures: $(FIXTURES_VENV)/.installed  ## Make the tiny checkpoints and their reference outputs anew
-	@set -e; for script in tests/parity/make_*.py tests/parity_embedding/make_*.py tests/parity_image/make_*.py tests/parity_image/merge_lora.py; do echo "$$script"; $(FIXTURES_VENV)/bin/python "$$script"; done
+	@set -e; for script in tests/parity/make_*.py tests/parity_embedding/make_*.py tests/parity_vision/make_*.py tests/parity_image/make_*.py tests/parity_image/merge_lora.py; do echo "$$script"; $(FIXTURES_VENV)/bin/python "$$script"; done
 
 # The last Ollama with the classic dialect, the last with image models and the newest (in go.mod, the others in VERSION.mod).
 OLLAMA_CLASSIC := v0.24.0

@@ -11,16 +11,20 @@ from pathlib import Path
 from models.errors import CheckpointError, ModelNotFoundError
 from models.quantization import Packed
 from models.sources.base import JSON, Checkpoint, NamedTensor, Tensor, TensorInfo
-from models.sources.gguf import GGUFFile
 from models.sources.gguf_header import is_gguf
+from models.sources.gguf_seeing import open_gguf
 from models.sources.hf import HFDirectory
 from models.sources.ollama import open_ollama_model
 
 __all__ = ["JSON", "Checkpoint", "NamedTensor", "Packed", "Tensor", "TensorInfo", "open_checkpoint"]
 
 
-def open_checkpoint(reference: str, store: Path, *, verify_digests: bool = False) -> Checkpoint:
+def open_checkpoint(
+    reference: str, store: Path, projector: Path | None = None, *, verify_digests: bool = False
+) -> Checkpoint:
     """Open what `reference` names: a Hugging Face folder, a GGUF file or blob, or a model of the Ollama store.
+
+    A GGUF file is opened with its vision tower, see `models.sources.gguf_seeing`; `projector` is a file that has it.
 
     A path that exists is taken as a path; anything else is a name in `store`. A folder that merely has a model's name,
     and no configuration in it, is no checkpoint: then the store is asked.
@@ -35,9 +39,11 @@ def open_checkpoint(reference: str, store: Path, *, verify_digests: bool = False
     try:
         path = Path(reference).expanduser()
         if path.is_file():
-            return _open_file(path)
+            return _open_file(path, projector)
         is_folder = path.is_dir()
         if is_folder and ((path / "config.json").is_file() or (path / "model_index.json").is_file()):
+            if projector is not None:
+                raise CheckpointError("a projector file goes with a GGUF file alone", file=reference)
             return HFDirectory(path)
     except (OSError, RuntimeError) as error:
         # A name too long for a path, a folder we may not enter, a `~` without a home.
@@ -47,7 +53,7 @@ def open_checkpoint(reference: str, store: Path, *, verify_digests: bool = False
     if is_path:
         raise ModelNotFoundError(f"{reference}: no such file or folder")
     try:
-        return open_ollama_model(reference, store, verify_digests=verify_digests)
+        return open_ollama_model(reference, store, projector, verify_digests=verify_digests)
     except ModelNotFoundError as error:
         if is_folder:
             raise _no_configuration(reference) from error
@@ -58,9 +64,9 @@ def _no_configuration(folder: str) -> CheckpointError:
     return CheckpointError("the folder has neither a config.json nor a model_index.json", file=folder)
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: Path, projector: Path | None) -> Checkpoint:
     if is_gguf(path):
-        return GGUFFile(path, str(path))
+        return open_gguf(path, str(path), projector, beside=True)
     if path.suffix == ".safetensors":
         raise CheckpointError("name the folder it is in: a safetensors file needs its config.json", file=str(path))
     raise CheckpointError("not a GGUF file", file=str(path))

@@ -102,6 +102,18 @@ class GGUFMetadata:
             raise self._wrong(name, value)
         return [bool(item) for item in value[:layers]]
 
+    def integers(self, name: str) -> list[int] | None:
+        """Whole numbers from 0 on, as many as there are; None where the file has no such list."""
+        value = self._values.get(f"{self.arch}.{name}")
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            raise self._wrong(name, value)
+        numbers = [item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 0]
+        if len(numbers) < len(value):
+            raise self._wrong(name, value)
+        return numbers
+
     def has(self, name: str) -> bool:
         """Whether there is a value of that whole name."""
         return name in self._values

@@ -28,6 +28,7 @@ _SHARED = (
     "recurrent",
     "sharing",
 )
+_TEXT_CONFIGS = ("text_config", "llm_config")
 _OF_THE_WHOLE = ("architectures", "tie_word_embeddings", "dtype", "torch_dtype")
 
 
@@ -62,7 +63,7 @@ def build_model(config: Mapping[str, JSON], shapes: Callable[[], Shapes] | None 
             told = tells(shapes()) if tells is not None and shapes is not None else {}
             seeing = {"vision_config": config["vision_config"]} if config.get("vision_config") is not None else {}
             model = architecture.build({**told, **text_config(config), **seeing})
-            if config.get("text_config") is None and not seeing:
+            if not any(config.get(key) is not None for key in _TEXT_CONFIGS) and not seeing:
                 return model
             return replace(model, other_parts=(*model.other_parts, *architecture.other_parts))
     known = ", ".join(sorted(name for architecture in discover() for name in architecture.hf))
@@ -77,10 +78,11 @@ def text_config(config: Mapping[str, JSON]) -> dict[str, JSON]:
     Raises:
         CheckpointError: `text_config` is no object.
     """
-    if config.get("text_config") is None:
+    own = next((key for key in _TEXT_CONFIGS if config.get(key) is not None), None)
+    if own is None:
         return {key: value for key, value in config.items() if key != "vision_config"}
     whole = {key: config[key] for key in _OF_THE_WHOLE if key in config}
-    return whole | dict(ConfigReader(config).mapping("text_config")) | {"architectures": config.get("architectures")}
+    return whole | dict(ConfigReader(config).mapping(own)) | {"architectures": config.get("architectures")}
 
 
 def gguf_layout(metadata: GGUFMetadata) -> GGUFLayout | None:

@@ -145,7 +145,8 @@ def rope_scaling(metadata: GGUFMetadata) -> JSON:
     factors = metadata.vector("rope_freqs.weight")
     if factors is not None and any(factor != 1 for factor in factors):
         return {"rope_type": "factors", "factors": list(factors)}
-    kind = metadata.text("rope.scaling.type")
+    # Ollama's converter writes an empty one where there is none.
+    kind = metadata.text("rope.scaling.type") or None
     factor = metadata.real("rope.scaling.factor") or metadata.real("rope.scale_linear") or 0.0
     if kind in (None, "linear") and factor not in (0.0, 1.0):
         return {"rope_type": "linear", "factor": factor}

@@ -1,4 +1,4 @@
-"""The text part of LLaVA and of Pixtral as transformers has it: a Llama, a Mistral or a Qwen2, by its `model_type`.
+"""The text part of both LLaVAs and of Pixtral as transformers has it: a Llama, a Mistral or a Qwen2, by `model_type`.
 
 Source: transformers v5.24 `modeling_llava`, and the defaults of the three models' configurations: what a published
 text_config does not say is one of these.
@@ -52,7 +52,7 @@ def build(config: Mapping[str, JSON]) -> Model:
 
 
 ARCHITECTURE = Architecture(
-    hf=("LlavaForConditionalGeneration",),
+    hf=("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"),
     gguf=(),
     build=build,
     other_parts=("vision_tower.", "multi_modal_projector.", "image_newline"),

@@ -284,7 +284,7 @@ def _gguf_experts(metadata: GGUFMetadata) -> gguf.Config:
 
 
 ARCHITECTURE = Architecture(
-    hf=("NemotronHForCausalLM",),
+    hf=("NemotronHForCausalLM", "NemotronH_Nano_Omni_Reasoning_V3", "NemotronH_Omni_Reasoning_V3"),
     gguf=(
         gguf.GGUFLayout(
             ("nemotron_h", "nemotron_h_moe"),
@@ -319,4 +319,5 @@ ARCHITECTURE = Architecture(
         ),
     ),
     build=build,
+    other_parts=("vision_model.", "mlp1.", "vision_projector.", "sound_encoder.", "sound_projection."),
 )

@@ -37,7 +37,8 @@ class GGUFFile:
         self._label = str(path)
 
     @cached_property
-    def _header(self) -> GGUFHeader:
+    def header(self) -> GGUFHeader:
+        """Of all parts together. Raises CheckpointError."""
         header = read_header(self._path)
         count = header.metadata.get("split.count", 1)
         if count in (0, 1):
@@ -60,28 +61,29 @@ class GGUFFile:
         return GGUFHeader(parts[0].metadata, tensors)
 
     @cached_property
-    def _metadata(self) -> GGUFMetadata:
-        shapes = {name: tensor.shape for name, tensor in self._header.tensors.items()}
-        return GGUFMetadata(self._header.metadata, shapes, self._floats, self._label)
+    def metadata(self) -> GGUFMetadata:
+        """Of its architecture. Raises CheckpointError."""
+        shapes = {name: tensor.shape for name, tensor in self.header.tensors.items()}
+        return GGUFMetadata(self.header.metadata, shapes, self._floats, self._label)
 
     @cached_property
     def _layout(self) -> GGUFLayout | None:
-        return gguf_layout(self._metadata)
+        return gguf_layout(self.metadata)
 
     @cached_property
     def config(self) -> Mapping[str, JSON]:
         """See `Checkpoint.config`. GGUF's own name of the architecture is under `gguf_architecture`."""
-        return hf_config(self._header, self._metadata, self._layout)
+        return hf_config(self.header, self.metadata, self._layout)
 
     @property
     def nbytes(self) -> int:
         """The bytes of all tensors as stored."""
-        return sum(tensor.nbytes for tensor in self._header.tensors.values())
+        return sum(tensor.nbytes for tensor in self.header.tensors.values())
 
     @cached_property
     def _files(self) -> Mapping[str, bytes]:
         files = {"config.json": json.dumps(self.config).encode()}
-        return files | tokenizer_files(self._header.metadata)
+        return files | tokenizer_files(self.header.metadata)
 
     def read(self, name: str) -> bytes | None:
         """A file that a Hugging Face folder of the model would have, made from the metadata.
@@ -90,6 +92,11 @@ class GGUFFile:
             TokenizerError: the metadata holds no vocabulary that can be rebuilt.
         """
         return self._files.get(name)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its text; None: the vocabulary has none of that text."""
+        tokens = self.header.metadata.get("tokenizer.ggml.tokens")
+        return tokens.index(token) if isinstance(tokens, list) and token in tokens else None
 
     def infos(self, component: str = "") -> Iterator[TensorInfo]:
         """See `Checkpoint.infos`."""
@@ -117,13 +124,13 @@ class GGUFFile:
 
     def _numbers(self, component: str) -> Mapping[str, Array]:
         """Tensors that the file has among its metadata."""
-        return {} if component or self._layout is None else self._layout.numbers(self._metadata)
+        return {} if component or self._layout is None else self._layout.numbers(self.metadata)
 
     def _named(self, component: str) -> Iterator[tuple[str, GGUFTensor]]:
         if component:
             yield self._dense(component)
             return
-        for tensor in self._header.tensors.values():
+        for tensor in self.header.tensors.values():
             name = hf_name(tensor.name, self._layout)
             if tensor.name.endswith(_ROWS) and len(tensor.shape) == 1:
                 tensor = replace(tensor, shape=(1, *tensor.shape))  # noqa: PLW2901
@@ -133,7 +140,7 @@ class GGUFFile:
 
     def _dense(self, component: str) -> tuple[str, GGUFTensor]:
         """The matrix behind pooling that is a component of that name."""
-        tensor = self._header.tensors.get(f"{component}.weight")
+        tensor = self.header.tensors.get(f"{component}.weight")
         if self._layout is None or component not in self._layout.dense or tensor is None:
             raise CheckpointError(f"a GGUF file has no component {component!r}", file=self._label)
         check_kind(tensor)
@@ -141,7 +148,7 @@ class GGUFFile:
 
     def _floats(self, name: str) -> list[float] | None:
         """The values of a tensor of one dimension; None where there is none. Raises CheckpointError."""
-        tensor = self._header.tensors.get(name)
+        tensor = self.header.tensors.get(name)
         if tensor is None or len(tensor.shape) != 1:
             return None
         check_kind(tensor)

@@ -14,7 +14,7 @@ from pathlib import Path
 from models.errors import CheckpointError, ModelNotFoundError, QuantizationError
 from models.quantization import QuantizationSpec, fitted_spec, spec_of_quant_type
 from models.sources.base import JSON, Checkpoint, NamedTensor, TensorInfo
-from models.sources.gguf import GGUFFile
+from models.sources.gguf_seeing import open_gguf
 from models.sources.hf import parse_config
 from models.sources.model_name import ModelName
 from models.sources.safetensors_file import SafetensorsFile, open_safetensors
@@ -24,8 +24,9 @@ _DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 _TENSOR = "application/vnd.ollama.image.tensor"
 _CONFIG = "application/vnd.ollama.image.json"
 _GGUF = "application/vnd.ollama.image.model"
+_PROJECTOR = "application/vnd.ollama.image.projector"
 _ADAPTER = "application/vnd.ollama.image.adapter"
-_NEEDED = frozenset({_TENSOR, _CONFIG, _GGUF})
+_NEEDED = frozenset({_TENSOR, _CONFIG, _GGUF, _PROJECTOR})
 # The key of a blob's only tensor in stores written by Ollama 0.15 and before.
 _ANONYMOUS = "data"
 
@@ -40,8 +41,10 @@ class Layer:
     name: str
 
 
-def open_ollama_model(reference: str, store: Path, *, verify_digests: bool = False) -> Checkpoint:
-    """Open a model of the store by its name.
+def open_ollama_model(
+    reference: str, store: Path, projector: Path | None = None, *, verify_digests: bool = False
+) -> Checkpoint:
+    """Open a model of the store by its name; a GGUF file with its projector, or with that given.
 
     Raises:
         ModelNotFoundError: the store has no such model, or the reference is no name.
@@ -63,6 +66,8 @@ def open_ollama_model(reference: str, store: Path, *, verify_digests: bool = Fal
         raise CheckpointError("the model has an adapter (LoRA), which is not supported", file=str(path))
     ggufs = [layer for layer in layers if layer.media_type == _GGUF]
     if any(layer.media_type == _TENSOR for layer in layers):
+        if projector is not None:
+            raise CheckpointError("a projector file goes with a GGUF file alone", file=str(path))
         described = _described(config, blobs)
         draft = _draft_prefix(described, layers)
         return OllamaManifest(str(name), path, layers, blobs, draft, embeds=_embeds(described))
@@ -70,7 +75,9 @@ def open_ollama_model(reference: str, store: Path, *, verify_digests: bool = Fal
         raise CheckpointError("the model is split over several GGUF files, which is not supported", file=str(path))
     if not ggufs:
         raise CheckpointError("the manifest lists no weights; is it a cloud model?", file=str(path))
-    return GGUFFile(blobs.path(ggufs[0]), str(name))
+    projectors = [blobs.path(layer) for layer in layers if layer.media_type == _PROJECTOR]
+    named = projector or (projectors[0] if projectors else None)
+    return open_gguf(blobs.path(ggufs[0]), str(name), named)
 
 
 def _read_manifest(path: Path, name: ModelName) -> tuple[Layer | None, list[Layer]]:

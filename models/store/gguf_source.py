@@ -1,4 +1,4 @@
-"""A GGUF file as a model of the store: one blob, described by the file's own metadata."""
+"""A GGUF file as a model of the store: one blob, and one of its projector, described by the file's own metadata."""
 
 import math
 from collections.abc import Mapping
@@ -6,9 +6,11 @@ from pathlib import Path
 
 from models.errors import CheckpointError, QuantizationError
 from models.sources.gguf_header import GGUFHeader, read_header
+from models.sources.gguf_seeing import SeeingGGUF, open_gguf
 from models.store.content import Content, span_of_file
 from models.store.description import description
-from models.store.planned import GGUF_MODEL, PlannedLayer, PlannedModel, chat_layers
+from models.store.planned import GGUF_MODEL, PROJECTOR, PlannedLayer, PlannedModel, chat_layers
+from models.vision.gguf import PROJECTOR as CLIP
 
 # Source: the enum llama_ftype of llama.cpp; gaps are values that are no longer written.
 _FILE_TYPES: Mapping[int, str] = {
@@ -50,7 +52,7 @@ _FILE_TYPES: Mapping[int, str] = {
 
 
 def plan_gguf(path: Path, quantize: str | None, template: str | None) -> PlannedModel:
-    """Plan a model whose weights are one GGUF file, which is stored as it is.
+    """Plan a model whose weights are one GGUF file, which is stored as it is, with the projector beside it that fits.
 
     Raises:
         CheckpointError: the file is damaged, truncated, or only a part of a model.
@@ -71,8 +73,13 @@ def plan_gguf(path: Path, quantize: str | None, template: str | None) -> Planned
     )
     chat_template = metadata.get("tokenizer.chat_template")
     layers, notes = chat_layers(template, chat_template if isinstance(chat_template, str) else "", rendered=False)
-    model = PlannedLayer(GGUF_MODEL, Content((span_of_file(path),)))
-    return PlannedModel("gguf", (), [model, *layers], described, notes)
+    models = [PlannedLayer(GGUF_MODEL, Content((span_of_file(path),)))]
+    opened = open_gguf(path, str(path), beside=True)
+    if isinstance(opened, SeeingGGUF) and opened.projector_path is not None:
+        models.append(PlannedLayer(PROJECTOR, Content((span_of_file(opened.projector_path),))))
+        described["model_families"] = [architecture, CLIP]
+        notes = [*notes, f"projector: {opened.projector_path.name}"]
+    return PlannedModel("gguf", (), [*models, *layers], described, notes)
 
 
 def _check_whole_model(path: Path, header: GGUFHeader) -> None:

@@ -12,6 +12,7 @@ from models.store.plan import PlannedBlob
 
 IMAGE = "application/vnd.ollama.image"
 TENSOR, JSON_FILE, GGUF_MODEL = f"{IMAGE}.tensor", f"{IMAGE}.json", f"{IMAGE}.model"
+PROJECTOR = f"{IMAGE}.projector"
 ModelKind: TypeAlias = Literal["gguf", "safetensors", "image"]
 
 

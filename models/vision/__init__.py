@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from models.config_reader import ConfigReader
+from models.gguf_metadata import GGUFMetadata
 from models.vision.base import (
     PLACE,
     Encode,
@@ -18,6 +19,7 @@ from models.vision.base import (
     Tower,
     Vision,
 )
+from models.vision.gguf import ProjectorLayout, layout_in
 
 __all__ = [
     "PLACE",
@@ -28,11 +30,13 @@ __all__ = [
     "PictureError",
     "Pixels",
     "Prepared",
+    "ProjectorLayout",
     "Tower",
     "Vision",
     "discover",
     "family_of",
     "has_tower",
+    "projector_layout",
 ]
 
 
@@ -49,6 +53,11 @@ def discover() -> tuple[Family, ...]:
     if len(set(claimed)) < len(claimed):
         raise ValueError(f"two modules of models.vision claim one architecture: {sorted(claimed)}")
     return found
+
+
+def projector_layout(metadata: GGUFMetadata) -> ProjectorLayout | None:
+    """How a projector file, or a file that has text model and tower, holds its tower; None: no module says so."""
+    return layout_in(tuple(layout for family in discover() for layout in family.gguf), metadata)
 
 
 def family_of(files: Files) -> Family | None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from models.arch.base import Stack
 from models.config_reader import JSON
 from models.ops.vision import TowerOps
+from models.vision.gguf import ProjectorLayout
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 """An RGB picture, uint8 (H, W, 3)."""
@@ -109,3 +110,5 @@ class Family:
     hf: tuple[str, ...]
     build: Callable[[Files, Encode], Vision]
     """Raises CheckpointError for missing, impossible or unsupported values."""
+    gguf: tuple[ProjectorLayout, ...] = ()
+    """How GGUF files hold its towers; the first that applies to a file counts."""

@@ -7,8 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from models.arch.base import Stack, Tensor
 from models.arch.encoder_blocks import read_activation
@@ -19,7 +21,7 @@ from models.ops.vision import TowerOps
 from models.vision import pre_norm, processing
 from models.vision.base import PLACE, Files, Pixels, Prepared
 from models.vision.pre_norm import Sizes
-from models.vision.processing import PixelRules
+from models.vision.processing import Floats, PixelRules
 
 PREFIX = "vision_tower."
 LAYERS = f"{PREFIX}encoder.layers."
@@ -80,15 +82,18 @@ def weights(shape: Shape, count: int) -> Weights:
     )
 
 
-def states(ops: TowerOps[Tensor], w: Weights, shape: Shape) -> Sequence[Tensor]:
-    """What no layer, one, two and so on make of the class token and the patches. Shapes: (1 + T, width) each."""
+def states(ops: TowerOps[Tensor], w: Weights, shape: Shape, groups: str = "") -> Sequence[Tensor]:
+    """What no layer, one, two and so on make of the class token and the patches.
+
+    Several pictures, each with its class token, are groups. Shapes: (1 + T, width) each.
+    """
     # The class token's patch is all zeros, and only its flag is 1.
     x = ops.linear(ops.given(_PATCHES, w.patches.inputs), w.patches)
     x = ops.add(x, ops.weigh(ops.given(_CLASS, 1), w.class_token))
     x = ops.layer_norm(ops.add(x, ops.look_up(w.positions, _POSITIONS)), w.norm)
     made = [x]
     for layer in w.layers:
-        x = pre_norm.block(ops, x, layer, shape.sizes, partial(activated, activation=shape.activation))
+        x = pre_norm.block(ops, x, layer, shape.sizes, partial(activated, activation=shape.activation), groups=groups)
         made.append(x)
     return made
 
@@ -103,6 +108,19 @@ def activated(ops: TowerOps[Tensor], x: Tensor, activation: Activation | None) -
     if activation is not None:
         return ops.activate(x, activation)
     return ops.mul(x, ops.activate(ops.scale(x, _QUICK), "sigmoid"))
+
+
+def given_of(pictures: Sequence[Floats], patch: int) -> dict[str, npt.NDArray[Any]]:
+    """What the tower is given of pictures of one size, one behind the other. Shapes: (H, W, 3) each."""
+    patches = np.stack([processing.in_patches(values, patch) for values in pictures])
+    count = patches.shape[1] + 1
+    flags = np.zeros((len(pictures) * count, 1), np.float32)
+    flags[::count] = 1
+    return {
+        _PATCHES: np.pad(patches, ((0, 0), (1, 0), (0, 0))).reshape(-1, patches.shape[2]),
+        _CLASS: flags,
+        _POSITIONS: np.tile(np.arange(count), len(pictures)),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +148,8 @@ class Preparation:
         pixels = self.rules.resized(pixels, *size)
         if self.crop is not None:
             pixels = processing.centre_crop(pixels, *self.crop)
-        patches = processing.in_patches(self.rules.values(pixels), self.shape.sizes.patch)
-        count = len(patches)
-        flags = np.zeros((count + 1, 1), np.float32)
-        flags[0] = 1
-        given = {
-            _PATCHES: np.concatenate([np.zeros_like(patches[:1]), patches]),
-            _CLASS: flags,
-            _POSITIONS: np.arange(count + 1),
-        }
+        given = given_of([self.rules.values(pixels)], self.shape.sizes.patch)
+        count = self.shape.num_patches
         if not self.with_class:
             given[_KEPT] = np.arange(1, count + 1)
         return Prepared((given,), count + 1, (PLACE,) * (count + self.with_class))

@@ -18,7 +18,7 @@ from models.config_reader import ConfigReader
 from models.errors import CheckpointError
 from models.ops import Linear, Norm
 from models.ops.vision import TowerOps
-from models.vision import processing, siglip
+from models.vision import gemma3_gguf, processing, siglip
 from models.vision.base import PLACE, Encode, Family, Files, Pixels, Prepared, Tower, Vision
 from models.vision.processing import PixelRules
 from models.vision.projector import working_bytes
@@ -140,9 +140,6 @@ def build(files: Files, encode: Encode) -> Vision:
         per_side = sizes.patches_per_side
         reason = f"mm_tokens_per_image {places} does not divide {per_side} x {per_side} patches"
         raise CheckpointError(reason, file=FILE)
-    if (seen := (whole.section("text_config") or whole).size("sliding_window", places)) < places:
-        # There the reference has a picture's tokens see no further back than a layer's window.
-        raise CheckpointError(f"sliding_window {seen} is shorter than a picture of {places} tokens", file=FILE)
     window = sizes.patches_per_side // rows
     weights = Weights(
         siglip.weights(shape, _TOWER),
@@ -198,4 +195,4 @@ def _preparation(files: Files, side: int, patch: int, window: int, expansion: Ex
     return Preparation(rules, side, patch, window, scan if scans else None, expansion)
 
 
-FAMILY = Family(hf=("Gemma3ForConditionalGeneration",), build=build)
+FAMILY = Family(hf=("Gemma3ForConditionalGeneration",), build=build, gguf=gemma3_gguf.LAYOUTS)

@@ -329,7 +329,7 @@ def read_budget(images: ConfigReader, patch: int, window: int) -> int:
     budget = images.size("max_soft_tokens", 280)
     if budget not in _BUDGETS:
         raise CheckpointError(f"max_soft_tokens must be one of {_BUDGETS}, not {budget}", file=images.file)
-    said = (images.size("patch_size", 16), images.size("pooling_kernel_size", 3))
+    said = (images.size("patch_size", patch), images.size("pooling_kernel_size", window))
     if said != (patch, window):
         raise CheckpointError(f"patch_size and pooling_kernel_size {said} are not config.json's", file=images.file)
     return budget

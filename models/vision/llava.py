@@ -12,7 +12,7 @@ from models.arch.encoder_blocks import FILE
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
 from models.ops.vision import TowerOps
-from models.vision import clip, pixtral
+from models.vision import clip, llava_gguf, pixtral
 from models.vision.base import Encode, Family, Files, Pixels, Prepared, Tower, Vision
 from models.vision.projector import (
     Projector,
@@ -110,9 +110,10 @@ def _with_pixtral(files: Files, encode: Encode, settings: _Settings) -> tuple[To
         used,
         _PREFIXES,
         working_bytes(shape.width, shape.inner, shape.heads),
+        stacks=pixtral.STACKS,
         other_parts=unused_layers(pixtral.LAYERS, used, shape.num_layers),
     )
     return tower, pixtral.read_preparation(files, encode, shape, 1)
 
 
-FAMILY = Family(hf=("LlavaForConditionalGeneration",), build=build)
+FAMILY = Family(hf=("LlavaForConditionalGeneration",), build=build, gguf=llava_gguf.LAYOUTS)

@@ -13,7 +13,7 @@ from models.config_reader import ConfigReader
 from models.errors import CheckpointError
 from models.ops import Linear, Norm
 from models.ops.vision import TowerOps
-from models.vision import pixtral
+from models.vision import pixtral, pixtral_gguf
 from models.vision.base import Encode, Family, Files, Tower, Vision
 from models.vision.projector import (
     Projector,
@@ -68,6 +68,7 @@ def build(files: Files, encode: Encode) -> Vision:
         used,
         (pixtral.PREFIX, _PREFIX),
         working_bytes(shape.width, shape.inner, shape.heads),
+        stacks=pixtral.STACKS,
         other_parts=unused_layers(pixtral.LAYERS, used, shape.num_layers),
     )
     filler = whole.integer("image_token_index", whole.integer("image_token_id", 10))
@@ -82,4 +83,4 @@ def _eps(whole: ConfigReader) -> float:
     return text.number("rms_norm_eps", default)
 
 
-FAMILY = Family(hf=("Mistral3ForConditionalGeneration",), build=build)
+FAMILY = Family(hf=("Mistral3ForConditionalGeneration",), build=build, gguf=pixtral_gguf.MISTRAL3)

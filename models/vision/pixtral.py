@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.arch import blocks
-from models.arch.base import Tensor
+from models.arch.base import Stack, Tensor
 from models.arch.encoder_blocks import FILE, read_activation
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
@@ -23,6 +23,8 @@ from models.vision.processing import Floats, PixelRules
 
 PREFIX = "vision_tower."
 LAYERS = f"{PREFIX}transformer.layers."
+STACKS = (Stack(r"(?:model\.)?vision_tower\.vision_model\.(.*)", (PREFIX + "{0}",), whole=True),)
+"""MLX's converters have one name more in front."""
 _EPS = 1e-5
 _PATCHES, _ANGLES = "patches", "angles"
 
@@ -181,7 +183,8 @@ def read_preparation(files: Files, encode: Encode, shape: Shape, merge: int) -> 
         CheckpointError: a value is impossible or unsupported.
     """
     processor, images = processing.processor_settings(files), processing.image_settings(files)
-    said = (processor.size("patch_size", shape.patch), processor.size("spatial_merge_size", merge))
+    patch = processing.read_square(processor, "patch_size", shape.patch)
+    said = (patch, processor.size("spatial_merge_size", merge))
     if said[0] * said[1] != shape.patch * merge:
         raise CheckpointError(f"places of {said} pixels and patches are not config.json's", file=processor.file)
     if images.flag("do_center_crop", default=False):

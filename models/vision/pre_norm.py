@@ -90,10 +90,16 @@ def layer(name: str, sizes: Sizes) -> Layer:
 
 
 def block(
-    ops: TowerOps[Tensor], x: Tensor, w: Layer, sizes: Sizes, activate: Callable[[TowerOps[Tensor], Tensor], Tensor]
+    ops: TowerOps[Tensor],
+    x: Tensor,
+    w: Layer,
+    sizes: Sizes,
+    activate: Callable[[TowerOps[Tensor], Tensor], Tensor],
+    *,
+    groups: str = "",
 ) -> Tensor:
-    """One layer. Shapes: x (T, width); returns the same."""
+    """One layer, in which groups of tokens look at themselves alone. Shapes: x (T, width); returns the same."""
     q, k, v = ops.split(ops.linear(ops.layer_norm(x, w.norm1), w.qkv), (sizes.width,) * 3)
-    x = ops.add(x, ops.linear(ops.look_around(q, k, v, sizes.attention), w.out))
+    x = ops.add(x, ops.linear(ops.look_around(q, k, v, sizes.attention, groups), w.out))
     inner = activate(ops, ops.linear(ops.layer_norm(x, w.norm2), w.up))
     return ops.add(x, ops.linear(inner, w.down))

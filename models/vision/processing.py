@@ -44,8 +44,15 @@ class PixelRules:
         bounded(height, width)
         return np.asarray(Image.fromarray(pixels).resize((width, height), self.resample))
 
-    def values(self, pixels: Pixels) -> Floats:
-        """The numbers that a tower is made for. Shapes: uint8 (H, W, 3); returns float32 (H, W, 3)."""
+    def values(self, pixels: Pixels | Floats) -> Floats:
+        """The numbers that a tower is made for. Shapes: bytes, perhaps as float32, (H, W, 3); returns float32 alike."""
+        if pixels.dtype != np.uint8:
+            return self._numbers(pixels)
+        # Looked up: 64 bits for every value of a large picture would be much.
+        of_byte = self._numbers(np.repeat(np.arange(256, dtype=np.float32)[:, None], 3, axis=1))
+        return np.stack([of_byte[:, channel][pixels[..., channel]] for channel in range(3)], axis=-1)
+
+    def _numbers(self, pixels: Pixels | Floats) -> Floats:
         exact = np.multiply(pixels, 1.0 if self.factor is None else self.factor, dtype=np.float64)
         values: Floats = exact.astype(np.float32)
         if self.mean is None:

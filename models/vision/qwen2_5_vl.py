@@ -16,7 +16,7 @@ from models.config_reader import JSON
 from models.errors import CheckpointError
 from models.ops import Activation, Joined, Linear, Norm
 from models.ops.vision import TowerOps
-from models.vision import qwen_tower
+from models.vision import qwen2_5_vl_gguf, qwen_tower
 from models.vision.base import Encode, Family, Files, Pixels, Prepared, Vision
 from models.vision.processing import CLIP_MEAN, CLIP_STD
 from models.vision.qwen_pictures import Cutting, Marks, read_cutting, read_marks
@@ -140,4 +140,4 @@ def _rows(ops: TowerOps[Tensor], w: Weights, shape: Shape, whole: Sequence[int])
     return ops.take(qwen_tower.merged(ops, windows, w.merger), _BACK)
 
 
-FAMILY = Family(hf=("Qwen2_5_VLForConditionalGeneration",), build=build)
+FAMILY = Family(hf=("Qwen2_5_VLForConditionalGeneration",), build=build, gguf=qwen2_5_vl_gguf.LAYOUTS)

@@ -10,6 +10,7 @@ against a model that loops, and nothing here works around it.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -200,8 +201,6 @@ def load_options(body: wire.LoadRequest) -> LoadOptions:
             raise BadRequest(f"{name} must not be negative, but is {value}")
     if any(body.lora_path):
         raise refuse("LoraPath", "LoRA adapters cannot be applied; merge them into the model")
-    if body.projector_path:
-        raise refuse("ProjectorPath", "the loaded model takes text only")
     cache_type = next((known for known in CACHE_TYPES if known == body.kv_cache_type), None)
     if body.kv_cache_type and cache_type is None:
         raise refuse(
@@ -217,6 +216,7 @@ def load_options(body: wire.LoadRequest) -> LoadOptions:
         context_per_row=context or None,
         batch_tokens=body.batch_size or None,
         cache_type=cache_type,
+        projector=Path(body.projector_path) if body.projector_path else None,
     )
 
 

@@ -6,6 +6,7 @@ A blueprint is made from headers alone, so a parent that asks "would it fit?" is
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from models.checkpoint import Checkpoint
@@ -26,6 +27,8 @@ class LoadOptions:
     context_per_row: int | None
     batch_tokens: int | None
     cache_type: CacheType | None = None
+    projector: Path | None = None
+    """A file that has the vision tower of a GGUF model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,9 @@ class ModelLoader:
         return blueprint.build
 
     def _blueprint(self, reference: str, options: LoadOptions) -> Blueprint:
-        checkpoint = open_checkpoint(reference, self._config.store, verify_digests=self._config.verify_digests)
+        checkpoint = open_checkpoint(
+            reference, self._config.store, options.projector, verify_digests=self._config.verify_digests
+        )
         if is_pipeline(checkpoint.config):
             if self._ranks is not None:
                 raise not_shared(reference)

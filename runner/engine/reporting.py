@@ -23,6 +23,7 @@ def figures(row: Sequence) -> dict[str, object]:
         "eval_tokens": row.generated,
         "prompt_ms": round((row.first_ns - row.admitted_ns) / 1e6) if row.first_ns else 0,
         "eval_ms": round((row.last_ns - row.first_ns) / 1e6),
+        **({} if row.request.sight is None else {"images": len(row.request.sight.pictures)}),
         **({} if drafting is None else {"drafted": drafting.proposed, "accepted": drafting.accepted}),
     }
 

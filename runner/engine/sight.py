@@ -112,9 +112,13 @@ class Sight:
     """Of all tokens up to the last picture's last place; empty where positions have no axes."""
     shift: int = field(init=False)
     """What is added to the place of a token behind all pictures to give its position."""
+    held_bytes: int = field(init=False)
+    """What the pictures take as they were made ready."""
+    needed_bytes: int = field(init=False)
+    """What looking at them takes: the rows, and the largest pass."""
 
     def __post_init__(self) -> None:
-        """Find the runs and positions, once."""
+        """Find what follows from the pictures, once."""
         runs = [
             _Run(begin, begin + stretch.length, stretch.first_row, placed.picture)
             for placed in self.pictures
@@ -124,25 +128,15 @@ class Sight:
         grids = [(run.begin, run.picture.prepared.grid) for run in runs]
         known = [(begin, grid) for begin, grid in grids if grid is not None]
         positions, shift = positions_of(runs[-1].end, known) if known else ((), 0)
-        for name, value in (("_runs", tuple(runs)), ("_positions", positions), ("shift", shift)):
+        held = sum(picture.prepared.nbytes for picture in self.distinct)
+        found = {"_runs": tuple(runs), "_positions": positions, "shift": shift, "held_bytes": held}
+        for name, value in (found | {"needed_bytes": self._needed()}).items():
             object.__setattr__(self, name, value)
 
     @property
     def distinct(self) -> list[PreparedPicture]:
         """Each picture once."""
         return list({placed.picture.digest: placed.picture for placed in self.pictures}.values())
-
-    @property
-    def held_bytes(self) -> int:
-        """What the pictures take as they were made ready."""
-        return sum(picture.prepared.nbytes for picture in self.distinct)
-
-    @property
-    def needed_bytes(self) -> int:
-        """What looking at them takes: the rows, and the largest pass."""
-        tower = self.vision.tower
-        rows = sum(picture.rows for picture in self.distinct) * tower.width * (1 + tower.deep) * FLOAT32_BYTES
-        return rows + max((tower.working_bytes(picture.prepared.patches) for picture in self.distinct), default=0)
 
     @property
     def end(self) -> int:
@@ -186,6 +180,8 @@ class Sight:
             wanted: of how many logits are wanted.
             seen: what the tower made of pictures, by their digests.
         """
+        if begin >= self.end:
+            return Row(slot, begin, tuple(tokens), wanted, shift=self.shift)
         end = begin + len(tokens)
         runs = list(self._within(begin, end))
         return Row(
@@ -215,6 +211,11 @@ class Sight:
             if placed.begin >= end
         ]
         return Sight(self.vision, (*before, *behind))
+
+    def _needed(self) -> int:
+        tower = self.vision.tower
+        rows = sum(picture.rows for picture in self.distinct) * tower.width * (1 + tower.deep) * FLOAT32_BYTES
+        return rows + max((tower.working_bytes(picture.prepared.patches) for picture in self.distinct), default=0)
 
     def _divided(self, place: int) -> _Run | None:
         """The run that looks both ways and that `place` is within."""

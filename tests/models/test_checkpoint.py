@@ -37,9 +37,9 @@ def test_a_relative_path_without_a_dot_is_a_path_if_a_model_is_there(
     assert isinstance(open_checkpoint("./models/tiny", store_writer.store), HFDirectory)
 
 
-def test_a_gguf_file_is_known_by_its_first_bytes_and_not_its_name(tmp_path: Path):
+def test_a_gguf_file_is_known_by_its_first_bytes_and_not_its_name(parity: Path, tmp_path: Path):
     blob = tmp_path / "sha256-00"
-    blob.write_bytes(b"GGUF" + bytes(20))
+    blob.write_bytes((parity / "llama_gqa.gguf").read_bytes())
     assert isinstance(open_checkpoint(str(blob), tmp_path), GGUFFile)
 
 

@@ -143,9 +143,19 @@ def test_a_quantised_cache_is_made_where_the_server_is_told_so(start):
             server.client.generate("tiny", "fox", options=GREEDY)
 
 
-@pytest.mark.parametrize(("kind", "field"), [("projector", "ProjectorPath"), ("adapter", "LoraPath")])
-def test_a_model_with_parts_that_cannot_be_honoured_is_refused(start, tmp_path, parity, kind, field):
+def test_a_model_with_an_adapter_is_refused(start, tmp_path, parity):
     store = Store(tmp_path / "models")
-    store.add_gguf("parts", parity / "llama_gqa.gguf", **{kind: parity / "qwen2.gguf"})
-    with start(store) as server, pytest.raises(ollama.ResponseError, match=f"{field} is not supported"):
+    store.add_gguf("parts", parity / "llama_gqa.gguf", adapter=parity / "qwen2.gguf")
+    with start(store) as server, pytest.raises(ollama.ResponseError, match="LoraPath is not supported"):
         server.client.generate("parts", "fox", options=GREEDY)
+
+
+def test_a_models_projector_is_loaded_with_it_and_an_unknown_one_is_left_out(start, tmp_path, parity):
+    store = Store(tmp_path / "models")
+    folder = parity.with_name("parity_vision") / "projectors" / "llava"
+    store.add_gguf("seeing", folder / "model.gguf", projector=folder / "mmproj.gguf")
+    store.add_gguf("blind", parity / "llama_gqa.gguf", projector=parity / "qwen2.gguf")
+    with start(store) as server:
+        for name, said in (("seeing", "sees by the projector"), ("blind", "a projector of type 'qwen2'")):
+            assert server.client.generate(name, "fox", options=GREEDY).eval_count
+            server.wait_for(said)

@@ -179,10 +179,12 @@ def write_metadata(writer: gguf.GGUFWriter, config: Mapping[str, Any], head_dim:
         writer.add_vocab_size(config["vocab_size"])
 
 
-def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
+def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, *, bos: bool = False) -> None:
     state = json.loads(tokenizer.to_str())["model"]
-    tokens = sorted(state["vocab"], key=state["vocab"].__getitem__)
-    kinds = [gguf.TokenType.CONTROL if token in SPECIAL else gguf.TokenType.NORMAL for token in tokens]
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    special = {*SPECIAL, *(each.content for each in tokenizer.get_added_tokens_decoder().values() if each.special)}
+    kinds = [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -191,12 +193,19 @@ def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_pad_token_id(PAD)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(bos)
     writer.add_chat_template(CHAT_TEMPLATE)
 
 
 def write(
-    path: Path, twin: Twin, config: Mapping[str, Any], weights: Arrays, tokenizer: Tokenizer, kind: str = "F32"
+    path: Path,
+    twin: Twin,
+    config: Mapping[str, Any],
+    weights: Arrays,
+    tokenizer: Tokenizer,
+    kind: str = "F32",
+    *,
+    bos: bool = False,
 ) -> Arrays:
     """Write the file; returns the weights as a reader gets them back, under their Hugging Face names."""
     head_dim = config.get("head_dim") or config["hidden_size"] // config.get("num_attention_heads", 1)
@@ -208,7 +217,7 @@ def write(
     if not twin.own_dims:
         write_rope(writer, config, head_dim)
     twin.metadata(writer, config)
-    write_vocabulary(writer, tokenizer)
+    write_vocabulary(writer, tokenizer, bos=bos)
     stored: Arrays = {}
     numbers = twin.numbers(writer, weights)
     tensors = {name: weight for name, weight in weights.items() if name not in numbers}

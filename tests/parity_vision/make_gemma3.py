@@ -26,7 +26,7 @@ CONFIG = {
         "num_key_value_heads": 2,
         "head_dim": 16,
         "query_pre_attn_scalar": 12,
-        "sliding_window": 10,
+        "sliding_window": 6,
         "sliding_window_pattern": 2,
         "rope_theta": 20000.0,
         "rope_local_base_freq": 3000.0,

@@ -3,8 +3,10 @@
 python tests/parity_vision/make_llava.py
 """
 
+from dataclasses import replace
+
 from make_mistral3 import as_since
-from making import Arrays, Fixture, make, token_id, vocabulary
+from making import Arrays, Fixture, make, merged, token_id, vocabulary
 
 SPECIAL = ("<image>",)
 VISION = {
@@ -18,6 +20,7 @@ VISION = {
     "patch_size": 5,
     "projection_dim": 16,
 }
+PINPOINTS = [[40, 40], [20, 60], [60, 20]]
 IMAGES = {
     "do_center_crop": True,
     "do_convert_rgb": True,
@@ -148,6 +151,43 @@ FULL = Fixture(
     published=lambda stored: as_since(named_twice(stored)),
 )
 
+# The whole picture and tiles of it, by sizes of which one is square and one is a line of three.
+NEXT = replace(
+    LLAVA,
+    name="llava_next",
+    config=merged(
+        LLAVA.config,
+        {
+            "architectures": ["LlavaNextForConditionalGeneration"],
+            "image_grid_pinpoints": PINPOINTS,
+            "model_type": "llava_next",
+            "tie_word_embeddings": False,
+            "text_config": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None},
+        },
+    ),
+    files={
+        "preprocessor_config.json": {
+            **IMAGES,
+            "crop_size": {"height": 20, "width": 20},
+            "do_pad": True,
+            "image_grid_pinpoints": PINPOINTS,
+            "image_processor_type": "LlavaNextImageProcessor",
+            "resample": 2,
+            "size": {"shortest_edge": 20},
+        },
+        "processor_config.json": {
+            "image_token": "<image>",
+            "num_additional_image_tokens": 1,
+            "patch_size": 5,
+            "processor_class": "LlavaNextProcessor",
+            "vision_feature_select_strategy": "default",
+        },
+    },
+    tokenizer={"image_token": "<image>", "processor_class": "LlavaNextProcessor"},
+    matters=({"vision_config": {"layer_norm_eps": 1e-5}}, {"vision_feature_layer": -1}),
+    processor_matters=(("preprocessor_config.json", {"resample": 3}),),
+)
+
 if __name__ == "__main__":
-    for fixture in (LLAVA, FULL):
+    for fixture in (LLAVA, FULL, NEXT):
         make(fixture)

@@ -208,6 +208,9 @@ def _random_weights(fixture: Fixture, model: PreTrainedModel, seed: int) -> Arra
 
 
 def _random(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    if name.endswith("lambda1"):
+        # Published checkpoints have no such tensors, for they do nothing.
+        return np.ones(shape, np.float32)
     if not shape:
         # What values are clipped to: some are.
         drawn = random_tensor(name, (1,), seed)[0] / 5
@@ -243,8 +246,12 @@ def _image_token(model: PreTrainedModel) -> int:
     return int(getattr(config, "image_token_id", None) or config.image_token_index)
 
 
+def _inner(model: PreTrainedModel) -> torch.nn.Module:
+    return getattr(model, "model", model)
+
+
 def _language(model: PreTrainedModel) -> torch.nn.Module:
-    inner = getattr(model, "model", model)
+    inner = _inner(model)
     return getattr(inner, "language_model", None) or inner.text_model
 
 
@@ -253,8 +260,8 @@ def _run(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> tuple[to
     """The logits of all positions, and what the language model was called with. Shapes: (L, V)."""
     seen: dict[str, Any] = {}
     hook = _language(model).register_forward_pre_hook(lambda _, __, kwargs: seen.update(kwargs), with_kwargs=True)
-    if hasattr(model.model, "rope_deltas"):
-        model.model.rope_deltas = None
+    if hasattr(_inner(model), "rope_deltas"):
+        _inner(model).rope_deltas = None
     try:
         logits = model(**inputs, use_cache=False).logits[0]
     finally:
@@ -321,7 +328,7 @@ def _reference(fixture: Fixture, model: PreTrainedModel, processor: Any) -> tupl
             arrays[f"{name}.{number}"] = value.astype(np.float32 if value.dtype.kind == "f" else np.int32)
         rows, *deep = _features(model, inputs)
         arrays[f"features.{number}"] = rows
-        if (norm := getattr(model.model, "perception_emb_norm", None)) is not None:
+        if (norm := getattr(_inner(model), "perception_emb_norm", None)) is not None:
             arrays[f"unnormed.{number}"] = _input_of(norm, model, inputs)
         arrays |= {f"deep.{number}.{layer}": value for layer, value in enumerate(deep)}
     for number, prompt in enumerate(PROMPTS):
@@ -398,7 +405,8 @@ def _check_that_tensors_matter(
     fixture: Fixture, model: PreTrainedModel, processor: Any, reference: Arrays, weights: Arrays
 ) -> None:
     """Every tensor of tower and projector moves the features when every other value is halved."""
-    language = {id(value) for value in (*_language(model).parameters(), *model.get_output_embeddings().parameters())}
+    heads = [head for head in (_language(model), model.get_output_embeddings()) if head is not None]
+    language = {id(value) for head in heads for value in head.parameters()}
     inputs = _inputs(fixture, processor, "[img-0]")
     parameters = dict(model.named_parameters())
     # What values are clipped to is in buffers.

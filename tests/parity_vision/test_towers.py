@@ -1,13 +1,15 @@
 """What towers make of pictures, on every executor, against transformers."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import TypeVar
 
 import numpy as np
 import pytest
 
-from models.checkpoint import open_checkpoint
+from models.checkpoint import JSON, Checkpoint, NamedTensor, Tensor, TensorInfo, open_checkpoint
 from models.executors.base import EncodedPicture, PictureEncoder
 from models.vision import Vision
 from tests.parity_vision.rows import EXECUTORS, FOLDERS, HERE, PICTURES, encoded_pictures, pixels_of, sight_of
@@ -27,8 +29,50 @@ def finished(work: Generator[None, None, Made]) -> Made:
             return made
 
 
-def load(name: str, kind: str, vision: Vision) -> PictureEncoder:
-    checkpoint = open_checkpoint(str(HERE / name), HERE / "no-store")
+@dataclass(frozen=True)
+class ChannelsLast:
+    """Implements `Checkpoint`: another one as MLX's converters write its convolutions."""
+
+    inner: Checkpoint
+
+    @property
+    def reference(self) -> str:
+        return self.inner.reference
+
+    @property
+    def config(self) -> Mapping[str, JSON]:
+        return self.inner.config
+
+    @property
+    def nbytes(self) -> int:
+        return self.inner.nbytes
+
+    def read(self, name: str) -> bytes | None:
+        return self.inner.read(name)
+
+    def infos(self, component: str = "") -> Iterator[TensorInfo]:
+        for info in self.inner.infos(component):
+            shape = info.shape
+            yield replace(info, shape=(shape[0], *shape[2:], shape[1])) if len(shape) > 3 else info
+
+    def tensors(self, component: str = "") -> Iterator[NamedTensor]:
+        convolutions = {info.name for info in self.inner.infos(component) if len(info.shape) > 3}
+        for tensor in self.inner.tensors(component):
+            moved = tensor.name in convolutions
+            yield replace(tensor, read=partial(self._moved, tensor.read)) if moved else tensor
+
+    @staticmethod
+    def _moved(read: Callable[[], Tensor]) -> Tensor:
+        value = read()
+        assert isinstance(value, np.ndarray)
+        return np.moveaxis(value, 1, -1)
+
+
+def opened(name: str) -> Checkpoint:
+    return open_checkpoint(str(HERE / name), HERE / "no-store")
+
+
+def load_from(checkpoint: Checkpoint, kind: str, vision: Vision) -> PictureEncoder:
     if kind == "onnx":
         from models.executors.onnx import load_tower as load_onnx
 
@@ -36,6 +80,10 @@ def load(name: str, kind: str, vision: Vision) -> PictureEncoder:
     from models.executors.mlx import load_tower as load_mlx
 
     return load_mlx(checkpoint, vision.tower)
+
+
+def load(name: str, kind: str, vision: Vision) -> PictureEncoder:
+    return load_from(opened(name), kind, vision)
 
 
 Loaded = tuple[str, Vision, PictureEncoder]
@@ -61,6 +109,15 @@ def test_a_pictures_rows_are_the_references(loaded: Loaded):
     name, vision, encoder = loaded
     for number, wanted in enumerate(encoded_pictures(name)):
         assert_close(finished(encoder.encode(vision.prepare(pixels_of(number)).passes)), wanted)
+
+
+def test_a_convolution_with_its_channels_last_is_the_same(loaded: Loaded):
+    name, vision, encoder = loaded
+    kind = "onnx" if "onnx" in type(encoder).__module__ else "mlx"
+    own = load_from(ChannelsLast(opened(name)), kind, vision)
+    passes = vision.prepare(pixels_of(1)).passes
+    assert np.array_equal(finished(own.encode(passes)).rows, finished(encoder.encode(passes)).rows)
+    own.close()
 
 
 def test_two_pictures_may_take_turns_and_one_be_given_up(loaded: Loaded):

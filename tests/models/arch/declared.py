@@ -49,6 +49,17 @@ GATED_DELTA: dict[str, Any] = {
     "linear_value_head_dim": 10,
 }
 
+NEMOTRON_H: dict[str, Any] = {
+    "hybrid_override_pattern": "M*E",
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 8,
+    "n_groups": 2,
+    "ssm_state_size": 6,
+    "moe_shared_expert_intermediate_size": 10,
+}
+
 # A quarter of a head must be a pair or more; heads of keys must divide those of queries.
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "Qwen3NextForCausalLM": GATED_DELTA,
@@ -60,16 +71,9 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "Lfm2ForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
     "Lfm2MoeForCausalLM": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention", "conv"]},
     "Mamba2ForCausalLM": {"num_heads": 4, "head_dim": 8, "state_size": 6, "n_groups": 2},
-    "NemotronHForCausalLM": {
-        "hybrid_override_pattern": "M*E",
-        "num_key_value_heads": 2,
-        "head_dim": 4,
-        "mamba_num_heads": 4,
-        "mamba_head_dim": 8,
-        "n_groups": 2,
-        "ssm_state_size": 6,
-        "moe_shared_expert_intermediate_size": 10,
-    },
+    "NemotronHForCausalLM": NEMOTRON_H,
+    "NemotronH_Nano_Omni_Reasoning_V3": NEMOTRON_H,
+    "NemotronH_Omni_Reasoning_V3": NEMOTRON_H,
     "GraniteMoeHybridForCausalLM": {
         "layer_types": ["mamba", "attention", "mamba"],
         "mamba_n_heads": 4,

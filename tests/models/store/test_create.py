@@ -530,6 +530,21 @@ def test_a_gguf_file_that_is_no_whole_model_is_refused(tmp_path, store, key, val
     assert not store.exists()
 
 
+def test_a_gguf_file_is_created_with_the_projector_beside_it_and_sees(parity, store):
+    folder = parity.with_name("parity_vision") / "projectors" / "gemma3"
+    assert create(folder / "model.gguf", store)[-1] == "projector: mmproj.gguf"
+    made = manifest_of(store, "m")
+    stored = [(each["mediaType"].rpartition(".")[2], blob_of(store, each)) for each in made["layers"][:2]]
+    assert stored == [
+        ("model", (folder / "model.gguf").read_bytes()),
+        ("projector", (folder / "mmproj.gguf").read_bytes()),
+    ]
+    assert json.loads(blob_of(store, made["config"]))["model_families"] == ["gemma3", "clip"]
+    opened = open_checkpoint("m", store, verify_digests=True)
+    assert opened.config == open_checkpoint(str(folder / "model.gguf"), store).config
+    assert "vision_config" in opened.config
+
+
 def test_a_gguf_file_is_described_by_its_metadata(parity, store):
     assert create(parity / "llama_gqa-Q8_0.gguf", store) == ["chat format: ChatML"]
     # The very bytes that Ollama v0.34.4 writes.

@@ -5,8 +5,10 @@ import pytest
 
 from models.errors import CheckpointError
 from models.ops import weights_in
+from models.sources.base import TensorInfo
 from models.vision import PLACE, Vision
 from models.vision.mistral3 import FAMILY
+from models.weights.stacks import separate_infos
 from tests.models.vision.folders import Folder, blank
 
 TEXT = {
@@ -65,6 +67,13 @@ def test_layers_behind_the_wanted_one_are_not_declared_and_may_be_there():
     assert not any(name.startswith("vision_tower.transformer.layers.2.") for name in names)
     assert tower.other_parts == ("vision_tower.transformer.layers.2.",)
     assert tower.num_layers == 2
+
+
+def test_names_that_have_one_more_in_front_are_known():
+    for prefix in ("", "model."):
+        name = f"{prefix}vision_tower.vision_model.patch_conv.weight"
+        (info,) = separate_infos([TensorInfo(name, (1, 1), 4, False, "file", "F32")], mistral3().tower.stacks)
+        assert info.name == "vision_tower.patch_conv.weight"
 
 
 @pytest.mark.parametrize(

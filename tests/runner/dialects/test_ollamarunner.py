@@ -1,6 +1,7 @@
 import asyncio
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -183,7 +184,7 @@ async def test_loading_without_a_model_says_what_to_do():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("LoraPath", ["a.gguf"]), ("ProjectorPath", "p.gguf"), ("KvCacheType", "q5_1")],
+    [("LoraPath", ["a.gguf"]), ("KvCacheType", "q5_1")],
 )
 async def test_what_a_load_cannot_honour_is_refused_by_name(field, value):
     async with serve(CLASSIC, launched()) as served:
@@ -206,6 +207,11 @@ async def test_impossible_sizes_and_operations_are_bad_requests(field, value):
 
 def test_absent_sizes_are_the_runners_choice():
     assert load_options(LoadRequest()) == LoadOptions(parallel=1, context_per_row=None, batch_tokens=None)
+
+
+def test_a_projector_is_loaded_with_the_model():
+    asked = LoadOptions(parallel=1, context_per_row=None, batch_tokens=None, projector=Path("p.gguf"))
+    assert load_options(LoadRequest(projector_path="p.gguf")) == asked
 
 
 def test_hints_and_f16_are_accepted():

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from models.checkpoint import open_checkpoint
 from models.device import Device, usable_cores
+from models.vision import family_of
 from runner.config import DialectName, RunnerConfig
 from runner.engine.executors import MLXChoice, OnnxChoice, choices
 from runner.errors import LoadError
 
+GEMMA = Path(__file__).parents[2] / "parity_vision" / "gemma3"
 CPU = Device("cpu", "a processor", 2**34, 2**33)
 GPUS = [Device("metal", "Apple M2", 2**34, 2**33), Device("cuda", "a GPU", 2**34, 2**33)]
 
@@ -78,3 +81,16 @@ def test_whatever_changes_a_models_numbers_changes_the_form_that_files_are_kept_
     ]
     assert len({each.form for each in held}) == len(held)
     assert OnnxChoice("keep", "int8", "f16", 1).form == OnnxChoice("keep", "int8", "f16", 2).form
+
+
+@pytest.mark.parametrize("choice", [OnnxChoice("keep", "int8", "f16", 1), MLXChoice("keep", "f16", "cpu")])
+def test_a_vision_tower_takes_what_was_predicted(choice: OnnxChoice | MLXChoice):
+    checkpoint = open_checkpoint(str(GEMMA), Path("no-store"))
+    family = family_of(checkpoint)
+    assert family is not None
+    vision = family.build(checkpoint, lambda text: [0] * len(text))
+    told: list[float] = []
+    encoder = choice.load_tower(checkpoint, vision, told.append)
+    assert told[-1] == 1.0
+    assert encoder.memory_bytes() == choice.tower_footprint(checkpoint, vision).weights
+    encoder.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.device import Device
-from models.errors import ModelNotFoundError, QuantizationError, UnsupportedArchitecture
+from models.errors import CheckpointError, ModelNotFoundError, QuantizationError, UnsupportedArchitecture
 from runner.config import DialectName, RunnerConfig
 from runner.engine import load_text as loading
 from runner.engine import memory_limits
@@ -77,6 +77,17 @@ def test_the_smaller_of_the_parents_and_the_users_context_counts(config, tiny_ll
         loader.plan(str(tiny_llama), replace(DEFAULT, context_per_row=100)).device.cache
         == ModelLoader(config).plan(str(tiny_llama), replace(DEFAULT, context_per_row=50)).device.cache
     )
+
+
+def test_a_projector_that_the_parent_names_is_opened_with_the_model(config, parity, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder = parity.with_name("parity_vision") / "projectors" / "gemma3"
+    (tmp_path / "blob").symlink_to(folder / "model.gguf")
+    plan = ModelLoader(config).plan(str(tmp_path / "blob"), replace(ONE_ROW, projector=folder / "mmproj.gguf"))
+    assert "sees by the projector" in caplog.text
+    assert plan.weights >= ModelLoader(config).plan(str(tmp_path / "blob"), ONE_ROW).weights
+    with pytest.raises(CheckpointError, match=r"no\.gguf: cannot be read"):
+        ModelLoader(config).plan(str(tmp_path / "blob"), replace(ONE_ROW, projector=tmp_path / "no.gguf"))
 
 
 async def built(loader, reference, options):

@@ -79,8 +79,11 @@ def test_a_prompt_has_the_references_tokens(loaded: tuple[TextEngine, list[Promp
     engine, prompts = loaded
     for prompt in prompts:
         prepared = engine.prepare(asked(prompt))
-        filler = engine._eye.vision.filler
-        assert [filler if token < 0 else token for token in prepared.tokens] == prompt.ids
+        # What stands in a place is the picture's own.
+        assert len(prepared.tokens) == len(prompt.ids)
+        pairs = zip(prepared.tokens, prompt.ids, strict=True)
+        assert [own if token < 0 else token for token, own in pairs] == prompt.ids
+        assert ("[img-" in prompt.text) is any(token < 0 for token in prepared.tokens)
 
 
 def test_an_engine_says_what_the_reference_says_alone_and_in_company(loaded: tuple[TextEngine, list[Prompt]]):
@@ -92,6 +95,19 @@ def test_an_engine_says_what_the_reference_says_alone_and_in_company(loaded: tup
     status = engine.status()
     assert status.image_cache_bytes > 0
     assert status.prefix_cache_bytes > 0
+
+
+@pytest.mark.parametrize("name", sorted(folder.name for folder in (HERE / "projectors").iterdir()))
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_gguf_file_sees_with_its_projector_file(name: str, executor: str):
+    prompts = read_prompts(f"projectors/{name}")
+    folder = HERE / "projectors" / name
+    (projector,) = [file for file in folder.glob("*.gguf") if file.name != "model.gguf"]
+    named = replace(OPTIONS, projector=projector)
+    for options in (OPTIONS, named):
+        engine = load(folder / "model.gguf", options, executor=executor)
+        assert said(engine, *map(asked, prompts)) == [up_to_the_end(engine, each.continuation) for each in prompts]
+        engine.close()
 
 
 @pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "qwen3_vl"])

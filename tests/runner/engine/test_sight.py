@@ -72,6 +72,13 @@ def test_whatever_the_tower_is_given_tells_pictures_apart(other: Prepared):
     assert identified(other).digest != own.digest
 
 
+def test_how_an_array_lies_in_memory_is_nothing_to_tell_by():
+    strided = np.repeat(GIVEN["pixels"], 2, axis=1)[:, ::2]
+    assert not strided.flags.c_contiguous
+    same = identified(Prepared(({"pixels": strided},), 4, (PLACE, PLACE)))
+    assert same.digest == identified(Prepared((GIVEN,), 4, (PLACE, PLACE))).digest
+
+
 # --- what a step is told
 
 

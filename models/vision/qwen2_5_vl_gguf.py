@@ -1,0 +1,129 @@
+"""Qwen2.5-VL's tower in GGUF files.
+
+Source: llama.cpp `conversion/qwenvl.py`, Qwen2VLVisionModel, and `tools/mtmd/clip.cpp`; Ollama v0.24.0
+`convert/convert_qwen25vl.go` and `model/models/qwen25vl`. What these do not say is as published checkpoints have it.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+from models.config_reader import JSON
+from models.errors import CheckpointError
+from models.gguf_metadata import GGUFMetadata
+from models.vision.gguf import PROJECTOR, Config, Made, ProjectorLayout, Tokens, has_tower, pixel_rules, vision_dims
+
+_BLOCK = "visual.blocks.{n}."
+_LAYER = {
+    "v.blk.{n}.ln1": f"{_BLOCK}norm1",
+    "v.blk.{n}.ln2": f"{_BLOCK}norm2",
+    "v.blk.{n}.attn_out": f"{_BLOCK}attn.proj",
+    "v.blk.{n}.ffn_gate": f"{_BLOCK}mlp.gate_proj",
+    "v.blk.{n}.ffn_up": f"{_BLOCK}mlp.up_proj",
+    "v.blk.{n}.ffn_down": f"{_BLOCK}mlp.down_proj",
+}
+_LLAMA_CPP = _LAYER | {
+    "v.post_ln": "visual.merger.ln_q",
+    "mm.0": "visual.merger.mlp.0",
+    "mm.2": "visual.merger.mlp.2",
+}
+_OLLAMA = _LAYER | {
+    "v.merger.ln_q": "visual.merger.ln_q",
+    "v.merger.mlp.0": "visual.merger.mlp.0",
+    "v.merger.mlp.2": "visual.merger.mlp.2",
+}
+_QKV = tuple(
+    Made(f"{_BLOCK}attn.qkv.{kind}", tuple(f"v.blk.{{n}}.attn_{part}.{kind}" for part in "qkv"))
+    for kind in ("weight", "bias")
+)
+_FRAMES = partial(Made, "visual.patch_embed.proj.weight", axis=2, stacked=True)
+_MEAN: tuple[JSON, ...] = (0.48145466, 0.4578275, 0.40821073)
+_STD: tuple[JSON, ...] = (0.26862954, 0.26130258, 0.27577711)
+_WHOLE = (7, 15, 23, 31)
+
+
+def _config(metadata: GGUFMetadata, tokens: Tokens, *, last: str) -> Config:
+    dims = vision_dims(metadata)
+    shape = metadata.shapes.get(last)
+    if shape is None:
+        raise CheckpointError("is missing", file=metadata.file, tensor=last)
+    patch = metadata.count("vision.patch_size")
+    vision: Config = {
+        "model_type": "qwen2_5_vl",
+        "depth": dims["num_hidden_layers"],
+        "fullatt_block_indexes": _whole_layers(metadata),
+        "hidden_act": "silu",
+        "hidden_size": dims["hidden_size"],
+        "in_chans": dims["num_channels"],
+        "intermediate_size": dims["intermediate_size"],
+        "num_heads": dims["num_attention_heads"],
+        "out_hidden_size": shape[0],
+        "patch_size": patch,
+        "spatial_merge_size": _merge(metadata),
+        "spatial_patch_size": patch,
+        "temporal_patch_size": 2,
+        "window_size": metadata.integer("vision.window_size") or 112,
+    }
+    return {
+        "vision_config": vision,
+        "vision_start_token_id": tokens("<|vision_start|>"),
+        "vision_end_token_id": tokens("<|vision_end|>"),
+        "image_token_id": tokens("<|image_pad|>"),
+        "video_token_id": tokens("<|video_pad|>"),
+    }
+
+
+def _merge(metadata: GGUFMetadata) -> int:
+    return metadata.integer("vision.spatial_merge_size") or 2
+
+
+def _whole_layers(metadata: GGUFMetadata) -> JSON:
+    """The layers without windows."""
+    depth = metadata.count("vision.block_count")
+    if metadata.arch != PROJECTOR:
+        # Ollama's converter leaves the usual ones out, or writes an empty list.
+        return [layer for layer in metadata.integers("vision.fullatt_block_indexes") or _WHOLE if layer < depth]
+    every = metadata.integer("vision.n_wa_pattern")
+    if every is None:
+        raise CheckpointError("its metadata has no clip.vision.n_wa_pattern", file=metadata.file)
+    return [layer for layer in range(depth) if not every or (layer + 1) % every == 0]
+
+
+def _files(metadata: GGUFMetadata) -> Mapping[str, Config]:
+    rules = pixel_rules(metadata, resample=3, mean=list(_MEAN), std=list(_STD))
+    return {
+        "preprocessor_config.json": rules
+        | {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "max_pixels": metadata.integer("vision.image_max_pixels") or 12845056,
+            "merge_size": _merge(metadata),
+            "min_pixels": metadata.integer("vision.image_min_pixels") or 3136,
+            "patch_size": metadata.count("vision.patch_size"),
+            "temporal_patch_size": 2,
+        }
+    }
+
+
+LAYOUTS = (
+    ProjectorLayout(
+        hf="Qwen2_5_VLForConditionalGeneration",
+        model_type="qwen2_5_vl",
+        texts=("qwen2vl",),
+        types=("qwen2.5vl_merger",),
+        names=_LLAMA_CPP,
+        made=(*_QKV, _FRAMES(pieces=("v.patch_embd.weight", "v.patch_embd.weight.1"))),
+        width=("mm.2.weight", 0),
+        config=partial(_config, last="mm.2.weight"),
+        files=_files,
+    ),
+    ProjectorLayout(
+        hf="Qwen2_5_VLForConditionalGeneration",
+        model_type="qwen2_5_vl",
+        texts=("qwen25vl",),
+        applies=has_tower,
+        names=_OLLAMA,
+        made=(*_QKV, _FRAMES(pieces=("v.patch_embd_0.weight", "v.patch_embd_1.weight"))),
+        width=("v.merger.mlp.2.weight", 0),
+        config=partial(_config, last="v.merger.mlp.2.weight"),
+        files=_files,
+    ),
+)
