@@ -46,5 +46,5 @@ def test_of_pictures_the_places_travel_alone():
     "value", [["dance"], ["release"], ["release", 1, 2], {"release": 1}, ["forward", [1, 2]], None]
 )
 def test_what_is_no_order_is_refused(value):
-    with pytest.raises(ValueError, match="no (order|row) is"):
+    with pytest.raises(ValueError, match=r"no (order|row) is"):
         orders.from_json(value)
