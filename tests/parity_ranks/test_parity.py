@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.parity.test_llm_parity import FOLDERS, HERE, TOLERANCE
+from tests.parity.test_llm_parity import TOLERANCE
+from tests.parity_ranks.fixtures import ONE_EACH
 
 pytestmark = pytest.mark.process
 
@@ -21,29 +22,16 @@ ROOT = Path(__file__).parent.parent.parent
 Results = Mapping[str, Mapping[str, float | str]]
 
 
-def _one_an_architecture() -> list[str]:
-    """The first fixture of each entry of `architectures`."""
-    found: dict[str, str] = {}
-    for name in FOLDERS:
-        for architecture in json.loads((HERE / name / "config.json").read_text())["architectures"]:
-            found.setdefault(architecture, name)
-    return sorted(set(found.values()))
-
-
-ONE_EACH = _one_an_architecture()
 THOROUGH = (
     *("llama_gqa", "phi3", "gemma2", "gemma3n", "gemma4", "mixtral", "gpt_oss", "deepseek_v3", "llama4", "olmoe"),
     *("qwen3_5", "qwen3_next", "lfm2_moe", "mamba2", "falcon_h1", "bamba", "cohere2_moe", "laguna"),
 )
 """Of which all equalities are looked at: one of each way in which layers differ."""
 ALL = "RANKS_FIXTURES"
-"""The variable that asks for all of them on four ranks, which get in each other's way on fewer cores."""
-FOUR = (
-    ONE_EACH
-    if os.environ.get(ALL) == "all"
-    else ["bamba", "deepseek_v3", "llama_gqa", "mixtral", "olmoe", "nemotron_h"]
-)
-ROUNDED = ("llama_gqa-Q4_0.gguf", "qwen3_moe-Q8_0.gguf", "phi3-Q8_0.gguf")
+"""The variable that asks for all of them: ranks get in each other's way where there are fewer cores."""
+TWO = FOLDERS if os.environ.get(ALL) == "all" else sorted({*ONE_EACH, *THOROUGH})
+FOUR = ONE_EACH if os.environ.get(ALL) == "all" else ("bamba", "llama_gqa", "mixtral", "nemotron_h")
+ROUNDED = ("gemma2-Q8_0.gguf", "qwen3_moe-Q4_1.gguf", "mamba2-Q8_0.gguf", "gemma3n-Q8_0.gguf")
 OF_ROWS_IN_ANOTHER_ORDER = ("llama_gqa.gguf", "qwen3_5.gguf", "deepseek_v2.gguf", "gpt_oss_plain.gguf")
 INDIVISIBLE = {
     2: {"falcon_h1_norm_first", "nemotron_h", "nemotron_h_latent", "nemotron_h_moe", "qwen3_next_mixed", "smollm2"},
@@ -64,7 +52,7 @@ def world(ranks: int, sharding: str, names: list[str], depth: int = 0) -> Result
 
 @pytest.fixture(scope="module")
 def two() -> Results:
-    names = [f"+{name}" if name in THOROUGH else name for name in FOLDERS]
+    names = [f"+{name}" if name in THOROUGH else name for name in TWO]
     return world(2, "tensor", [*names, *ROUNDED, *OF_ROWS_IN_ANOTHER_ORDER])
 
 
@@ -79,12 +67,13 @@ def layers() -> Results:
 
 
 def check(result: Mapping[str, float | str]) -> None:
+    assert "refused" not in result
     far = {kind: value for kind, value in result.items() if isinstance(value, float) and not value < TOLERANCE}
     assert far == {}
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", [*FOLDERS, *ROUNDED, *OF_ROWS_IN_ANOTHER_ORDER])
+@pytest.mark.parametrize("name", [*TWO, *ROUNDED, *OF_ROWS_IN_ANOTHER_ORDER])
 def test_two_ranks_say_what_the_reference_says(two: Results, name: str):
     if name in INDIVISIBLE[2]:
         assert "cannot be shared by 2 ranks" in two[name]["refused"]
@@ -117,3 +106,13 @@ def test_steps_may_begin_on_tokens_that_nobody_has_read(sharding: str):
 def test_the_same_ranks_load_and_let_go_twenty_times():
     results = world(2, "tensor", ["llama_gqa"] * 20)
     check(results["llama_gqa"])
+
+
+@pytest.mark.parametrize("sharding", ["tensor", "pipeline"])
+def test_an_engine_answers_as_on_one_rank_whatever_is_asked(sharding: str):
+    """Batches, what is stored, drafts, formats, log-probabilities, cancelling, shifted contexts."""
+    names = ["=llama_gqa", "=qwen3_next"]
+    results = world(2, sharding, names if sharding == "tensor" else names[:1])
+    for result in results.values():
+        assert result["shared"] == result["alone"]
+    assert results["llama_gqa"]["shared"]["greedy"][1][2] > 0, "the second time what is stored is of use"

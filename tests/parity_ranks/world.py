@@ -1,7 +1,8 @@
 """The first of some ranks on loopback: loads fixture after fixture on the same processes and says what came out.
 
-Run as `python -m tests.parity_ranks.world RANKS SHARDING DEPTH NAME…`, a name with a plus for all equalities; a JSON
-object a line. MLX has one group a process, so each number of ranks has a process of its own.
+Run as `python -m tests.parity_ranks.world RANKS SHARDING DEPTH NAME…`, a name with a plus for all equalities, one
+with an equals sign for what an engine makes of it; a JSON object a line. MLX has one group a process, so each number
+of ranks has a process of its own.
 """
 
 import json
@@ -23,8 +24,10 @@ from models.weights.matching import model_of, tensors_of
 from models.weights.shares import plans_of
 from runner.ranks.first import Ranks
 from runner.ranks.hostfile import Host, Hostfile
+from tests.parity.executors import load as load_alone
 from tests.parity.executors import run
 from tests.parity.test_llm_parity import Prompt, read_prompts
+from tests.parity_ranks.served import answers
 
 PARITY = Path(__file__).parent.parent / "parity"
 GREEDY = Sampling(temperature=0)
@@ -108,6 +111,11 @@ def rounded(executor: SharedExecutor, name: str) -> dict[str, Any]:
     return {"together": _far(run(executor, (0, 0, prompt.tokens))[0], expected)}
 
 
+def alone(name: str) -> dict[str, list[object]]:
+    """What an engine on one rank makes of it."""
+    return answers(load_alone(PARITY / name, "mlx"), PARITY / name)
+
+
 def unread(executor: SharedExecutor, name: str) -> dict[str, Any]:
     """Whether tokens that nobody has read are known to all ranks when the next steps begin on them."""
     prompt = read_prompts(name)[0]
@@ -136,12 +144,15 @@ def main() -> None:
     count, sharding, depth, *names = sys.argv[1:]
     ranks = start(int(count))
     for marked in names:
-        name = marked.removeprefix("+")
+        name = marked.lstrip("+=")
         stem = name.removesuffix(".gguf")
         try:
             executor = load(PARITY / name, ranks, sharding, int(depth), "keep" if "-" in stem else "float32")
         except ShareError as error:
             say({"name": name, "refused": str(error)})
+            continue
+        if marked.startswith("="):
+            say({"name": name, "shared": answers(executor, PARITY / name), "alone": alone(name)})
             continue
         if int(depth):
             found = unread(executor, stem)

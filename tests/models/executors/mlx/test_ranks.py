@@ -30,7 +30,8 @@ from models.weights.matching import model_of, tensors_of
 from models.weights.parts import taken
 from models.weights.shares import plans_of
 from tests.parity.executors import REACH
-from tests.parity.test_llm_parity import FOLDERS, TOLERANCE, read_prompts
+from tests.parity.test_llm_parity import TOLERANCE, read_prompts
+from tests.parity_ranks.fixtures import ONE_EACH
 from tests.parity_vision import rows as vision_rows
 
 OPTIONS = Options("float32", "f16", vision_rows.LONGEST_STEP, REACH, 0)
@@ -139,7 +140,7 @@ def test_experts_whose_groups_do_not_divide_are_spread(parity, load, name: str, 
         np.testing.assert_allclose(logits, prompt.logits, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_four_ranks_say_what_the_reference_says(parity, load, name: str):
     """Beside those of `tests/parity_ranks`, which are processes and fewer."""
     prompts = read_prompts(name)
