@@ -6,7 +6,7 @@ A dialect owns its routes and its bytes. It refuses to know how an answer is com
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeVar, assert_never
 
 from aiohttp import web
@@ -187,24 +187,24 @@ def text_request(
     Raises:
         BadRequest: an option has an impossible value.
     """
-    top = check_top_logprobs(top_logprobs) if logprobs else 0
+    request = TextRequest(
+        prompt=prompt,
+        sampling=SamplingParams(seed=seed),
+        logprobs=logprobs,
+        top_logprobs=check_top_logprobs(top_logprobs) if logprobs else 0,
+        shift=shift,
+        truncate=truncate,
+        format=wanted,
+        images=images,
+    )
     if options is None:
-        return TextRequest(
-            prompt=prompt,
-            sampling=SamplingParams(seed=seed),
-            logprobs=logprobs,
-            top_logprobs=top,
-            shift=shift,
-            truncate=truncate,
-            format=wanted,
-            images=images,
-        )
+        return request
     if options.num_ctx < 0:
         raise BadRequest(f"num_ctx must not be negative, but is {options.num_ctx}")
     if seed is None and options.seed >= 0:
         seed = options.seed
-    return TextRequest(
-        prompt=prompt,
+    return replace(
+        request,
         sampling=_sampling(options, seed),
         # 0, -1 (no limit) and -2 (fill the context) all mean the same to a runner.
         num_predict=options.num_predict if options.num_predict > 0 else None,
@@ -212,12 +212,6 @@ def text_request(
         num_keep=max(options.num_keep, -1),
         # An empty stop string would match before the first token.
         stop=tuple(dict.fromkeys(stop for stop in options.stop if stop)),
-        logprobs=logprobs,
-        top_logprobs=top,
-        shift=shift,
-        truncate=truncate,
-        format=wanted,
-        images=images,
         # Parents send 0 for a model that has no draft model, and leave out what is 0: absent is no refusal.
         draft=max(options.draft_num_predict, 0) if "draft_num_predict" in options.model_fields_set else None,
     )

@@ -9,6 +9,7 @@ mlxrunner.
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +25,8 @@ logger = logging.getLogger("runner.engine")
 
 MAX_PREPARED_BYTES = 1 << 30
 """What the pictures of one request may take, made ready."""
+MAX_PIXELS = 512_000_000
+"""What the pictures of one request may have together: forty photos of 12 megapixels, ten seconds of decoding."""
 _TAG = re.compile(r"\[img-([0-9]+)\]")
 _SHOWN_DIGITS = 20
 
@@ -92,11 +95,12 @@ def read_prompt(
         _Piece(encode(first, add_bos=True)),
         *(_Piece(encode(text, add_bos=False) if text else ()) for text in others),
     ]
-    _check_length(pieces, limit, truncates=truncates)
-    ready = _prepared({number: files[number] for number in dict.fromkeys(wanted)}, vision)
+    most = None if truncates else limit
+    length = sum(len(piece.tokens) for piece in pieces)
+    _check_length(length, most)
+    ready = _all_prepared(Counter(wanted), files, vision, length, most)
     shown = [_Piece(ready[number].tokens, ready[number]) for number in wanted]
     pieces = [pieces[0], *chain.from_iterable(zip(shown, pieces[1:], strict=True))]
-    _check_length(pieces, limit, truncates=truncates)
     return _joined(_ends(pieces, limit), vision)
 
 
@@ -108,11 +112,10 @@ def _cut(prompt: str, limit: int) -> tuple[list[str], list[str]]:
     return pieces[::2], [number.lstrip("0") or "0" for number in pieces[1::2]]
 
 
-def _check_length(pieces: Sequence[_Piece], limit: int, *, truncates: bool) -> None:
-    """Raise PromptTooLong early: before anything is decoded, or made as long as it is."""
-    length = sum(len(piece.tokens) for piece in pieces)
-    if length >= limit and not truncates:
-        raise PromptTooLong(length, limit)
+def _check_length(length: int, most: int | None) -> None:
+    """Raise PromptTooLong early: before more is decoded, or made as long as it is."""
+    if most is not None and length >= most:
+        raise PromptTooLong(length, most)
 
 
 def _ends(pieces: list[_Piece], limit: int) -> list[_Piece]:
@@ -138,23 +141,48 @@ def _joined(pieces: Sequence[_Piece], vision: Vision) -> Prompt:
     return Prompt(tokens, Sight(vision, tuple(placed)) if placed else None)
 
 
-def _prepared(files: Mapping[str, InputImage], vision: Vision) -> dict[str, PreparedPicture]:
-    """Each picture, decoded and made ready. Raises BadRequest."""
+def _all_prepared(
+    wanted: Counter[str], files: Mapping[str, InputImage], vision: Vision, length: int, most: int | None
+) -> dict[str, PreparedPicture]:
+    """Each picture, made ready once.
+
+    Whether it is too much is judged before the next one is decoded: a small file may be a large picture.
+
+    Args:
+        wanted: how often each is referred to.
+        files: the request's.
+        vision: the model's.
+        length: tokens of text.
+        most: so many tokens are too many; None: there is no such number.
+
+    Raises:
+        BadRequest: one cannot be read, or they are too large together.
+        PromptTooLong: they have too many tokens.
+    """
     ready: dict[str, PreparedPicture] = {}
-    taken = 0
-    for number, image in files.items():
-        try:
-            # Not shrunk: the model's own way of doing that is part of what it was trained with.
-            pixels = decode_picture(image.data, f"[img-{number}]", kept_side=MAX_INPUT_SIDE)
-            ready[number] = identified(vision.prepare(pixels))
-        except PictureError as error:
-            raise BadRequest(f"decode image: [img-{number}] {error}") from None
-        except BadRequest as error:
-            raise BadRequest(f"decode image: {error}") from None
-        taken += ready[number].prepared.nbytes
-        if taken > MAX_PREPARED_BYTES:
+    pixels = nbytes = 0
+    for number, times in wanted.items():
+        picture, area = _prepared(number, files[number].data, vision)
+        ready[number] = picture
+        pixels, nbytes, length = pixels + area, nbytes + picture.prepared.nbytes, length + times * len(picture.tokens)
+        _check_length(length, most)
+        if pixels > MAX_PIXELS:
+            raise BadRequest(f"the request's images have more than {MAX_PIXELS // 10**6} megapixels together")
+        if nbytes > MAX_PREPARED_BYTES:
             raise BadRequest(f"the request's images take more than {MAX_PREPARED_BYTES >> 20} MiB when made ready")
     return ready
+
+
+def _prepared(number: str, data: bytes, vision: Vision) -> tuple[PreparedPicture, int]:
+    """A picture, decoded and made ready, and how many pixels it had. Raises BadRequest."""
+    try:
+        # Not shrunk: the model's own way of doing that is part of what it was trained with.
+        pixels = decode_picture(data, f"[img-{number}]", kept_side=MAX_INPUT_SIDE)
+        return identified(vision.prepare(pixels)), pixels.shape[0] * pixels.shape[1]
+    except PictureError as error:
+        raise BadRequest(f"decode image: [img-{number}] {error}") from None
+    except BadRequest as error:
+        raise BadRequest(f"decode image: {error}") from None
 
 
 def truncate(prompt: Prompt, limit: int, *, keep: int, allowed: bool) -> Prompt:

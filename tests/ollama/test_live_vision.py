@@ -78,8 +78,9 @@ def test_a_picture_reaches_the_model_and_another_one_has_another_answer(server, 
     prompt, sent = asked(server)
     assert "[img-0]" in prompt
     assert sent == {0: pictures[0]}
-    assert answers[0].message.content == answers[2].message.content
-    assert answers[0].message.content != answers[1].message.content
+    said = [(answer.message.content, answer.message.thinking) for answer in answers]
+    assert said[0] == said[2]
+    assert said[0] != said[1]
     words = chat(server, model, ("user", "the fox"))
     assert answers[0].prompt_eval_count > words.prompt_eval_count, "places of pictures count as tokens of the prompt"
 

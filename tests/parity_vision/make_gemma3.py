@@ -5,7 +5,8 @@ python tests/parity_vision/make_gemma3.py
 
 from dataclasses import replace
 
-from making import Arrays, Fixture, make, token_id, vocabulary
+from fixture import Arrays, Fixture, token_id, vocabulary
+from making import make
 
 SPECIAL = ("<start_of_image>", "<end_of_image>", "<image_soft_token>")
 CONFIG = {

@@ -6,7 +6,8 @@ python tests/parity_vision/make_gemma4.py
 from pathlib import Path
 
 import pillow
-from making import Fixture, make, token_id, vocabulary
+from fixture import Fixture, token_id, vocabulary
+from making import make
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,

@@ -14,15 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
+from fixture import HERE, Fixture, JSONFile, merged
 from make_gemma3 import GEMMA3
 from make_llava import FULL
 from make_mistral3 import MISTRAL3, PIXTRAL
 from make_qwen2_5_vl import FIXTURE as QWEN2_5_VL
-from making import HERE, Fixture, JSONFile, make, merged
+from making import make
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-import gguf_twin  # isort: skip - found by what `making` adds to the path
+import gguf_twin  # isort: skip - found by what `fixture` adds to the path
 import mmproj_twin  # isort: skip
 from cases.gemma import NORMS, write_softcaps_and_window  # isort: skip
 from cases.llama import TWIN as LLAMA  # isort: skip
@@ -116,7 +117,7 @@ def llava() -> Fixture:
 
 PAIRS = (
     Pair(
-        changed(GEMMA3, {"text_config": {"query_pre_attn_scalar": 16, "rope_theta": 8000.0}}, {}),
+        changed(GEMMA3, {"text_config": {"query_pre_attn_scalar": 16, "rope_theta": 8000.0, "sliding_window": 10}}, {}),
         gguf_twin.Twin("gemma3", NORMS, metadata=_windows, norm_shift=1.0),
         mmproj_twin.Projector("gemma3", mmproj_twin.GEMMA3, _gemma3, mmproj_twin.with_one_added),
     ),

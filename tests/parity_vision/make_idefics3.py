@@ -5,7 +5,8 @@ python tests/parity_vision/make_idefics3.py
 
 from dataclasses import replace
 
-from making import Fixture, make, merged, token_id, vocabulary
+from fixture import Fixture, merged, token_id, vocabulary
+from making import make
 
 ROWS = tuple(f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4))
 SPECIAL = ("<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>", *ROWS)

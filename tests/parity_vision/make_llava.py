@@ -5,8 +5,9 @@ python tests/parity_vision/make_llava.py
 
 from dataclasses import replace
 
+from fixture import Arrays, Fixture, merged, token_id, vocabulary
 from make_mistral3 import as_since
-from making import Arrays, Fixture, make, merged, token_id, vocabulary
+from making import make
 
 SPECIAL = ("<image>",)
 VISION = {

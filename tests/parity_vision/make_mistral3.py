@@ -5,7 +5,8 @@ Pixtral's processor wants torchvision besides, if only to be imported.
     python tests/parity_vision/make_mistral3.py
 """
 
-from making import Arrays, Fixture, make, token_id, vocabulary
+from fixture import Arrays, Fixture, token_id, vocabulary
+from making import make
 
 SPECIAL = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
 VISION = {

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pillow
 import torch
-from making import Fixture, make, token_id, vocabulary
+from fixture import Fixture, token_id, vocabulary
+from making import make
 from transformers import AutoTokenizer, AutoVideoProcessor, MuseGlimmerImageProcessor, MuseGlimmerProcessor
 from transformers.models.muse_glimmer.image_processing_muse_glimmer import smart_resize
 

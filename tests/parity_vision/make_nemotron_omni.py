@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from making import Arrays, Fixture, make, merged, token_id, vocabulary
+from fixture import Arrays, Fixture, merged, token_id, vocabulary
+from making import make
 from PIL import Image
 from transformers import (
     AutoTokenizer,

@@ -5,7 +5,8 @@ python tests/parity_vision/make_qwen2_5_vl.py
 
 from functools import partial
 
-from making import Fixture, make, token_id, vocabulary
+from fixture import Fixture, token_id, vocabulary
+from making import make
 from qwen import PLACEHOLDER, SPECIAL, TOKENIZER, ids, older_names, still
 from transformers import Qwen2_5_VLProcessor
 

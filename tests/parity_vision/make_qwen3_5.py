@@ -6,7 +6,8 @@ python tests/parity_vision/make_qwen3_5.py
 from dataclasses import replace
 from functools import partial
 
-from making import Fixture, make, vocabulary
+from fixture import Fixture, vocabulary
+from making import make
 from qwen import PLACEHOLDER, SPECIAL, TOKENIZER, ids, still
 from transformers import Qwen3VLProcessor
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from making import PROMPTS, pictures_of
+from fixture import PROMPTS, pictures_of
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, logging
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from making import Arrays, token_id
+from fixture import Arrays, token_id
 from transformers import AutoTokenizer, ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 

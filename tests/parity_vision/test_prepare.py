@@ -7,12 +7,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from models.vision import PLACE
+from models.vision import PLACE, discover
 from tests.parity_vision.rows import FOLDERS, HERE, PICTURES, pixels_of, planned, read_prompts, sight_of
 
 TOLERANCE = 1e-5
 PATCHES = "patches"
 """What every tower is given its patches as."""
+
+
+def test_every_family_has_a_fixture():
+    configs = [json.loads((HERE / name / "config.json").read_text()) for name in FOLDERS]
+    covered = {name for config in configs for name in config["architectures"]}
+    lacking = [family.hf for family in discover() if not covered & set(family.hf)]
+    assert lacking == []
 
 
 def reference_patches(name: str, number: int) -> np.ndarray:

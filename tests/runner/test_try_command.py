@@ -60,7 +60,7 @@ async def test_any_model_answers_and_a_raw_prompt_has_no_template(tiny_llama):
 @pytest.mark.process
 async def test_a_model_that_sees_is_asked_about_pictures():
     cat, dog = PICTURES[:2]
-    model = ("--model", HERE / "gemma3", "--num-predict=4")
+    model = ("--model", HERE / "mistral3_vl", "--num-predict=4")
     answers = []
     for images in ((cat,), (dog,), (cat, dog)):
         flags = [f"--input-image={image}" for image in images]

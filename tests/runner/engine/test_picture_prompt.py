@@ -180,6 +180,29 @@ def test_pictures_may_not_take_more_than_so_much_together(monkeypatch: pytest.Mo
         prepare(prompt, *one, limit=20_000)
 
 
+def counted(calls: list[int]) -> Vision:
+    own = vision()
+    return Vision(own.tower, lambda picture: calls.append(1) or own.prepare(picture), own.filler)
+
+
+def test_pictures_may_not_have_more_than_so_many_pixels_together(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "MAX_PIXELS", 5 * 16 * SIDE * SIDE)
+    many = [InputImage(number, shade(number, 4, 4)) for number in range(30)]
+    prompt = "".join(f"[img-{number}]" for number in range(30))
+    calls: list[int] = []
+    with pytest.raises(BadRequest, match="have more than 0 megapixels together"):
+        prepare(prompt, *many, of=counted(calls), limit=20_000, truncate=True)
+    assert len(calls) == 6, "the others are not decoded"
+
+
+def test_pictures_behind_those_that_fill_the_context_are_not_decoded():
+    many = [InputImage(number, shade(number, 4, 4)) for number in range(30)]
+    calls: list[int] = []
+    with pytest.raises(PromptTooLong):
+        prepare("".join(f"[img-{number}]" for number in range(30)), *many, of=counted(calls), limit=100)
+    assert len(calls) == 6
+
+
 # --- what is refused
 
 
