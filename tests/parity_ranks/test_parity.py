@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parity.test_llm_parity import TOLERANCE
+from tests.parity.test_llm_parity import FOLDERS, TOLERANCE
 from tests.parity_ranks.fixtures import ONE_EACH
 
 pytestmark = pytest.mark.process
