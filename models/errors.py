@@ -53,3 +53,7 @@ class ExecutionError(ModelError):
 
 class GrammarError(ModelError):
     """A JSON schema or a grammar that cannot be enforced; the message is for the person who sent it."""
+
+
+class ShareError(ModelError):
+    """A model cannot be shared by so many ranks."""

@@ -22,8 +22,9 @@ from runner.config import (
     VersionCommand,
     parse,
 )
-from runner.errors import RunnerError
+from runner.errors import RankLost, RunnerError
 from runner.flags import UsageError
+from runner.rank_flags import RankConfig
 from runner.socket_binding import bind
 from runner.stopping import leave_at_once_on_signals
 
@@ -38,6 +39,10 @@ def main() -> None:
     except UsageError as error:
         logs.fatal(str(error))
         code = 2
+    except RankLost as error:
+        logs.fatal_after_all(str(error))
+        # The executor's thread waits in MLX for a rank that does not come.
+        os._exit(1)
     except (RunnerError, ModelError) as error:
         logs.fatal(str(error))
         code = 1
@@ -66,7 +71,16 @@ def _dispatch(parent: int) -> int:
         case RunnerConfig():
             leave_at_once_on_signals()
             logs.configure(command.debug)
-            _run(command, parent)
+            if command.ranks.launched:
+                _follow(command)
+            else:
+                _run(command, parent)
+        case RankConfig():
+            leave_at_once_on_signals()
+            logs.configure(command.debug)
+            from runner.ranks.rank import run  # noqa: PLC0415
+
+            run(command.store)
         case TryConfig():
             from runner import try_command  # noqa: PLC0415 - see above
 
@@ -102,7 +116,19 @@ def _run(config: RunnerConfig, parent: int) -> None:
     listener = bind(config.host, config.port)
     from runner.serve import serve  # noqa: PLC0415 - imports what serves, which wrong usage does not need
 
-    asyncio.run(serve(config, listener, parent))
+    ranks = None
+    if config.ranks.is_shared:
+        from runner.ranks.opening import open_ranks  # noqa: PLC0415 - few ask for it
+
+        ranks = open_ranks(config.ranks, os.environ)
+    asyncio.run(serve(config, listener, parent, ranks))
+
+
+def _follow(config: RunnerConfig) -> None:
+    """Be one of the ranks that mlx.launch has started, not the first."""
+    from runner.ranks.launched import follow_launched  # noqa: PLC0415 - few ask for it
+
+    follow_launched(os.environ, config.store)
 
 
 if __name__ == "__main__":

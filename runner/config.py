@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias, cast, get_args
 from runner.flags import Settings, UsageError, Value, debug_level, parse_flags
 from runner.folders import cache_folder, folder_of, path_of, store_folder
 from runner.image_flags import PictureFlags, picture_flags
+from runner.rank_flags import ALONE, RankConfig, RanksConfig, rank_config, rank_flags
 from runner.usage import (
     CLASSIC_PORT,
     COMMANDS,
@@ -113,6 +114,7 @@ class RunnerConfig:
     """A picture of more latents than a square of this side is decoded piece by piece; 0: none is."""
     check_memory: bool = True
     verify_digests: bool = False
+    ranks: RanksConfig = ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ class HelpCommand:
 
 
 Command: TypeAlias = (
-    RunnerConfig | TryConfig | TryImageConfig | FetchConfig | CreateConfig | VersionCommand | HelpCommand
+    RunnerConfig | RankConfig | TryConfig | TryImageConfig | FetchConfig | CreateConfig | VersionCommand | HelpCommand
 )
 
 
@@ -213,6 +215,8 @@ def _command_of_word(argv: Sequence[str], environ: Mapping[str, str]) -> Command
             return _try_image_config(argv[1:], environ)
         case "try":
             return _try_config(argv[1:], environ)
+        case "rank":
+            return rank_config(environ)
         case "create":
             return _create_config(argv[1:], environ)
         case "fetch-default-model":
@@ -289,6 +293,7 @@ def _runner_config(settings: Settings, environ: Mapping[str, str], dialect: Dial
         vae_tile=VAE_TILE if vae_tile is None else vae_tile,
         check_memory=settings.boolean("check-memory", default=True),
         verify_digests=settings.boolean("verify-digests", default=False),
+        ranks=rank_flags(settings, environ, folder_of(settings.text("hostfile"), environ)),
     )
 
 

@@ -87,6 +87,10 @@ class InsufficientMemory(LoadError):
     """The model or request needs more memory than there is; the message gives the figures and the remedy."""
 
 
+class RankLost(LoadError):
+    """One of the ranks that share the model is gone, so nothing here can go on."""
+
+
 class GenerationError(RunnerError):
     """A step failed; the rows it served end with this."""
 

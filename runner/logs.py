@@ -7,6 +7,7 @@ traceback becomes a quoted value. Parents show their user the last line of stder
 
 import logging
 import math
+import os
 import sys
 import threading
 from collections.abc import Mapping
@@ -135,3 +136,15 @@ def fatal(message: str, stream: TextIO | None = None) -> None:
         target.flush()
     except (OSError, ValueError):  # stderr is closed: nobody is left to tell
         return
+
+
+def fatal_after_all(message: str) -> None:
+    """The same where a library goes on writing to stderr, perhaps in the middle of a line: it is not heard any more."""
+    try:
+        own = os.dup(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    except OSError:  # stderr is closed
+        return
+    with os.fdopen(own, "w") as stream:
+        stream.write("\n")
+        fatal(message, stream)

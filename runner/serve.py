@@ -8,6 +8,8 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -16,49 +18,93 @@ from runner.config import DialectName, RunnerConfig
 from runner.engine.executor_thread import ExecutorThread
 from runner.engine.load import LoadOptions, ModelLoader
 from runner.engine.loop import EngineLoop
-from runner.errors import LoadError, StartupError
+from runner.errors import LoadError, RankLost, StartupError
 from runner.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from runner.ranks.first import Ranks
 
 BACKLOG = 128
 PROGRESS_LOG_S = 2.0
 THREAD_END_S = 0.5
+LOST_S = 1.0
+"""What error lines get to be read once a rank is lost."""
 
 logger = logging.getLogger(__name__)
 
 
-async def serve(config: RunnerConfig, listener: socket.socket, parent: int) -> None:
+async def serve(config: RunnerConfig, listener: socket.socket, parent: int, ranks: "Ranks | None" = None) -> None:
     """Run until somebody asks to stop.
 
     Args:
         config: what the process was told.
         listener: bound, not listening.
         parent: the parent's pid when the process started.
+        ranks: who shares the model with this process.
 
     Raises:
         ModelError: the model cannot be used.
         RunnerError: it cannot be loaded, or the port was taken meanwhile.
+        RankLost: one of the ranks is. The executor's thread may never end then.
     """
     stop = StopRequest()
     stop.listen_to_signals()
     thread = ExecutorThread()
     engine = EngineLoop(thread)
-    loader = ModelLoader(config)
+    loader = ModelLoader(config, ranks)
+    lost = _when_lost(ranks)
     server = web.AppRunner(make_app(config, engine, loader), **SERVER_OPTIONS)
     watch = asyncio.create_task(stop.watch_parent(parent))
     try:
         await server.setup()
         if config.dialect is not DialectName.CLASSIC:
-            await _load_or_stop(config, engine, loader, stop)
+            await _unless_lost(_load_or_stop(config, engine, loader, stop), lost)
         if not stop.asked:
             await _listen(server, listener)
-            await _stop_or_failure(engine, stop)
+            await _unless_lost(_stop_or_failure(engine, stop), lost)
     finally:
         watch.cancel()
-        await engine.close(stop.grace_s)
+        is_lost = lost.done() and not stop.asked
+        if is_lost:
+            engine.lose(lost.result())
+        await engine.close(LOST_S if is_lost else stop.grace_s)
         await server.cleanup()
+        if ranks is not None:
+            await asyncio.to_thread(ranks.stop)
+        if is_lost:
+            # The last word about it, whatever else went wrong: nobody waits for the executor's thread.
+            raise RankLost(lost.result())
         await _end(thread, stop)
         listener.close()
         stop.release_signals()
+
+
+def _when_lost(ranks: "Ranks | None") -> "asyncio.Future[str]":
+    """Done when a rank is lost, and says why."""
+    loop = asyncio.get_running_loop()
+    lost: asyncio.Future[str] = loop.create_future()
+
+    def tell(reason: str) -> None:
+        if not lost.done():
+            lost.set_result(reason)
+
+    if ranks is not None:
+
+        def tell_loop(reason: str) -> None:
+            loop.call_soon_threadsafe(tell, reason)
+
+        ranks.on_fault(tell_loop)
+    return lost
+
+
+async def _unless_lost(work: Coroutine[None, None, None], lost: "asyncio.Future[str]") -> None:
+    """Do it, until a rank is lost. Raises RankLost, and what the work raises."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait((task, lost), return_when=asyncio.FIRST_COMPLETED)
+    if lost.done():
+        task.cancel()
+        raise RankLost(lost.result())
+    await task
 
 
 async def _end(thread: ExecutorThread, stop: StopRequest) -> None:

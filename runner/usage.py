@@ -80,6 +80,8 @@ TUNING_FLAGS = (
         "N",
         "decode pictures of more than N x N latents piece by piece, which takes less memory (default 64; 0: none)",
     ),
+    Flag("hostfile", "FILE", "share a text model with the machines of mlx.launch's hostfile (see DISTRIBUTED.md)"),
+    Flag("shard", "HOW", "tensor or pipeline: each machine has a part of every layer, or some of the layers"),
     Flag("check-memory", "", "refuse a model or picture that is predicted not to fit (default true)"),
     Flag("verify-digests", "", "check the SHA-256 of blobs of the Ollama store while loading (default false)"),
     Flag("store", "DIR", "the Ollama store (default $OLLAMA_MODELS, then ~/.ollama/models)"),

@@ -7,10 +7,22 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from models.config_reader import JSON
 from models.quantization import QuantizationSpec, Tensor
 
 __all__ = ["JSON", "Checkpoint", "NamedTensor", "Tensor", "TensorInfo"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A tensor whose arrays are views of a file: what nobody takes out of them is not read."""
+
+    value: Tensor
+    order: npt.NDArray[np.intp] | None = None
+    """Its rows come in this order; None: as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +36,8 @@ class NamedTensor:
     """Reads one entry of the first axis alone; None: there is none."""
     entries: int = 0
     """Those of the first axis."""
+    mapped: Callable[[], Mapped] | None = None
+    """Opens it without reading it; None: it has to be read to be looked at."""
 
     @property
     def value(self) -> Tensor:

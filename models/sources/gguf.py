@@ -17,8 +17,8 @@ from models.arch import GGUFLayout, gguf_layout
 from models.errors import CheckpointError
 from models.gguf_metadata import GGUFMetadata
 from models.quantization import Array, Blocks, dequantize
-from models.sources.base import JSON, NamedTensor, Tensor, TensorInfo
-from models.sources.gguf_blocks import PLAIN, REPACKED, check_kind, read_rows
+from models.sources.base import JSON, Mapped, NamedTensor, Tensor, TensorInfo
+from models.sources.gguf_blocks import PLAIN, REPACKED, check_kind, map_rows, read_rows
 from models.sources.gguf_config import hf_config, hf_name, stem_in_layer, unpermuted_rows
 from models.sources.gguf_header import GGUFHeader, GGUFTensor, read_header
 from models.sources.gguf_tokenizer import tokenizer_files
@@ -119,7 +119,8 @@ class GGUFFile:
         for name, number in self._numbers(component).items():
             yield NamedTensor(name, number.copy, self._label)
         for name, tensor in self._named(component):
-            yield NamedTensor(name, partial(self._value, tensor), str(tensor.path), *self._divided(tensor))
+            mapped = partial(self._mapped, tensor) if len(tensor.shape) > 1 else None
+            yield NamedTensor(name, partial(self._value, tensor), str(tensor.path), *self._divided(tensor), mapped)
 
     def _numbers(self, component: str) -> Mapping[str, Array]:
         """Tensors that the file has among its metadata."""
@@ -164,11 +165,14 @@ class GGUFFile:
             return vector if order is None else vector[order]
         rows = read_rows(tensor)
         order = self._order(tensor, len(rows))
-        if order is not None:
-            rows = rows[order]
-        if tensor.kind in PLAIN:
-            return rows.view(PLAIN[tensor.kind]).reshape(tensor.shape)
-        return Blocks(rows, tensor.kind, tensor.shape)
+        return _matrix(rows if order is None else rows[order], tensor)
+
+    def _mapped(self, tensor: GGUFTensor) -> Mapped:
+        """A view of a tensor of several dimensions, as `_value` has it."""
+        if self._layout is not None and stem_in_layer(tensor.name) in self._layout.rates:
+            return Mapped(self._value(tensor))
+        rows = map_rows(tensor)
+        return Mapped(_matrix(rows, tensor), self._order(tensor, len(rows)))
 
     def _divided(self, tensor: GGUFTensor) -> tuple[Callable[[int], Tensor] | None, int]:
         return (partial(self._entry, tensor), tensor.shape[0]) if len(tensor.shape) > 1 else (None, 0)
@@ -178,6 +182,12 @@ class GGUFFile:
 
     def _order(self, tensor: GGUFTensor, rows: int) -> npt.NDArray[np.intp] | None:
         return unpermuted_rows(tensor.name, rows, self._layout, self.config, str(tensor.path))
+
+
+def _matrix(rows: npt.NDArray[np.uint8], tensor: GGUFTensor) -> Tensor:
+    if tensor.kind in PLAIN:
+        return rows.view(PLAIN[tensor.kind]).reshape(tensor.shape)
+    return Blocks(rows, tensor.kind, tensor.shape)
 
 
 def _vector(tensor: GGUFTensor) -> Array:

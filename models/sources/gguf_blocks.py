@@ -12,6 +12,7 @@ from typing import TypeAlias
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
 
 from models.errors import CheckpointError
@@ -59,6 +60,20 @@ def read_rows(tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
     if data.size != tensor.nbytes:
         raise CheckpointError("the file has been cut short", file=str(tensor.path), tensor=tensor.name)
     return data.reshape(math.prod(tensor.shape[:-1]), -1)
+
+
+def block_size(kind: str) -> int | None:
+    """Values of a block of the format of that name; None: it is none of GGML's. Thread: any."""
+    return int(GGML_QUANT_SIZES[Kind[kind]][0]) if kind in Kind.__members__ else None
+
+
+def map_rows(tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
+    """The same as a view of the file, of which nothing is read yet. Thread: any. Raises CheckpointError."""
+    shape = math.prod(tensor.shape[:-1]), tensor.nbytes // math.prod(tensor.shape[:-1])
+    try:
+        return np.memmap(tensor.path, np.uint8, "r", tensor.offset, shape).view(np.ndarray)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be read: {error}", file=str(tensor.path), tensor=tensor.name) from error
 
 
 def as_packed(value: Blocks) -> Packed | None:

@@ -86,6 +86,18 @@ class SafetensorsFile:
             raise self._wrong(stored, "cannot be read: the file has changed since it was opened")
         return values.reshape(stored.shape)
 
+    def mapped(self, stored: StoredTensor) -> Array:
+        """A view of one of the file's tensors, of which nothing is read yet. Thread: any. As `array` otherwise."""
+        dtype = DTYPES.get(stored.dtype)
+        if dtype is None or not stored.nbytes:
+            return self.array(stored)
+        try:
+            if self.path.stat().st_size != self.size:
+                raise self._wrong(stored, "cannot be read: the file has changed since it was opened")
+            return np.memmap(self.path, dtype, "r", stored.begin, stored.shape).view(np.ndarray)
+        except OSError as error:
+            raise self._wrong(stored, f"cannot be read: {error.strerror}") from error
+
     def _wrong(self, stored: StoredTensor, reason: str) -> CheckpointError:
         return CheckpointError(reason, file=self.label, tensor=stored.key)
 

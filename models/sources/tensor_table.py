@@ -20,7 +20,7 @@ import numpy as np
 
 from models.errors import CheckpointError, QuantizationError
 from models.quantization import Array, Packed, QuantizationSpec, Tensor, logical_shape, shapes_agree
-from models.sources.base import NamedTensor, TensorInfo
+from models.sources.base import Mapped, NamedTensor, TensorInfo
 from models.sources.safetensors_file import FLOATING, SafetensorsFile, StoredTensor
 
 _MXFP4 = QuantizationSpec("mxfp4", 4, 32)
@@ -36,6 +36,14 @@ class Member:
     def read(self) -> Array:
         """Its value. Raises CheckpointError."""
         return self.file.array(self.stored)
+
+    def view(self) -> Array:
+        """A view of its value. Raises CheckpointError."""
+        return self.file.mapped(self.stored)
+
+    def mapped(self) -> Mapped:
+        """The same as a tensor. Raises CheckpointError."""
+        return Mapped(self.view())
 
     @property
     def divided(self) -> tuple[Callable[[int], Tensor] | None, int]:
@@ -77,6 +85,12 @@ class QuantizedEntry:
         global_scale = self.global_scale.read() if self.global_scale else None
         return Packed(self.weight.read(), self.scales.read(), biases, self.spec, global_scale)
 
+    def mapped(self) -> Mapped:
+        """A view of its value. Raises CheckpointError."""
+        biases = self.biases.view() if self.biases else None
+        global_scale = self.global_scale.read() if self.global_scale else None
+        return Mapped(Packed(self.weight.view(), self.scales.view(), biases, self.spec, global_scale))
+
     @property
     def divided(self) -> tuple[Callable[[int], Tensor] | None, int]:
         """How to read one entry of the first axis, and how many there are."""
@@ -107,6 +121,10 @@ class BlocksEntry:
     def read(self) -> Packed:
         """Its value. Raises CheckpointError."""
         return _packed_blocks(self.blocks.read(), self.scales.read())
+
+    def mapped(self) -> Mapped:
+        """A view of its value. Raises CheckpointError."""
+        return Mapped(_packed_blocks(self.blocks.view(), self.scales.view()))
 
     def read_entry(self, index: int) -> Packed:
         """One matrix of a stack of them. Raises CheckpointError."""
@@ -147,11 +165,13 @@ class TensorTable:
         """Every tensor, each read when its value is asked for; no file stays open. Thread: any."""
         for name, entry in self.entries.items():
             if isinstance(entry, DenseEntry):
-                yield NamedTensor(name, entry.values.read, entry.values.file.label, *entry.values.divided)
+                values = entry.values
+                yield NamedTensor(name, values.read, values.file.label, *values.divided, values.mapped)
             elif isinstance(entry, BlocksEntry):
-                yield NamedTensor(name, entry.read, entry.blocks.file.label, entry.read_entry, entry.shape[0])
+                label = entry.blocks.file.label
+                yield NamedTensor(name, entry.read, label, entry.read_entry, entry.shape[0], entry.mapped)
             else:
-                yield NamedTensor(name, entry.read, entry.weight.file.label, *entry.divided)
+                yield NamedTensor(name, entry.read, entry.weight.file.label, *entry.divided, entry.mapped)
 
 
 def make_table(members: Mapping[str, Member], spec_of: SpecRule) -> TensorTable:

@@ -7,11 +7,12 @@ from functools import partial
 from math import prod
 
 import numpy as np
+import numpy.typing as npt
 
 from models.arch.base import Stack
 from models.errors import CheckpointError
-from models.quantization import Blocks, Packed, Tensor
-from models.sources.base import NamedTensor, TensorInfo
+from models.quantization import Array, Blocks, Packed, Tensor
+from models.sources.base import Mapped, NamedTensor, TensorInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,9 @@ def separate_tensors(tensors: Iterable[NamedTensor], stacks: Sequence[Stack]) ->
         found = _found(tensor.name, stacks)
         if found is not None and found.stack.whole:
             for index, name in enumerate(found.names(0)):
-                yield NamedTensor(name, partial(_part, tensor.read, index, found.stack), tensor.file)
+                mapped = tensor.mapped and partial(_mapped_part, tensor.mapped, None, index, found.stack)
+                read = partial(_part, tensor.read, index, found.stack)
+                yield NamedTensor(name, read, tensor.file, mapped=mapped)
             continue
         if found is None or tensor.read_entry is None:
             yield tensor
@@ -67,7 +70,8 @@ def separate_tensors(tensors: Iterable[NamedTensor], stacks: Sequence[Stack]) ->
         for expert in range(tensor.entries):
             for index, name in enumerate(found.names(expert)):
                 read = partial(_part, partial(tensor.read_entry, expert), index, found.stack)
-                yield NamedTensor(name, read, tensor.file)
+                mapped = tensor.mapped and partial(_mapped_part, tensor.mapped, expert, index, found.stack)
+                yield NamedTensor(name, read, tensor.file, mapped=mapped)
 
 
 def _found(name: str, stacks: Sequence[Stack]) -> _Found | None:
@@ -75,6 +79,44 @@ def _found(name: str, stacks: Sequence[Stack]) -> _Found | None:
         if match := re.fullmatch(stack.pattern, name):
             return _Found(stack, match.groups(default=""))
     return None
+
+
+def _mapped_part(open_: Callable[[], Mapped], expert: int | None, part: int, stack: Stack) -> Mapped:
+    """One part of an expert's entry, or of the whole, of what is mapped."""
+    mapped = open_()
+    value = mapped.value
+    if mapped.order is not None:
+        value = _in_order(value, mapped.order)
+    own = value if expert is None else _entry(value, expert)
+    return Mapped(_part(lambda: own, part, stack))
+
+
+def _in_order(value: Tensor, order: npt.NDArray[np.intp]) -> Tensor:
+    match value:
+        case Packed():
+            raise AssertionError("MLX's layout is stored in order")
+        case Blocks():
+            return replace(value, rows=value.rows[order])
+        case _:
+            ordered: Array = value[order]
+            return ordered
+
+
+def _entry(value: Tensor, index: int) -> Tensor:
+    match value:
+        case Packed():
+            biases = None if value.biases is None else value.biases[index]
+            scale = None if value.global_scale is None else value.global_scale.reshape(-1)
+            own = scale if scale is None or len(scale) == 1 else scale[index : index + 1]
+            return replace(
+                value, weight=value.weight[index], scales=value.scales[index], biases=biases, global_scale=own
+            )
+        case Blocks():
+            rows = len(value.rows) // value.shape[0]
+            return replace(value, rows=value.rows[index * rows : (index + 1) * rows], shape=value.shape[1:])
+        case _:
+            entry: Array = value[index]
+            return entry
 
 
 def _part(read: Callable[[], Tensor], part: int, stack: Stack) -> Tensor:

@@ -48,8 +48,15 @@ class Shape:
 class Choice(Protocol):
     """An executor with a way of holding weights. Thread: any, but for `load`."""
 
-    name: ChosenName
-    weights: WeightChoice
+    @property
+    def name(self) -> ChosenName:
+        """The executor's."""
+        ...
+
+    @property
+    def weights(self) -> WeightChoice:
+        """In which form it holds them."""
+        ...
 
     @property
     def form(self) -> str:

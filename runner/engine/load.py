@@ -14,7 +14,9 @@ from runner.engine.blueprint import Blueprint, DeviceMemory, LoadOptions, Memory
 from runner.engine.load_embedding import plan_embedding
 from runner.engine.load_text import plan_text
 from runner.engine.loop import BuildEngine
+from runner.engine.ranks_choice import not_shared
 from runner.errors import InsufficientMemory
+from runner.ranks.first import Ranks
 
 __all__ = ["DeviceMemory", "LoadOptions", "MemoryPlan", "ModelLoader"]
 
@@ -24,8 +26,10 @@ logger = logging.getLogger(__name__)
 class ModelLoader:
     """Plans and builds engines for this process. Thread: any; what `builder` returns runs in the executor's thread."""
 
-    def __init__(self, config: RunnerConfig) -> None:
+    def __init__(self, config: RunnerConfig, ranks: Ranks | None = None) -> None:
+        """`ranks`: who shares a model with this process."""
         self._config = config
+        self._ranks = ranks
 
     def plan(self, reference: str, options: LoadOptions) -> MemoryPlan:
         """What loading the model would take, by its headers.
@@ -58,11 +62,15 @@ class ModelLoader:
             reference, self._config.store, options.projector, verify_digests=self._config.verify_digests
         )
         if is_pipeline(checkpoint.config):
+            if self._ranks is not None:
+                raise not_shared(reference)
             return self._pipeline(checkpoint)
         settings = read_settings(checkpoint, self._config.pooling)
         if settings is not None:
+            if self._ranks is not None:
+                raise not_shared(reference)
             return plan_embedding(checkpoint, settings, self._config, options)
-        return plan_text(checkpoint, self._config, options)
+        return plan_text(checkpoint, self._config, options, self._ranks)
 
     def _pipeline(self, checkpoint: Checkpoint) -> Blueprint:
         """Put a fast BLAS under MLX, and plan. MLX is not imported before."""

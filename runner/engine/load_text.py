@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from models.arch import Model
 from models.checkpoint import Checkpoint
@@ -38,9 +39,13 @@ from runner.engine.load_vision import VisionPlan, Words, load_eye, plan_vision, 
 from runner.engine.loop import Progress
 from runner.engine.memory_limits import available_bytes
 from runner.engine.prefix_cache import PrefixCache
+from runner.engine.ranks_choice import RanksChoice, ranks_choice
 from runner.engine.text import TextEngine
 from runner.engine.types import Engine
 from runner.errors import LoadError
+from runner.ranks.first import Ranks
+
+Way: TypeAlias = OnnxChoice | MLXChoice | RanksChoice
 
 PLANNED_TOKENS = 8192
 PREFILL_CHUNK = {"onnx": 64, "mlx": 512}
@@ -59,12 +64,13 @@ class TextBlueprint:
     config: RunnerConfig
     checkpoint: Checkpoint
     model: Model
-    choice: OnnxChoice | MLXChoice
+    choice: Way
     shape: Shape
     chunk: int
     memory: MemoryPlan
     words: Words
     sight: VisionPlan
+    ranks: Ranks | None = None
 
     def fields(self) -> dict[str, object]:
         """See `Blueprint.fields`."""
@@ -123,7 +129,7 @@ class TextBlueprint:
     def _admission(self, executor: Executor) -> Admission:
         return Admission(
             executor.state_nbytes,
-            lambda: available_bytes(device()),
+            lambda: _free(self.ranks),
             working_bytes=self.memory.device.graph,
             give_back=executor.give_back,
         )
@@ -138,6 +144,9 @@ class TextBlueprint:
     def _disk_cache(self) -> DiskCache | None:
         """The files of this model in this form; None if nobody asked for them, or they cannot be kept."""
         if self.config.cache_dir is None:
+            return None
+        if self.ranks is not None:
+            logger.warning("the prefix cache of several ranks is not kept on disk")
             return None
         model = fingerprint(self.checkpoint, FORMAT, self.choice.form, str(self.shape.drafts))
         try:
@@ -155,16 +164,18 @@ class TextBlueprint:
         return f"choose a smaller or quantised model, {keep}{cache}a smaller --context or --parallel"
 
 
-def plan_text(checkpoint: Checkpoint, config: RunnerConfig, options: LoadOptions) -> TextBlueprint:
+def plan_text(
+    checkpoint: Checkpoint, config: RunnerConfig, options: LoadOptions, ranks: Ranks | None = None
+) -> TextBlueprint:
     """Plan a text model's load: the first way of holding its weights that fits, or the last.
 
     Raises:
         ModelError: this package cannot run it.
-        LoadError: it was asked to be loaded as only pipelines can be, or flags contradict each other.
+        LoadError: it was asked to be loaded as only pipelines can be, flags contradict each other, or a rank is lost.
     """
     if config.loras:
         raise LoadError(f"{checkpoint.reference} is a text model, and --lora is for image pipelines; leave it out")
-    planner = _Planner(config, checkpoint, options)
+    planner = _Planner(config, checkpoint, options, ranks)
     plans = (planner.blueprint(choice) for choice in planner.choices)
     last: TextBlueprint | None = None
     for last in plans:
@@ -177,7 +188,9 @@ def plan_text(checkpoint: Checkpoint, config: RunnerConfig, options: LoadOptions
 class _Planner:
     """The figures of one checkpoint on this device."""
 
-    def __init__(self, process: RunnerConfig, checkpoint: Checkpoint, options: LoadOptions) -> None:
+    def __init__(
+        self, process: RunnerConfig, checkpoint: Checkpoint, options: LoadOptions, ranks: Ranks | None
+    ) -> None:
         self._process = process
         self._checkpoint = checkpoint
         self._options = options
@@ -192,11 +205,14 @@ class _Planner:
                 continue
             logger.info("tensors left out", extra={"fields": {"names": f"{part}*", "count": count}})
         self._device = device()
-        self._available = available_bytes(self._device)
+        self._ranks = ranks
         cache_type: CacheType = options.cache_type or process.kv_cache_type
-        self.choices = choices(process, cache_type, self._device)
+        self.choices: list[Way] = [*choices(process, cache_type, self._device)]
+        if ranks is not None:
+            self.choices = [ranks_choice(process, cache_type, self._device, ranks, checkpoint.reference)]
+        self._available = _free(ranks)
 
-    def blueprint(self, choice: OnnxChoice | MLXChoice) -> TextBlueprint:
+    def blueprint(self, choice: Way) -> TextBlueprint:
         """The plan of one way of holding the weights."""
         footprint = choice.footprint(self._model, self._found)
         parallel, asked = self._options.parallel, self._asked
@@ -225,6 +241,7 @@ class _Planner:
             memory,
             self._words,
             sight,
+            self._ranks,
         )
 
     @property
@@ -251,3 +268,9 @@ class _Planner:
         step += 2 * chunk * min(self._model.context_length, PLANNED_TOKENS) * config.num_heads
         step += 4 * parallel * (1 + self._process.draft) * config.vocab_size
         return FLOAT32_BYTES * step
+
+
+def _free(ranks: Ranks | None) -> int:
+    """What may still be taken here, or by the rank that may take least."""
+    own = available_bytes(device())
+    return own if ranks is None else ranks.free_bytes(own)

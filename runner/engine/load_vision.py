@@ -12,7 +12,7 @@ from models.config_reader import ConfigReader
 from models.errors import CheckpointError
 from models.tokenizer import Tokenizer, load_tokenizer
 from models.vision import PictureError, Vision, family_of, has_tower
-from runner.engine.executors import MLXChoice, OnnxChoice
+from runner.engine.executors import Choice
 from runner.engine.eye import Eye
 from runner.engine.loop import Progress
 from runner.engine.picture_cache import PictureCache
@@ -83,7 +83,7 @@ def vision_of(checkpoint: Checkpoint, words: Words) -> Vision | None:
     return vision
 
 
-def plan_vision(checkpoint: Checkpoint, vision: Vision | None, choice: OnnxChoice | MLXChoice) -> VisionPlan:
+def plan_vision(checkpoint: Checkpoint, vision: Vision | None, choice: Choice) -> VisionPlan:
     """What it takes on an executor. Thread: any.
 
     Raises:
@@ -102,7 +102,7 @@ def plan_vision(checkpoint: Checkpoint, vision: Vision | None, choice: OnnxChoic
 def load_eye(
     checkpoint: Checkpoint,
     vision: Vision | None,
-    choice: OnnxChoice | MLXChoice,
+    choice: Choice,
     *,
     limit: int | None,
     spare: int,

@@ -107,6 +107,12 @@ class EngineLoop:
         await self._failed.wait()
         return self._status.error or "the engine failed"
 
+    def lose(self, reason: str) -> None:
+        """End all requests with an error: what the engine computes with is gone. Its thread may never come back."""
+        self._closing = True
+        self._status = EngineStatus(state=EngineState.ERROR, error=reason)
+        self._fail_all(GenerationError(reason))
+
     async def load(self, build: BuildEngine) -> None:
         """Build the engine in the executor's thread and start serving.
 

@@ -59,7 +59,7 @@ class DeviceLogits:
 
 
 @dataclass(slots=True)
-class _Last:
+class Last:
     """The tokens that were sampled last, and where each slot's is among them."""
 
     tokens: mx.array
@@ -79,7 +79,7 @@ class MLXExecutor:
     suppressed: tuple[int, ...] = ()
     """Tokens whose logits are -inf, whatever they are."""
     _slabs: Slabs = field(init=False)
-    _last: dict[int, _Last] = field(default_factory=dict)
+    _last: dict[int, Last] = field(default_factory=dict)
     _replays: Replays[DeviceCheckpoint] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class MLXExecutor:
         assert isinstance(logits, DeviceLogits)
         unread = {draw.slot: self._last_token(draw.slot) for draw in draws if draw.unread and draw.counts is not None}
         tokens, sampled = sample(logits.values, draws, unread)
-        self._last |= {draw.slot: _Last(tokens, place) for place, draw in enumerate(draws)}
+        self._last |= {draw.slot: Last(tokens, place) for place, draw in enumerate(draws)}
         with _running():
             mx.async_eval(sampled.arrays())
         return sampled
@@ -234,7 +234,7 @@ class MLXExecutor:
         rows = [row for part in parts for row in part.rows]
         known: list[int] = []
         pieces: list[mx.array] = []
-        waiting: list[_Last] = []
+        waiting: list[Last] = []
 
         def flush() -> None:
             if known:
@@ -268,7 +268,7 @@ def _running() -> Iterator[None]:
         raise ExecutionError(f"MLX could not run a step: {error}") from error
 
 
-def _taken(waiting: Sequence[_Last]) -> mx.array:
+def _taken(waiting: Sequence[Last]) -> mx.array:
     """Unread tokens, most often all of one step. Shape: int32 (N,)."""
     first = waiting[0].tokens
     if all(each.tokens is first for each in waiting):

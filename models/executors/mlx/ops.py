@@ -46,6 +46,16 @@ class Compute(Recurrence):
         self._wavelengths = wavelengths
         self.residuals: dict[int, mx.array] = {}
 
+    @property
+    def tokens(self) -> mx.array:
+        """What is run. Shape: int32 (T,)."""
+        return self._tokens
+
+    @property
+    def weights(self) -> Weights:
+        """What it is run with."""
+        return self._weights
+
     def embed(self, table: Embedding) -> mx.array:
         """See `Ops.embed`."""
         tokens = mx.where(self._tokens < table.rows, self._tokens, 0) if table.is_partial else self._tokens
@@ -223,13 +233,24 @@ class StepOps(Compute):
 
     def embed(self, table: Embedding) -> mx.array:
         """See `Ops.embed`: what is looked up first are the tokens' embeddings, or pictures' rows in their place."""
-        x = super().embed(table)
+        return self.with_pictures(super().embed(table))
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether some token's embedding is a picture's row."""
+        return any(row.spans for part in self._parts for row in part.rows)
+
+    def with_pictures(self, x: mx.array) -> mx.array:
+        """What was looked up first with pictures' rows in their place; what is looked up later as it is.
+
+        Shapes: x (T, D); returns the same.
+        """
         first, self._embeds_first = self._embeds_first, False
         return self._inserted(x, lambda picture: picture.rows) if first else x
 
     def deepen(self, x: mx.array, layers: int) -> mx.array:
         """See `Ops.deepen`."""
-        if not any(row.spans for part in self._parts for row in part.rows):
+        if not self.has_pictures:
             return x
         return x + self._inserted(mx.zeros_like(x), lambda picture: picture.deep[layers - 1])
 
