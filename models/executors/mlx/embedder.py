@@ -12,10 +12,10 @@ from models.errors import ExecutionError
 from models.executors.base import Embedder
 from models.executors.mlx.activations import Activations
 from models.executors.mlx.loading import compute_dtype, load_weights
-from models.executors.mlx.ops import WholeOps
 from models.executors.mlx.recurrent import Run
 from models.executors.mlx.rotations import Wavelengths, position_factors
 from models.executors.mlx.weights import Policy, Weights
+from models.executors.mlx.whole import WholeOps
 from models.mlx_memory import configure, give_back
 from models.ops import Attention, Embedding, PositionScale, RelativeBias, RopeConfig
 

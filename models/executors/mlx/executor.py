@@ -18,7 +18,7 @@ from models.arch import Model
 from models.errors import ExecutionError
 from models.executors.base import Checkpoint, Logits, Segment, Step
 from models.executors.mlx.activations import Activations
-from models.executors.mlx.ops import StepOps, TextOps
+from models.executors.mlx.ops import StepOps
 from models.executors.mlx.parts import Part, parts_of
 from models.executors.mlx.rotations import Wavelengths
 from models.executors.mlx.segments import (
@@ -33,6 +33,7 @@ from models.executors.mlx.segments import (
 )
 from models.executors.mlx.slabs import LONGEST_STEP, LayerSpec, RecurrentSpec, Slabs, StateSpec, class_capacity
 from models.executors.mlx.weights import Weights
+from models.executors.mlx.whole import TextOps
 from models.executors.replay import MOST_REPLAYED, Replays
 from models.mlx_memory import give_back
 from models.sampling import Draw

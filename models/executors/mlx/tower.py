@@ -11,9 +11,9 @@ from models.executors.base import EncodedPicture, HostArray
 from models.executors.footprint import Footprint
 from models.executors.groups import Groups, grouped
 from models.executors.mlx.loading import Declared, compute_dtype, filled, held_nbytes
-from models.executors.mlx.ops import TextOps
 from models.executors.mlx.rotations import Wavelengths
 from models.executors.mlx.weights import Policy, Weights
+from models.executors.mlx.whole import TextOps
 from models.mlx_memory import configure
 from models.ops import Attention, Embedding, Vector, weights_in
 from models.sources.base import Checkpoint, TensorInfo
