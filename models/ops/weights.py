@@ -7,7 +7,10 @@ of bytes and `create` read the same declarations.
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, Literal, TypeAlias
+
+Axis: TypeAlias = Literal["outputs", "inputs", "rows", "columns", "experts", "heads", "channels", "width"]
+"""Along what several ranks may share a weight; how they do is read off what is done with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,8 @@ class Linear:
     inputs: int
     outputs: int
     bias: bool = False
+    may_be_cut: ClassVar[tuple[Axis, ...]] = ("outputs", "inputs")
+    """By outputs each rank makes some of them; by inputs, a part of the sum that all of them are."""
     axes: tuple[int, ...] = ()
     """What `inputs` is divided into as it is stored: of a patch (channels, height, width), frames perhaps between."""
 
@@ -32,6 +37,8 @@ class Linear:
 class Joined:
     """Matrices that multiply the same input, so that an executor may make one product of them (qkv, gate and up)."""
 
+    may_be_cut: ClassVar[tuple[Axis, ...]] = ("outputs", "inputs")
+    """As its parts, each by itself."""
     parts: tuple[Linear, ...]
     precise: bool = False
     """A softmax weighs what comes out: an executor that rounds the input does so more finely."""
@@ -51,6 +58,8 @@ class Joined:
 class Embedding:
     """A table (rows, width) under `NAME.weight`: of token embeddings, and where it is tied the output matrix too."""
 
+    may_be_cut: ClassVar[tuple[Axis, ...]] = ("rows",)
+    """Each rank has some of the words."""
     name: str
     rows: int
     width: int
@@ -66,6 +75,7 @@ class Embedding:
 class Norm:
     """The weight (width,) of an RMSNorm under `NAME.weight`. Source: RMSNorm (arXiv 1910.07467)."""
 
+    may_be_cut: ClassVar[tuple[Axis, ...]] = ("width",)
     name: str
     """Empty: it has no weight, all of it 1."""
     width: int
@@ -101,6 +111,7 @@ class LayerNorm:
 class Vector:
     """Numbers (width,) under `name`, as it is."""
 
+    may_be_cut: ClassVar[tuple[Axis, ...]] = ("width",)
     name: str
     width: int
     as_row: bool = False
@@ -134,6 +145,7 @@ class ShortConv:
     Stored as (channels, 1, taps), the newest token's last. Source: Mamba (arXiv 2312.00752).
     """
 
+    may_be_cut: ClassVar[tuple[Axis, ...]] = ("channels",)
     name: str
     channels: int
     taps: int
@@ -166,6 +178,8 @@ class Expert:
 class Experts:
     """MLPs of equal sizes, of which each token takes a few. Source: arXiv 2101.03961."""
 
+    may_be_cut: ClassVar[tuple[Axis, ...]] = ("columns", "experts")
+    """Of each expert some columns, or some of the experts."""
     each: tuple[Expert, ...]
 
     @property
@@ -193,6 +207,7 @@ class LatentUp:
     One matrix (heads * (key_dim + value_dim), rank), a head's keys in front of its values.
     """
 
+    may_be_cut: ClassVar[tuple[Axis, ...]] = ("heads",)
     name: str
     heads: int
     key_dim: int

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from models.ops import Embedding, Experts, Joined, LatentUp, LayerNorm, Linear, Norm, ShortConv, Vector, Weight
-from models.ops.weights import Expert
+from models.ops import Embedding, Experts, Joined, LatentUp, Linear, Norm, ShortConv, Vector, Weight
+from models.ops.weights import Axis, Expert
 from models.sharding.layout import Layout, Range, divided, local_width, ranges
 
 
@@ -57,6 +57,7 @@ def by_outputs(weight: Linear | Joined, layout: Layout, place: Place) -> Share:
         parts = divided(layout, weight.sizes)
         assert parts is not None
         return _together(weight, [by_outputs(part, own, place) for part, own in zip(weight.parts, parts, strict=True)])
+    _check(weight.may_be_cut, "outputs")
     own = place.rows(layout)
     return Share(replace(weight, outputs=local_width(layout)), {name: own for name, _ in weight.tensors()})
 
@@ -65,17 +66,20 @@ def by_inputs(weight: Linear | Joined, layout: Layout, place: Place) -> Share:
     """Some of a matrix's columns. What the ranks make is added up, so the first alone has the bias."""
     if isinstance(weight, Joined):
         return _together(weight, [by_inputs(part, layout, place) for part in weight.parts])
+    _check(weight.may_be_cut, "inputs")
     local = replace(weight, inputs=local_width(layout), bias=weight.bias and place.rank == 0)
     return Share(local, {f"{weight.name}.weight": place.columns(layout)})
 
 
 def table(weight: Embedding, layout: Layout, place: Place) -> Share:
     """Some of a table's rows."""
+    _check(weight.may_be_cut, "rows")
     return Share(replace(weight, rows=local_width(layout)), {f"{weight.name}.weight": place.rows(layout)})
 
 
 def experts_by_width(weight: Experts, layout: Layout, place: Place) -> Share:
     """Some of every expert's columns."""
+    _check(weight.may_be_cut, "columns")
     each: list[Expert] = []
     tensors: dict[str, TensorCut] = {}
     for expert in weight.each:
@@ -91,19 +95,22 @@ def experts_by_width(weight: Experts, layout: Layout, place: Place) -> Share:
 
 def experts_spread(weight: Experts, place: Place) -> Share:
     """Some of the experts, whole."""
+    _check(weight.may_be_cut, "experts")
     count = len(weight.each) // place.ranks
     return Share(Experts(weight.each[place.rank * count : (place.rank + 1) * count]), {})
 
 
-def vector(weight: Vector | Norm | LayerNorm | ShortConv | LatentUp, layout: Layout, place: Place) -> Share:
+def vector(weight: Vector | Norm | ShortConv | LatentUp, layout: Layout, place: Place) -> Share:
     """Some of what is stored along one axis."""
     match weight:
         case ShortConv():
+            _check(weight.may_be_cut, "channels")
             local: Weight = replace(weight, channels=local_width(layout))
             own = replace(place.rows(layout), seen_as=weight.channels)
             return Share(local, {name: own for name, _ in weight.tensors()})
         case LatentUp():
             # The layout is that of heads.
+            _check(weight.may_be_cut, "heads")
             each = weight.key_dim + weight.value_dim
             local = replace(weight, heads=local_width(layout))
             size = 1 if weight.divided else each
@@ -111,6 +118,7 @@ def vector(weight: Vector | Norm | LayerNorm | ShortConv | LatentUp, layout: Lay
             return Share(local, {name: TensorCut(rows=rows) for name, _ in weight.tensors()})
         case _:
             # Stored as a row, as a column or as it is.
+            _check(weight.may_be_cut, "width")
             own = replace(place.rows(layout), seen_as=weight.width)
             return Share(replace(weight, width=local_width(layout)), {name: own for name, _ in weight.tensors()})
 
@@ -119,3 +127,7 @@ def _together(weight: Joined, shares: list[Share]) -> Share:
     parts = tuple(share.local for share in shares if isinstance(share.local, Linear))
     tensors = {name: cut for share in shares for name, cut in share.tensors.items()}
     return Share(replace(weight, parts=parts), tensors)
+
+
+def _check(may_be_cut: tuple[Axis, ...], axis: Axis) -> None:
+    assert axis in may_be_cut, f"a weight that says {may_be_cut} is cut by its {axis}"

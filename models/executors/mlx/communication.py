@@ -60,7 +60,7 @@ class MLXCommunication:
         """See `Communication.own_picks`."""
         local = picks.astype(mx.int32) - first
         here = (local >= 0) & (local < count)
-        return mx.where(here, local, 0), mx.where(here, weights, 0)
+        return mx.where(here, local, 0).astype(picks.dtype), mx.where(here, weights, 0)
 
     def embed_part(self, ops: Arrays, table: Embedding, first: int, rows: int) -> mx.array:
         """See `Communication.embed_part`. Pictures' rows are added by the rank that has them."""
