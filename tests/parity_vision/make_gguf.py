@@ -9,7 +9,7 @@ processor's rules) a GGUF file does not say: it is what llama.cpp takes it for.
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 import gguf_twin  # isort: skip - found by what `fixture` adds to the path
 import mmproj_twin  # isort: skip
-from cases.gemma import NORMS, write_softcaps_and_window  # isort: skip
+from cases.gemma import NORMS, write_windows  # isort: skip
 from cases.llama import TWIN as LLAMA  # isort: skip
 
 FOLDER = "projectors"
@@ -40,14 +40,6 @@ class Pair:
     fixture: Fixture
     text: gguf_twin.Twin
     projector: mmproj_twin.Projector
-
-
-def _gemma3(writer: gguf.GGUFWriter, config: JSONFile) -> None:
-    vision = config["vision_config"]
-    writer.add_vision_attention_layernorm_eps(vision["layer_norm_eps"])
-    writer.add_vision_use_gelu(True)
-    side = vision["image_size"] // vision["patch_size"]
-    writer.add_vision_projector_scale_factor(side // int(config["mm_tokens_per_image"] ** 0.5))
 
 
 def _pixtral(writer: gguf.GGUFWriter, config: JSONFile) -> None:
@@ -67,13 +59,6 @@ def _qwen(writer: gguf.GGUFWriter, config: JSONFile) -> None:
     writer.add_vision_attention_layernorm_eps(config["rms_norm_eps"])
     # llama.cpp has a name for it, and takes it to be 112.
     writer.add_uint32("clip.vision.window_size", vision["window_size"])
-
-
-def _windows(writer: gguf.GGUFWriter, config: JSONFile) -> None:
-    write_softcaps_and_window(writer, config)
-    writer.add_float32("gemma3.rope.freq_base_swa", config["rope_local_base_freq"])
-    every, layers = config["sliding_window_pattern"], config["num_hidden_layers"]
-    writer.add_sliding_window_pattern([(layer + 1) % every != 0 for layer in range(layers)])
 
 
 def _sections(writer: gguf.GGUFWriter, config: JSONFile) -> None:
@@ -118,8 +103,8 @@ def llava() -> Fixture:
 PAIRS = (
     Pair(
         changed(GEMMA3, {"text_config": {"query_pre_attn_scalar": 16, "rope_theta": 8000.0, "sliding_window": 10}}, {}),
-        gguf_twin.Twin("gemma3", NORMS, metadata=_windows, norm_shift=1.0),
-        mmproj_twin.Projector("gemma3", mmproj_twin.GEMMA3, _gemma3, mmproj_twin.with_one_added),
+        gguf_twin.Twin("gemma3", NORMS, metadata=write_windows, norm_shift=1.0),
+        mmproj_twin.Projector("gemma3", mmproj_twin.GEMMA3, mmproj_twin.write_gemma3, mmproj_twin.with_one_added),
     ),
     Pair(
         changed(
@@ -161,44 +146,13 @@ def text_of(config: JSONFile) -> dict[str, object]:
     return {**config, **config.get("text_config", {})}
 
 
-def renamed(weights: gguf_twin.Arrays, starts: Mapping[str, str]) -> gguf_twin.Arrays:
-    """Tensors whose names begin so, by names that begin otherwise."""
-    made: gguf_twin.Arrays = {}
-    for name, value in weights.items():
-        start = next((each for each in starts if name.startswith(each)), None)
-        if start is not None:
-            made[starts[start] + name.removeprefix(start)] = value
-    return made
-
-
-def halves(weights: gguf_twin.Arrays) -> tuple[gguf_twin.Arrays, gguf_twin.Arrays]:
-    """The text model's tensors and the tower's, by the names that these have in the files llama.cpp reads."""
-    tower = {
-        "model.vision_tower.": "vision_tower.",
-        "vision_tower.": "vision_tower.",
-        "model.multi_modal_projector.": "multi_modal_projector.",
-        "multi_modal_projector.": "multi_modal_projector.",
-        "visual.": "visual.",
-    }
-    text = {
-        "model.language_model.": "model.",
-        "language_model.model.": "model.",
-        "language_model.lm_head.": "lm_head.",
-        "model.": "model.",
-        "lm_head.": "lm_head.",
-    }
-    seen = renamed(weights, tower)
-    left = {name: value for name, value in weights.items() if not name.startswith(tuple(tower))}
-    return renamed(left, text), seen
-
-
 def write(pair: Pair, cut: Callable[[JSONFile], JSONFile]) -> None:
     """Make the fixture, write its two files, and take away what they stand for."""
     folder = HERE / pair.fixture.name
     folder.parent.mkdir(exist_ok=True)
     make(pair.fixture)
     config = cut(pair.fixture.config)
-    text, seen = halves(load_file(folder / "model.safetensors"))
+    text, seen = mmproj_twin.halves(load_file(folder / "model.safetensors"))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     images = json.loads((folder / "preprocessor_config.json").read_text())
     said = text_of(pair.fixture.config)

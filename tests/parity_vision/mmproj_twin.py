@@ -134,6 +134,14 @@ def write(path: Path, projector: Projector, config: JSONFile, images: JSONFile, 
     writer.close()
 
 
+def write_gemma3(writer: gguf.GGUFWriter, config: JSONFile) -> None:
+    vision = config["vision_config"]
+    writer.add_vision_attention_layernorm_eps(vision["layer_norm_eps"])
+    writer.add_vision_use_gelu(True)
+    side = vision["image_size"] // vision["patch_size"]
+    writer.add_vision_projector_scale_factor(side // int(config["mm_tokens_per_image"] ** 0.5))
+
+
 def in_pairs(weights: Arrays, vision: JSONFile) -> Arrays:
     """Pixtral's: queries and keys turn by neighbours there."""
     heads = vision["num_attention_heads"]
@@ -165,3 +173,34 @@ def without_the_last(weights: Arrays, vision: JSONFile) -> Arrays:
     """LLaVA's: no layer behind those that count, and no norm."""
     last = f"vision_tower.vision_model.encoder.layers.{vision['num_hidden_layers']}."
     return {name: each for name, each in weights.items() if not name.startswith(last) and "post_layernorm" not in name}
+
+
+def renamed(weights: Arrays, starts: Mapping[str, str]) -> Arrays:
+    """Tensors whose names begin so, by names that begin otherwise."""
+    made: Arrays = {}
+    for name, value in weights.items():
+        start = next((each for each in starts if name.startswith(each)), None)
+        if start is not None:
+            made[starts[start] + name.removeprefix(start)] = value
+    return made
+
+
+def halves(weights: Arrays) -> tuple[Arrays, Arrays]:
+    """The text model's tensors and the tower's, by the names that these have in the files llama.cpp reads."""
+    tower = {
+        "model.vision_tower.": "vision_tower.",
+        "vision_tower.": "vision_tower.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        "multi_modal_projector.": "multi_modal_projector.",
+        "visual.": "visual.",
+    }
+    text = {
+        "model.language_model.": "model.",
+        "language_model.model.": "model.",
+        "language_model.lm_head.": "lm_head.",
+        "model.": "model.",
+        "lm_head.": "lm_head.",
+    }
+    seen = renamed(weights, tower)
+    left = {name: value for name, value in weights.items() if not name.startswith(tuple(tower))}
+    return renamed(left, text), seen

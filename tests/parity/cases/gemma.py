@@ -1,6 +1,7 @@
 """Gemma 2 and Gemma 3."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import gguf
 from gguf_twin import Twin
@@ -20,6 +21,13 @@ def write_softcaps_and_window(writer: gguf.GGUFWriter, config: Mapping[str, obje
     if logits := config.get("final_logit_softcapping"):
         writer.add_final_logit_softcapping(logits)
     writer.add_sliding_window(config["sliding_window"])
+
+
+def write_windows(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
+    write_softcaps_and_window(writer, config)
+    writer.add_float32("gemma3.rope.freq_base_swa", config["rope_local_base_freq"])
+    every, layers = config["sliding_window_pattern"], config["num_hidden_layers"]
+    writer.add_sliding_window_pattern([(layer + 1) % every != 0 for layer in range(layers)])
 
 
 def _gemma(architecture: str, model_type: str, **more: object) -> dict[str, object]:
