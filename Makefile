@@ -59,7 +59,7 @@ bench-serve: $(VENV)/.installed-dev  ## The same for many requests at once: make
 bench-image: $(VENV)/.installed-dev  ## The same for pictures, beside diffusers and mflux: make bench-image BENCH="--quick"
 	$(BIN)/python -m tests.bench.image $(BENCH)
 
-SINGLE_BENCHES := bench-depth bench-embed bench-busy bench-quality bench-large bench-sampling bench-memory bench-format bench-experts bench-recurrent bench-distributed
+SINGLE_BENCHES := bench-depth bench-embed bench-busy bench-quality bench-large bench-sampling bench-memory bench-format bench-experts bench-recurrent bench-vision bench-distributed
 .PHONY: $(SINGLE_BENCHES)
 $(SINGLE_BENCHES): bench-%: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.bench.$* $(BENCH)

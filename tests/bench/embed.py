@@ -123,7 +123,7 @@ def run_llama(server: Path, prepared: EmbedPrepared, texts: Mapping[str, list[st
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
-        _await_health(process, port)
+        await_health(process, port)
         with poster(url, "/v1/embeddings", "input") as post:
             first = post(texts["1x16"])
             times = measured(post, texts, asked.seconds)
@@ -135,7 +135,8 @@ def run_llama(server: Path, prepared: EmbedPrepared, texts: Mapping[str, list[st
         process.wait(10)
 
 
-def _await_health(process: "subprocess.Popen[bytes]", port: int) -> None:
+def await_health(process: "subprocess.Popen[bytes]", port: int) -> None:
+    """Wait until llama-server answers. Raises LookupError."""
     end = time.monotonic() + READY_S
     while process.poll() is None and time.monotonic() < end:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)

@@ -1,4 +1,4 @@
-"""The checkpoint of `vision_checkpoint.py` as llama.cpp reads it, in float32: `… -m tests.bench.vision_twins FOLDER TARGET`.
+"""The checkpoint of `vision_checkpoint.py` as llama.cpp reads it, in float32: `… vision_twins FOLDER TARGET`.
 
 A process of its own: everything is in memory at once, and the writers are scripts that find each other by path.
 """
