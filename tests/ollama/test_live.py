@@ -149,7 +149,7 @@ def test_a_picture_for_a_text_model_is_refused_or_dropped(client, version):
     if version == VERSIONS["images"]:
         pytest.skip("this version's parent drops the picture before the runner sees it")
     picture = b"\x89PNG\r\n\x1a\n"
-    with pytest.raises(ollama.ResponseError, match="takes text only"):
+    with pytest.raises(ollama.ResponseError, match="does not support image input"):
         client.generate("tiny", "fox", images=[picture], options=GREEDY)
 
 
