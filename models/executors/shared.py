@@ -94,8 +94,8 @@ class SharedSegment:
         return SharedSegment(self.own.part(begin, end), self.tell, ticket)
 
     def arrays(self) -> Iterator[tuple[str, HostArray]]:
-        """See `Segment.arrays`. There is no file that all ranks' parts could be in."""
-        raise NotImplementedError("a segment of several ranks is not kept in a file")
+        """See `Segment.arrays`. Nobody asks: there is no file that all ranks' parts could be in."""
+        raise AssertionError("with ranks there is no cache on disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class SharedCheckpoint:
 
     def arrays(self) -> Iterator[tuple[str, HostArray]]:
         """See `Checkpoint.arrays`; as `SharedSegment.arrays`."""
-        raise NotImplementedError("a checkpoint of several ranks is not kept in a file")
+        raise AssertionError("with ranks there is no cache on disk")
 
 
 @dataclass(frozen=True, slots=True)

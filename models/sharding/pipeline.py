@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from models.arch.base import Model
-from models.ops import Embedding, LayerState, weights_in
+from models.ops import LayerState, weights_in
 from models.sharding.builder import Indivisible
 from models.sharding.cuts import Place, Share, key_of
 from models.sharding.program import Instruction, Message, Program, RankPlan, program
@@ -148,16 +148,7 @@ _LAYER_AT = {"attention": 0, "look_again": 0, "latent_attention": 1, "short_conv
 
 
 def _stage(recorded: _Pass, own: Sequence[Call], bounds: Sequence[int], place: Place) -> Program:
-    steps = [
-        Instruction(
-            call.op,
-            tuple(value.number for value in call.inputs),
-            tuple(value.number for value in call.outputs),
-            call.args,
-            call.named,
-        )
-        for call in own
-    ]
+    steps = [_as_it_is(call) for call in own]
     made = recorded.hidden.number
     if place.rank > 0:
         came = _alive(recorded, bounds[place.rank])
@@ -172,23 +163,17 @@ def _stage(recorded: _Pass, own: Sequence[Call], bounds: Sequence[int], place: P
     return program(steps, (), made)
 
 
+def _as_it_is(call: Call) -> Instruction:
+    """What a rank does that has all of what it needs."""
+    inputs, outputs = (tuple(value.number for value in values) for values in (call.inputs, call.outputs))
+    return Instruction(call.op, inputs, outputs, call.args, call.named)
+
+
 def _words(calls: Sequence[Call], given: Value, scores: Value, place: Place) -> Program:
     """The first rank's: the hidden states of the wanted places come from the last rank."""
     like = scores.number + 1
     steps = [
         Instruction("receive", (like,), (given.number,), named={"widths": (given.width,), "source": place.ranks - 1})
     ]
-    steps += [
-        Instruction(
-            call.op,
-            tuple(value.number for value in call.inputs),
-            tuple(value.number for value in call.outputs),
-            call.args,
-            call.named,
-        )
-        for call in calls
-    ]
+    steps += [_as_it_is(call) for call in calls]
     return program(steps, (like,), scores.number)
-
-
-__all__ = ["BytesOf", "Embedding", "plan"]

@@ -6,7 +6,6 @@ Source: CLIP (arXiv 2103.00020); transformers v5.24 `modeling_clip` and `image_p
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,9 @@ from models.config_reader import ConfigReader
 from models.errors import CheckpointError
 from models.ops import Activation, Embedding, LayerNorm, Linear, Vector
 from models.ops.vision import TowerOps
-from models.vision import pre_norm, processing
+from models.vision import fixed_size, processing, vit
 from models.vision.base import PLACE, Files, Pixels, Prepared
-from models.vision.pre_norm import Sizes
+from models.vision.fixed_size import Sizes
 from models.vision.processing import Floats, PixelRules
 
 PREFIX = "vision_tower."
@@ -29,7 +28,6 @@ UNUSED = (f"{PREFIX}post_layernorm.", f"{PREFIX}embeddings.position_ids")
 STACKS = (Stack(r"(.*)vision_tower\.vision_model\.(.*)", (PREFIX + "{1}",), whole=True),)
 """Most checkpoints have one name more in front."""
 _PATCHES, _CLASS, _POSITIONS, _KEPT = "patches", "class", "positions", "kept"
-_QUICK = 1.702
 _DEFAULTS = Sizes(width=768, inner=3072, heads=12, num_layers=12, side=224, patch=32, eps=1e-5)
 
 
@@ -41,7 +39,7 @@ class Weights:
     class_token: Vector
     positions: Embedding
     norm: LayerNorm
-    layers: tuple[pre_norm.Layer, ...]
+    layers: tuple[vit.Layer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ def read_shape(vision: ConfigReader) -> Shape:
         CheckpointError: a value is impossible or unsupported.
     """
     quick = vision.text("hidden_act", "quick_gelu") == "quick_gelu"
-    return Shape(pre_norm.read_sizes(vision, _DEFAULTS), None if quick else read_activation(vision, "hidden_act"))
+    return Shape(fixed_size.read_sizes(vision, _DEFAULTS), None if quick else read_activation(vision, "hidden_act"))
 
 
 def weights(shape: Shape, count: int) -> Weights:
@@ -78,7 +76,7 @@ def weights(shape: Shape, count: int) -> Weights:
         Vector(f"{embeddings}.class_embedding", sizes.width),
         Embedding(f"{embeddings}.position_embedding", shape.num_patches + 1, sizes.width),
         LayerNorm(f"{PREFIX}pre_layrnorm", sizes.width, sizes.eps),
-        tuple(pre_norm.layer(f"{LAYERS}{number}", sizes) for number in range(count)),
+        fixed_size.layers(LAYERS, sizes, count),
     )
 
 
@@ -93,7 +91,7 @@ def states(ops: TowerOps[Tensor], w: Weights, shape: Shape, groups: str = "") ->
     x = ops.layer_norm(ops.add(x, ops.look_up(w.positions, _POSITIONS)), w.norm)
     made = [x]
     for layer in w.layers:
-        x = pre_norm.block(ops, x, layer, shape.sizes, partial(activated, activation=shape.activation), groups=groups)
+        x = vit.block(ops, x, layer, shape.sizes.attention, shape.activation, groups=groups)
         made.append(x)
     return made
 
@@ -101,13 +99,6 @@ def states(ops: TowerOps[Tensor], w: Weights, shape: Shape, groups: str = "") ->
 def without_class(ops: TowerOps[Tensor], x: Tensor) -> Tensor:
     """The patches alone. Shapes: x (1 + T, D); returns (T, D)."""
     return ops.take(x, _KEPT)
-
-
-def activated(ops: TowerOps[Tensor], x: Tensor, activation: Activation | None) -> Tensor:
-    """The activation, or where it is None x * sigmoid(1.702 * x). Shapes: x (T, F); returns the same."""
-    if activation is not None:
-        return ops.activate(x, activation)
-    return ops.mul(x, ops.activate(ops.scale(x, _QUICK), "sigmoid"))
 
 
 def given_of(pictures: Sequence[Floats], patch: int) -> dict[str, npt.NDArray[Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from models.errors import CheckpointError
 from models.gguf_metadata import GGUFMetadata
-from models.vision.gguf import Config, ProjectorLayout, Tokens, has_tower, pixel_rules, vision_dims
+from models.vision.gguf import Config, ProjectorLayout, Tokens, clip_layers, has_tower, pixel_rules, vision_dims
 
 _TOWER = "vision_tower.vision_model."
 _BLOCK = f"{_TOWER}encoder.layers.{{n}}."
@@ -21,14 +21,7 @@ _LLAMA_CPP = {
     "v.patch_embd": f"{_TOWER}embeddings.patch_embedding",
     "v.position_embd": f"{_TOWER}embeddings.position_embedding",
     "v.post_ln": f"{_TOWER}post_layernorm",
-    "v.blk.{n}.ln1": f"{_BLOCK}layer_norm1",
-    "v.blk.{n}.ln2": f"{_BLOCK}layer_norm2",
-    "v.blk.{n}.attn_q": f"{_BLOCK}self_attn.q_proj",
-    "v.blk.{n}.attn_k": f"{_BLOCK}self_attn.k_proj",
-    "v.blk.{n}.attn_v": f"{_BLOCK}self_attn.v_proj",
-    "v.blk.{n}.attn_out": f"{_BLOCK}self_attn.out_proj",
-    "v.blk.{n}.ffn_up": f"{_BLOCK}mlp.fc1",
-    "v.blk.{n}.ffn_down": f"{_BLOCK}mlp.fc2",
+    **clip_layers(_TOWER),
     "mm.input_projection.weight": _PROJECTION,
     "mm.soft_emb_norm": _SOFT_NORM,
 }

@@ -167,3 +167,19 @@ def pixel_rules(metadata: GGUFMetadata, *, resample: int, mean: list[JSON], std:
         if metadata.has(name):
             rules[key] = list(metadata.reals(name, 3))
     return rules
+
+
+def clip_layers(tower: str) -> dict[str, str]:
+    """What llama.cpp calls the tensors within a layer of CLIP's kind, in a tower whose names begin so."""
+    layer = f"{tower}encoder.layers.{{n}}."
+    own = {
+        "ln1": "layer_norm1",
+        "ln2": "layer_norm2",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_out": "self_attn.out_proj",
+        "ffn_up": "mlp.fc1",
+        "ffn_down": "mlp.fc2",
+    }
+    return {f"v.blk.{{n}}.{theirs}": layer + ours for theirs, ours in own.items()}

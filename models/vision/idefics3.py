@@ -23,7 +23,7 @@ from models.ops import Linear
 from models.ops.vision import TowerOps
 from models.vision import processing, siglip
 from models.vision.base import PLACE, Encode, Family, Files, Given, Pixels, Prepared, Tower, Vision
-from models.vision.pre_norm import Sizes
+from models.vision.fixed_size import Sizes
 from models.vision.processing import PixelRules
 from models.vision.projector import working_bytes
 

@@ -9,28 +9,21 @@ from collections.abc import Mapping
 from models.config_reader import JSON
 from models.gguf_metadata import GGUFMetadata
 from models.vision import pixtral_gguf
-from models.vision.gguf import Config, ProjectorLayout, Tokens, pixel_rules, vision_dims
+from models.vision.gguf import Config, ProjectorLayout, Tokens, clip_layers, pixel_rules, vision_dims
+from models.vision.processing import CLIP_MEAN, CLIP_STD
 
 _TOWER = "vision_tower.vision_model."
-_BLOCK = f"{_TOWER}encoder.layers.{{n}}."
 _NAMES = {
     "v.class_embd": f"{_TOWER}embeddings.class_embedding",
     "v.patch_embd": f"{_TOWER}embeddings.patch_embedding",
     "v.position_embd": f"{_TOWER}embeddings.position_embedding",
     "v.pre_ln": f"{_TOWER}pre_layrnorm",
-    "v.blk.{n}.ln1": f"{_BLOCK}layer_norm1",
-    "v.blk.{n}.ln2": f"{_BLOCK}layer_norm2",
-    "v.blk.{n}.attn_q": f"{_BLOCK}self_attn.q_proj",
-    "v.blk.{n}.attn_k": f"{_BLOCK}self_attn.k_proj",
-    "v.blk.{n}.attn_v": f"{_BLOCK}self_attn.v_proj",
-    "v.blk.{n}.attn_out": f"{_BLOCK}self_attn.out_proj",
-    "v.blk.{n}.ffn_up": f"{_BLOCK}mlp.fc1",
-    "v.blk.{n}.ffn_down": f"{_BLOCK}mlp.fc2",
+    **clip_layers(_TOWER),
     "mm.0": "multi_modal_projector.linear_1",
     "mm.2": "multi_modal_projector.linear_2",
 }
-_MEAN: list[JSON] = [0.48145466, 0.4578275, 0.40821073]
-_STD: list[JSON] = [0.26862954, 0.26130258, 0.27577711]
+_MEAN: list[JSON] = [*CLIP_MEAN]
+_STD: list[JSON] = [*CLIP_STD]
 
 
 def _config(metadata: GGUFMetadata, tokens: Tokens) -> Config:

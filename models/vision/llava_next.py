@@ -19,7 +19,7 @@ from models.ops import Vector
 from models.ops.vision import TowerOps
 from models.vision import clip, processing
 from models.vision.base import PLACE, Encode, Family, Files, Pixels, Prepared, Tower, Vision
-from models.vision.pre_norm import Sizes
+from models.vision.fixed_size import Sizes
 from models.vision.processing import PixelRules
 from models.vision.projector import (
     Projector,

@@ -20,9 +20,9 @@ from models.arch.base import Tensor
 from models.arch.encoder_blocks import FILE, read_activation
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
-from models.ops import Activation, Attention, Embedding, Joined, LayerNorm, Linear
+from models.ops import Activation, Attention, Embedding, LayerNorm, Linear
 from models.ops.vision import TowerOps
-from models.vision import processing
+from models.vision import corners, processing, vit
 from models.vision.base import PLACE, Encode, Family, Files, Given, Pixels, Prepared, Tower, Vision
 from models.vision.pixtral import read_theta
 from models.vision.processing import Floats, PixelRules
@@ -34,19 +34,9 @@ _FULL_EVERY = 4
 _EPS = 1e-5
 _MEAN = _STD = (0.5, 0.5, 0.5)
 _PATCHES, _ANGLES, _WINDOWS, _MERGED = "patches", "angles", "windows", "merged"
-_CORNERS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Attention and MLP, each behind a norm and beside a residual."""
-
-    norm1: LayerNorm
-    qkv: Joined
-    out: Linear
-    norm2: LayerNorm
-    up: Linear
-    down: Linear
+_NAMES = vit.Names(
+    ("norm1", "norm2"), ("attn.q_proj", "attn.k_proj", "attn.v_proj"), "attn.proj", ("mlp.fc1", "mlp.fc2")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +47,7 @@ class Weights:
     positions: Embedding
     """A square of them, row by row."""
     norm_before: LayerNorm
-    layers: tuple[Layer, ...]
+    layers: tuple[vit.Layer, ...]
     norm_behind: LayerNorm
     adapter: tuple[Linear, Linear]
     projection: Linear
@@ -90,7 +80,7 @@ class Shape:
     @property
     def attention(self) -> Attention:
         """Of every layer."""
-        return Attention(self.heads, self.heads, self.head_dim, self.head_dim**-0.5)
+        return vit.attention_of(self.width, self.heads)
 
 
 def build(files: Files, encode: Encode) -> Vision:
@@ -145,19 +135,7 @@ def _read_shape(vision: ConfigReader) -> Shape:
 
 
 def _weights(whole: ConfigReader, shape: Shape, eps: float, decoder: int) -> Weights:
-    width, inner = shape.width, shape.inner
-
-    def layer(name: str) -> Layer:
-        parts = tuple(Linear(f"{name}.attn.{part}_proj", width, width, bias=True) for part in "qkv")
-        return Layer(
-            LayerNorm(f"{name}.norm1", width, _EPS),
-            Joined(parts, precise=True),
-            Linear(f"{name}.attn.proj", width, width, bias=True),
-            LayerNorm(f"{name}.norm2", width, _EPS),
-            Linear(f"{name}.mlp.fc1", width, inner, bias=True),
-            Linear(f"{name}.mlp.fc2", inner, width, bias=True),
-        )
-
+    width = shape.width
     merged, adapted = width * shape.merge**2, whole.size("projector_hidden_size", 4096)
     if (said := whole.size("out_hidden_size", 6144)) != merged:
         raise CheckpointError(f"out_hidden_size is {said}, and merged patches are {merged} wide", file=FILE)
@@ -166,7 +144,10 @@ def _weights(whole: ConfigReader, shape: Shape, eps: float, decoder: int) -> Wei
         Linear(f"{embedder}.patch_embedding", shape.frames * 3 * shape.patch**2, width),
         Embedding(f"{embedder}.position_embedding_table", shape.side**2, width),
         LayerNorm(f"{_PREFIX}ln_pre", width, eps),
-        tuple(layer(f"{_PREFIX}layers.{number}") for number in range(len(shape.windowed))),
+        tuple(
+            vit.layer(f"{_PREFIX}layers.{number}", _NAMES, width, shape.inner, _EPS)
+            for number in range(len(shape.windowed))
+        ),
         LayerNorm(f"{_PREFIX}ln_post", width, eps),
         (Linear("vision_adapter.fc1", merged, adapted), Linear("vision_adapter.fc2", adapted, adapted)),
         Linear("vision_projection", adapted, decoder),
@@ -177,17 +158,10 @@ def _tower(ops: TowerOps[Tensor], w: Weights, shape: Shape) -> Tensor:
     """The patches, window by window. Shapes: returns (T, width)."""
     frame = ops.given(_PATCHES, w.patches.inputs // shape.frames)
     x = ops.linear(frame if shape.frames == 1 else ops.join((frame,) * shape.frames, 1), w.patches)
-    for corner in range(_CORNERS):
-        learned = ops.look_up(w.positions, f"corner.{corner}")
-        x = ops.add(x, ops.mul(learned, ops.given(f"share.{corner}", 1)))
-    x = ops.layer_norm(x, w.norm_before)
+    x = ops.layer_norm(corners.added(ops, x, w.positions), w.norm_before)
     for layer, windowed in zip(w.layers, shape.windowed, strict=True):
-        q, k, v = ops.split(ops.linear(ops.layer_norm(x, layer.norm1), layer.qkv), (shape.width,) * 3)
-        q, k = (ops.turn(each, shape.heads, _ANGLES) for each in (q, k))
-        looked = ops.look_around(q, k, v, shape.attention, _WINDOWS if windowed else "")
-        x = ops.add(x, ops.linear(looked, layer.out))
-        inner = ops.activate(ops.linear(ops.layer_norm(x, layer.norm2), layer.up), shape.activation)
-        x = ops.add(x, ops.linear(inner, layer.down))
+        groups = _WINDOWS if windowed else ""
+        x = vit.block(ops, x, layer, shape.attention, shape.activation, groups=groups, angles=_ANGLES)
     return ops.layer_norm(x, w.norm_behind)
 
 
@@ -268,16 +242,14 @@ def _corners(rows: int, columns: int, side: int) -> Given:
     turned = processing.places_of(columns, rows).astype(np.float32)
     wanted = (turned + np.float32(0.5)) * np.float32(side) / np.array([columns, rows], np.float32) - np.float32(0.5)
     low = np.floor(wanted)
-    made: dict[str, npt.NDArray[np.int64] | Floats] = {}
-    for corner in range(_CORNERS):
-        step = np.array(divmod(corner, 2))
-        near = low.astype(np.int64) + step
-        shares = 1 - np.abs(wanted - near)
-        inside = ((near >= 0) & (near < side)).all(axis=1)
-        kept = near.clip(0, side - 1)
-        made[f"corner.{corner}"] = kept[:, 0] * side + kept[:, 1]
-        made[f"share.{corner}"] = (shares.prod(axis=1) * inside).astype(np.float32)[:, None]
-    return made
+    near = [low.astype(np.int64) + step for step in (0, 1)]
+    shares = []
+    for down, right in corners.CORNERS:
+        corner = np.stack([near[down][:, 0], near[right][:, 1]], axis=1)
+        inside = ((corner >= 0) & (corner < side)).all(axis=1)
+        shares.append((1 - np.abs(wanted - corner)).prod(axis=1) * inside)
+    kept = [each.clip(0, side - 1) for each in near]
+    return corners.given([each[:, 0] for each in kept], [each[:, 1] for each in kept], shares, side)
 
 
 def _read_preparation(files: Files, encode: Encode, shape: Shape) -> Preparation:

@@ -18,9 +18,9 @@ from models.arch.base import Stack, Tensor
 from models.arch.encoder_blocks import FILE, read_activation
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
-from models.ops import Activation, Attention, Embedding, Joined, LayerNorm, Linear, Norm
+from models.ops import Activation, Attention, Embedding, LayerNorm, Linear, Norm
 from models.ops.vision import TowerOps
-from models.vision import processing
+from models.vision import corners, processing, vit
 from models.vision.base import PLACE, Encode, Family, Files, Given, Pixels, Prepared, Tower, Vision
 from models.vision.processing import Floats, PixelRules
 from models.vision.projector import working_bytes
@@ -38,21 +38,9 @@ _OTHERS = (
 )
 """What films need, and what the processor does."""
 _PATCHES, _OWN, _IS_OWN, _KEPT = "patches", "own", "is_own", "kept"
-_CORNERS = 4
+_NAMES = vit.Names(("norm1", "norm2"), ("attn.qkv",), "attn.proj", ("mlp.fc1", "mlp.fc2"))
 _EPS = 1e-5
 _RESERVED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Attention and MLP, each behind a norm and beside a residual."""
-
-    norm1: LayerNorm
-    qkv: Joined
-    out: Linear
-    norm2: LayerNorm
-    up: Linear
-    down: Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +52,7 @@ class Weights:
     """Tokens in front of the patches."""
     positions: Embedding
     """A square of them, row by row."""
-    layers: tuple[Layer, ...]
+    layers: tuple[vit.Layer, ...]
     norm_behind: LayerNorm | None
     norm: Norm
     linear_1: Linear
@@ -92,8 +80,7 @@ class Shape:
     @property
     def attention(self) -> Attention:
         """Of every layer."""
-        head_dim = self.width // self.heads
-        return Attention(self.heads, self.heads, head_dim, head_dim**-0.5)
+        return vit.attention_of(self.width, self.heads)
 
 
 def build(files: Files, encode: Encode) -> Vision:
@@ -154,24 +141,16 @@ def _read_shape(whole: ConfigReader) -> Shape:
 
 
 def _weights(whole: ConfigReader, shape: Shape, decoder: int, *, normed: bool) -> Weights:
-    width, inner = shape.width, shape.inner
-
-    def layer(name: str) -> Layer:
-        return Layer(
-            LayerNorm(f"{name}.norm1", width, shape.eps),
-            Joined((Linear(f"{name}.attn.qkv", width, 3 * width, bias=True),), precise=True),
-            Linear(f"{name}.attn.proj", width, width, bias=True),
-            LayerNorm(f"{name}.norm2", width, shape.eps),
-            Linear(f"{name}.mlp.fc1", width, inner, bias=True),
-            Linear(f"{name}.mlp.fc2", inner, width, bias=True),
-        )
-
+    width = shape.width
     merged, between = width * shape.merge**2, whole.size("projector_hidden_size", 4096)
     return Weights(
         Linear(f"{_GENERATOR}embedder", 3 * shape.patch**2, width),
         Embedding(f"{_GENERATOR}cls_token", shape.own, width),
         Embedding(f"{_GENERATOR}pos_embed", shape.side**2, width),
-        tuple(layer(f"{_PREFIX}blocks.{number}") for number in range(shape.num_layers)),
+        tuple(
+            vit.layer(f"{_PREFIX}blocks.{number}", _NAMES, width, shape.inner, shape.eps)
+            for number in range(shape.num_layers)
+        ),
         LayerNorm("vision_projector.vision_final_layernorm", width, shape.eps) if normed else None,
         Norm("mlp1.0", merged, _EPS),
         Linear("mlp1.1", merged, between),
@@ -184,14 +163,9 @@ def _tower(ops: TowerOps[Tensor], w: Weights, shape: Shape) -> Tensor:
     # The patches of the tokens in front are all zeros, and so are the shares that positions have in them.
     x = ops.linear(ops.given(_PATCHES, w.patches.inputs), w.patches)
     x = ops.add(x, ops.mul(ops.look_up(w.own, _OWN), ops.given(_IS_OWN, 1)))
-    for corner in range(_CORNERS):
-        learned = ops.look_up(w.positions, f"corner.{corner}")
-        x = ops.add(x, ops.mul(learned, ops.given(f"share.{corner}", 1)))
+    x = corners.added(ops, x, w.positions)
     for layer in w.layers:
-        q, k, v = ops.split(ops.linear(ops.layer_norm(x, layer.norm1), layer.qkv), (shape.width,) * 3)
-        x = ops.add(x, ops.linear(ops.look_around(q, k, v, shape.attention), layer.out))
-        inner = ops.activate(ops.linear(ops.layer_norm(x, layer.norm2), layer.up), shape.activation)
-        x = ops.add(x, ops.linear(inner, layer.down))
+        x = vit.block(ops, x, layer, shape.attention, shape.activation)
     return ops.take(x, _KEPT)
 
 
@@ -237,15 +211,7 @@ class Preparation:
         scale = np.float32(side / max(rows, columns))
         places = processing.places_of(rows, columns, self.shape.merge).astype(np.float32)
         exact = np.maximum((places + np.float32(0.5)) * scale - np.float32(0.5), np.float32(0))
-        lower = np.floor(exact).astype(np.int64)
-        upper_share = exact - lower
-        near, shares = (lower, np.minimum(lower + 1, side - 1)), (1 - upper_share, upper_share)
-        made: dict[str, npt.NDArray[np.int64] | Floats] = {}
-        for corner in range(_CORNERS):
-            down, across = divmod(corner, 2)
-            made[f"corner.{corner}"] = near[down][:, 0] * side + near[across][:, 1]
-            made[f"share.{corner}"] = (shares[down][:, :1] * shares[across][:, 1:]).astype(np.float32)
-        return made
+        return corners.between(exact, side)
 
 
 def grid(height: int, width: int, rules: Preparation) -> tuple[int, int]:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.arch import blocks
 from models.arch.base import Stack, Tensor
 from models.arch.encoder_blocks import FILE, read_activation
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
-from models.ops import Attention, Joined, Linear, Norm
+from models.ops import Attention, Linear, Norm
 from models.ops.vision import TowerOps
-from models.vision import processing
+from models.vision import processing, vit
 from models.vision.base import PLACE, Encode, Files, Pixels, Prepared
 from models.vision.processing import Floats, PixelRules
 
@@ -27,17 +26,12 @@ STACKS = (Stack(r"(?:model\.)?vision_tower\.vision_model\.(.*)", (PREFIX + "{0}"
 """MLX's converters have one name more in front."""
 _EPS = 1e-5
 _PATCHES, _ANGLES = "patches", "angles"
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Attention and MLP, each behind a norm and beside a residual."""
-
-    norm1: Norm
-    qkv: Joined
-    out: Linear
-    norm2: Norm
-    mlp: blocks.MLP
+_NAMES = vit.Names(
+    ("attention_norm", "ffn_norm"),
+    ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    "attention.o_proj",
+    ("feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +40,7 @@ class Weights:
 
     patches: Linear
     norm: Norm
-    layers: tuple[Layer, ...]
+    layers: tuple[vit.GatedLayer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +63,7 @@ class Shape:
     @property
     def attention(self) -> Attention:
         """Of every layer."""
-        return Attention(self.heads, self.heads, self.head_dim, self.head_dim**-0.5)
+        return vit.attention_of(self.width, self.heads)
 
 
 def read_shape(vision: ConfigReader) -> Shape:
@@ -96,26 +90,14 @@ def read_shape(vision: ConfigReader) -> Shape:
 def weights(vision: ConfigReader, shape: Shape, count: int) -> Weights:
     """Declare the tower with its first `count` layers. Raises CheckpointError for an unknown activation."""
     activation = read_activation(vision, "hidden_act")
-    width, inner = shape.width, shape.inner
-
-    def layer(name: str) -> Layer:
-        attention = f"{name}.attention"
-        qkv = Joined(tuple(Linear(f"{attention}.{part}_proj", width, width) for part in "qkv"), precise=True)
-        mlp = f"{name}.feed_forward"
-        gate_up = Joined(tuple(Linear(f"{mlp}.{part}_proj", width, inner) for part in ("gate", "up")))
-        return Layer(
-            Norm(f"{name}.attention_norm", width, _EPS),
-            qkv,
-            Linear(f"{attention}.o_proj", width, width),
-            Norm(f"{name}.ffn_norm", width, _EPS),
-            blocks.MLP(gate_up, Linear(f"{mlp}.down_proj", inner, width), activation),
-        )
-
-    axes = (3, shape.patch, shape.patch)
+    width, axes = shape.width, (3, shape.patch, shape.patch)
     return Weights(
         Linear(f"{PREFIX}patch_conv", math.prod(axes), width, axes=axes),
         Norm(f"{PREFIX}ln_pre", width, _EPS),
-        tuple(layer(f"{LAYERS}{number}") for number in range(count)),
+        tuple(
+            vit.gated_layer(f"{LAYERS}{number}", _NAMES, width, shape.inner, _EPS, activation=activation)
+            for number in range(count)
+        ),
     )
 
 
@@ -123,12 +105,8 @@ def states(ops: TowerOps[Tensor], w: Weights, shape: Shape) -> Sequence[Tensor]:
     """What no layer, one, two and so on make of a pass's patches. Shapes: (T, width) each."""
     x = ops.rms_norm(ops.linear(ops.given(_PATCHES, w.patches.inputs), w.patches), w.norm)
     made = [x]
-    spec, size = shape.attention, shape.width
     for layer in w.layers:
-        q, k, v = ops.split(ops.linear(ops.rms_norm(x, layer.norm1), layer.qkv), (size, size, size))
-        q, k = (ops.turn(each, shape.heads, _ANGLES) for each in (q, k))
-        x = ops.add(x, ops.linear(ops.look_around(q, k, v, spec), layer.out))
-        x = ops.add(x, blocks.swiglu(ops, ops.rms_norm(x, layer.norm2), layer.mlp))
+        x = vit.gated_block(ops, x, layer, shape.attention, angles=_ANGLES)
         made.append(x)
     return made
 

@@ -11,6 +11,7 @@ from functools import partial
 from models.config_reader import JSON
 from models.gguf_metadata import GGUFMetadata
 from models.vision.gguf import PROJECTOR, Config, ProjectorLayout, Tokens, has_tower, pixel_rules, vision_dims
+from models.vision.processing import CLIP_MEAN, CLIP_STD
 
 _BLOCK = "vision_tower.transformer.layers.{n}."
 _BEHIND = "multi_modal_projector."
@@ -48,8 +49,6 @@ _OLLAMA = {
     "mm.linear_1": f"{_BEHIND}linear_1",
     "mm.linear_2": f"{_BEHIND}linear_2",
 }
-_MEAN: tuple[JSON, ...] = (0.48145466, 0.4578275, 0.40821073)
-_STD: tuple[JSON, ...] = (0.26862954, 0.26130258, 0.27577711)
 _MERGER = "mm.patch_merger.weight"
 
 
@@ -83,7 +82,7 @@ def _config(metadata: GGUFMetadata, tokens: Tokens, *, bias: str, merge: int) ->
 
 def _files(metadata: GGUFMetadata, *, merge: int) -> Mapping[str, Config]:
     patch = metadata.count("vision.patch_size")
-    rules = pixel_rules(metadata, resample=3, mean=list(_MEAN), std=list(_STD))
+    rules = pixel_rules(metadata, resample=3, mean=list(CLIP_MEAN), std=list(CLIP_STD))
     longest = metadata.integer("vision.longest_edge") or metadata.count("vision.image_size")
     return {
         "preprocessor_config.json": rules

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.arch import blocks
 from models.arch.base import Tensor
 from models.arch.encoder_blocks import FILE, read_activation
 from models.config_reader import JSON
 from models.errors import CheckpointError
-from models.ops import Activation, Joined, Linear, Norm
+from models.ops import Activation, Linear, Norm
 from models.ops.vision import TowerOps
-from models.vision import qwen2_5_vl_gguf, qwen_tower
+from models.vision import qwen2_5_vl_gguf, qwen_tower, vit
 from models.vision.base import Encode, Family, Files, Pixels, Prepared, Vision
 from models.vision.processing import CLIP_MEAN, CLIP_STD
 from models.vision.qwen_pictures import Cutting, Marks, read_cutting, read_marks
-from models.vision.qwen_tower import EPS, PREFIX, Merger, SelfAttention, Shape
+from models.vision.qwen_tower import ANGLES, EPS, PATCHES, PREFIX, Merger, Shape
 
 PUBLISHED: Mapping[str, JSON] = {
     "image_mean": list(CLIP_MEAN),
@@ -28,17 +27,8 @@ PUBLISHED: Mapping[str, JSON] = {
     "size": {"shortest_edge": 3136, "longest_edge": 12845056},
 }
 _SQUARES, _BACK = "squares", "back"
+_NAMES = qwen_tower.names("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 Whole = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Attention and a gated MLP with biases, each behind a norm and beside a residual."""
-
-    norm1: Norm
-    attention: SelfAttention
-    norm2: Norm
-    mlp: blocks.MLP
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +36,7 @@ class Weights:
     """The whole tower's, and behind the norm what makes rows of windows."""
 
     patches: Linear
-    layers: tuple[Layer, ...]
+    layers: tuple[vit.GatedLayer, ...]
     norm: Norm
     merger: Merger
 
@@ -69,8 +59,8 @@ class Preparation:
         window = self.shape.window
         patches = (order[:, None] * window + np.arange(window)).reshape(-1)
         given = {
-            "patches": cut.values[patches],
-            "angles": cut.angles(self.shape.head_dim, self.shape.theta)[patches],
+            PATCHES: cut.values[patches],
+            ANGLES: cut.angles(self.shape.head_dim, self.shape.theta)[patches],
             _SQUARES: squares * window,
             _BACK: np.argsort(order),
         }
@@ -109,21 +99,15 @@ def build(files: Files, encode: Encode) -> Vision:
 
 
 def _weights(shape: Shape, activation: Activation) -> Weights:
-    width, inner = shape.width, shape.inner
-
-    def layer(name: str) -> Layer:
-        mlp = f"{name}.mlp"
-        gate_up = Joined(tuple(Linear(f"{mlp}.{part}_proj", width, inner, bias=True) for part in ("gate", "up")))
-        return Layer(
-            Norm(f"{name}.norm1", width, EPS),
-            qwen_tower.attention(shape, name),
-            Norm(f"{name}.norm2", width, EPS),
-            blocks.MLP(gate_up, Linear(f"{mlp}.down_proj", inner, width, bias=True), activation),
-        )
-
+    width, biases = shape.width, {"attention_bias": True, "mlp_bias": True}
     return Weights(
         qwen_tower.patches(shape, bias=False),
-        tuple(layer(f"{PREFIX}blocks.{number}") for number in range(shape.num_layers)),
+        tuple(
+            vit.gated_layer(
+                f"{PREFIX}blocks.{number}", _NAMES, width, shape.inner, EPS, activation=activation, **biases
+            )
+            for number in range(shape.num_layers)
+        ),
         Norm(f"{PREFIX}merger.ln_q", width, EPS),
         qwen_tower.merger(shape, f"{PREFIX}merger.mlp.0", f"{PREFIX}merger.mlp.2"),
     )
@@ -134,8 +118,7 @@ def _rows(ops: TowerOps[Tensor], w: Weights, shape: Shape, whole: Sequence[int])
     x = qwen_tower.embedded(ops, w.patches, shape)
     for number, layer in enumerate(w.layers):
         groups = "" if number in whole else _SQUARES
-        x = ops.add(x, qwen_tower.attended(ops, ops.rms_norm(x, layer.norm1), layer.attention, shape, groups))
-        x = ops.add(x, blocks.swiglu(ops, ops.rms_norm(x, layer.norm2), layer.mlp))
+        x = vit.gated_block(ops, x, layer, shape.attention, groups=groups, angles=ANGLES)
     windows = ops.fold(ops.rms_norm(x, w.norm), shape.window)
     return ops.take(qwen_tower.merged(ops, windows, w.merger), _BACK)
 

@@ -11,6 +11,7 @@ from models.config_reader import JSON
 from models.errors import CheckpointError
 from models.gguf_metadata import GGUFMetadata
 from models.vision.gguf import PROJECTOR, Config, Made, ProjectorLayout, Tokens, has_tower, pixel_rules, vision_dims
+from models.vision.processing import CLIP_MEAN, CLIP_STD
 
 _BLOCK = "visual.blocks.{n}."
 _LAYER = {
@@ -36,8 +37,6 @@ _QKV = tuple(
     for kind in ("weight", "bias")
 )
 _FRAMES = partial(Made, "visual.patch_embed.proj.weight", axis=2, stacked=True)
-_MEAN: tuple[JSON, ...] = (0.48145466, 0.4578275, 0.40821073)
-_STD: tuple[JSON, ...] = (0.26862954, 0.26130258, 0.27577711)
 _WHOLE = (7, 15, 23, 31)
 
 
@@ -89,7 +88,7 @@ def _whole_layers(metadata: GGUFMetadata) -> JSON:
 
 
 def _files(metadata: GGUFMetadata) -> Mapping[str, Config]:
-    rules = pixel_rules(metadata, resample=3, mean=list(_MEAN), std=list(_STD))
+    rules = pixel_rules(metadata, resample=3, mean=list(CLIP_MEAN), std=list(CLIP_STD))
     return {
         "preprocessor_config.json": rules
         | {

@@ -12,23 +12,13 @@ from models.arch.encoder_blocks import read_activation
 from models.config_reader import JSON
 from models.ops import Activation, LayerNorm, Linear
 from models.ops.vision import TowerOps
-from models.vision import qwen_tower
+from models.vision import qwen_tower, vit
 from models.vision.base import Encode, Family, Files, Pixels, Prepared, Vision
-from models.vision.clip import activated
 from models.vision.qwen2_5_vl import PUBLISHED
 from models.vision.qwen_pictures import Cutting, Marks, read_cutting, read_marks
-from models.vision.qwen_tower import EPS, PREFIX, Merger, SelfAttention, Shape
+from models.vision.qwen_tower import ANGLES, EPS, PATCHES, PREFIX, Merger, Shape
 
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Attention and an MLP, each behind a norm and beside a residual."""
-
-    norm1: LayerNorm
-    attention: SelfAttention
-    norm2: LayerNorm
-    up: Linear
-    down: Linear
+_NAMES = qwen_tower.names("mlp.fc1", "mlp.fc2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +26,7 @@ class Weights:
     """The whole tower's, and behind the norm what makes rows of windows."""
 
     patches: Linear
-    layers: tuple[Layer, ...]
+    layers: tuple[vit.Layer, ...]
     norm: LayerNorm
     merger: Merger
 
@@ -52,7 +42,7 @@ class Preparation:
     def __call__(self, pixels: Pixels) -> Prepared:
         """See `Vision.prepare`."""
         cut = self.cutting.cut(pixels)
-        given = {"patches": cut.values, "angles": cut.angles(self.shape.head_dim, self.shape.theta)}
+        given = {PATCHES: cut.values, ANGLES: cut.angles(self.shape.head_dim, self.shape.theta)}
         return Prepared((given,), len(cut.values), self.marks.around(math.prod(cut.grid)), cut.grid)
 
 
@@ -76,20 +66,12 @@ def build(files: Files, encode: Encode) -> Vision:
 
 
 def _weights(shape: Shape) -> Weights:
-    width, inner = shape.width, shape.inner
-
-    def layer(name: str) -> Layer:
-        return Layer(
-            LayerNorm(f"{name}.norm1", width, EPS),
-            qwen_tower.attention(shape, name),
-            LayerNorm(f"{name}.norm2", width, EPS),
-            Linear(f"{name}.mlp.fc1", width, inner, bias=True),
-            Linear(f"{name}.mlp.fc2", inner, width, bias=True),
-        )
-
+    width = shape.width
     return Weights(
         qwen_tower.patches(shape, bias=False),
-        tuple(layer(f"{PREFIX}blocks.{number}") for number in range(shape.num_layers)),
+        tuple(
+            vit.layer(f"{PREFIX}blocks.{number}", _NAMES, width, shape.inner, EPS) for number in range(shape.num_layers)
+        ),
         LayerNorm(f"{PREFIX}merger.ln_q", width, EPS),
         qwen_tower.merger(shape, f"{PREFIX}merger.mlp.0", f"{PREFIX}merger.mlp.2"),
     )
@@ -99,9 +81,7 @@ def _rows(ops: TowerOps[Tensor], w: Weights, shape: Shape, activation: Activatio
     """The rows of a picture's windows. Shapes: returns (N, out)."""
     x = qwen_tower.embedded(ops, w.patches, shape)
     for layer in w.layers:
-        x = ops.add(x, qwen_tower.attended(ops, ops.layer_norm(x, layer.norm1), layer.attention, shape))
-        raised = activated(ops, ops.linear(ops.layer_norm(x, layer.norm2), layer.up), activation)
-        x = ops.add(x, ops.linear(raised, layer.down))
+        x = vit.block(ops, x, layer, shape.attention, activation, angles=ANGLES)
     return qwen_tower.merged(ops, ops.fold(ops.layer_norm(x, w.norm), shape.window), w.merger)
 
 

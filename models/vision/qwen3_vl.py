@@ -7,10 +7,8 @@ Source: Qwen3-VL (arXiv 2511.21631); DeepStack (arXiv 2406.04334); transformers 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from models.arch.base import Tensor
 from models.arch.encoder_blocks import FILE, read_activation
@@ -18,28 +16,17 @@ from models.config_reader import JSON
 from models.errors import CheckpointError
 from models.ops import Activation, Embedding, LayerNorm, Linear
 from models.ops.vision import TowerOps
-from models.vision import processing, qwen_tower
+from models.vision import corners, processing, qwen_tower, vit
 from models.vision.base import Encode, Family, Files, Given, Pixels, Prepared, Vision
 from models.vision.qwen_pictures import Cutting, Marks, Patches, read_cutting, read_marks
-from models.vision.qwen_tower import EPS, PREFIX, Merger, SelfAttention, Shape
+from models.vision.qwen_tower import ANGLES, EPS, PATCHES, PREFIX, Merger, Shape
 
 PUBLISHED: Mapping[str, JSON] = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
     "size": {"shortest_edge": 65536, "longest_edge": 16777216},
 }
-_CORNERS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Attention and an MLP without a gate, each behind a norm and beside a residual."""
-
-    norm1: LayerNorm
-    attention: SelfAttention
-    norm2: LayerNorm
-    up: Linear
-    down: Linear
+_NAMES = qwen_tower.names("mlp.linear_fc1", "mlp.linear_fc2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +43,7 @@ class Weights:
 
     patches: Linear
     positions: Embedding
-    layers: tuple[Layer, ...]
+    layers: tuple[vit.Layer, ...]
     end: Exit
     deep: tuple[Exit, ...]
 
@@ -75,14 +62,14 @@ class Preparation:
         """See `Vision.prepare`."""
         cut = self.cutting.cut(pixels)
         given = {
-            "patches": cut.values,
-            "angles": cut.angles(self.shape.head_dim, self.shape.theta),
-            **corners(cut, self.side),
+            PATCHES: cut.values,
+            ANGLES: cut.angles(self.shape.head_dim, self.shape.theta),
+            **stretched(cut, self.side),
         }
         return Prepared((given,), len(cut.values), self.marks.around(math.prod(cut.grid)), cut.grid)
 
 
-def corners(cut: Patches, side: int) -> Given:
+def stretched(cut: Patches, side: int) -> Given:
     """Between which four of the learned positions each patch lies, and how much each of them counts.
 
     The corners of the picture are the corners of the square of positions. Shapes: int64 (T,), float32 (T, 1) each.
@@ -90,16 +77,7 @@ def corners(cut: Patches, side: int) -> Given:
     places = processing.places_of(cut.rows, cut.columns, cut.merge)
     last = np.maximum(np.array([cut.rows, cut.columns]) - 1, 1).astype(np.float32)
     exact = places.astype(np.float32) * np.float32(side - 1) / last
-    lower = np.floor(exact)
-    upper_share = exact - lower
-    shares = (1 - upper_share, upper_share)
-    near = [np.minimum(lower.astype(np.int64) + step, side - 1) for step in (0, 1)]
-    made: dict[str, npt.NDArray[Any]] = {}
-    for corner in range(_CORNERS):
-        down, across = divmod(corner, 2)
-        made[f"corner.{corner}"] = near[down][:, 0] * side + near[across][:, 1]
-        made[f"share.{corner}"] = (shares[down][:, :1] * shares[across][:, 1:]).astype(np.float32)
-    return made
+    return corners.between(exact, side)
 
 
 def build(files: Files, encode: Encode) -> Vision:
@@ -123,16 +101,7 @@ def build(files: Files, encode: Encode) -> Vision:
 
 
 def _weights(shape: Shape, positions: int, exits: int) -> Weights:
-    width, inner, whole = shape.width, shape.inner, shape.width * shape.window
-
-    def layer(name: str) -> Layer:
-        return Layer(
-            LayerNorm(f"{name}.norm1", width, EPS),
-            qwen_tower.attention(shape, name),
-            LayerNorm(f"{name}.norm2", width, EPS),
-            Linear(f"{name}.mlp.linear_fc1", width, inner, bias=True),
-            Linear(f"{name}.mlp.linear_fc2", inner, width, bias=True),
-        )
+    width, whole = shape.width, shape.width * shape.window
 
     def way_out(name: str, normed: int) -> Exit:
         merger = qwen_tower.merger(shape, f"{name}.linear_fc1", f"{name}.linear_fc2")
@@ -141,7 +110,9 @@ def _weights(shape: Shape, positions: int, exits: int) -> Weights:
     return Weights(
         qwen_tower.patches(shape, bias=True),
         Embedding(f"{PREFIX}pos_embed", positions, width),
-        tuple(layer(f"{PREFIX}blocks.{number}") for number in range(shape.num_layers)),
+        tuple(
+            vit.layer(f"{PREFIX}blocks.{number}", _NAMES, width, shape.inner, EPS) for number in range(shape.num_layers)
+        ),
         way_out(f"{PREFIX}merger", width),
         tuple(way_out(f"{PREFIX}deepstack_merger_list.{number}", whole) for number in range(exits)),
     )
@@ -151,15 +122,10 @@ def _rows(
     ops: TowerOps[Tensor], w: Weights, shape: Shape, exits: Sequence[int], activation: Activation
 ) -> Sequence[Tensor]:
     """The rows of a picture's windows, at the tower's end and behind each exit. Shapes: (N, out) each."""
-    x = qwen_tower.embedded(ops, w.patches, shape)
-    for corner in range(_CORNERS):
-        learned = ops.look_up(w.positions, f"corner.{corner}")
-        x = ops.add(x, ops.mul(learned, ops.given(f"share.{corner}", 1)))
+    x = corners.added(ops, qwen_tower.embedded(ops, w.patches, shape), w.positions)
     deep: list[Tensor] = []
     for number, layer in enumerate(w.layers):
-        x = ops.add(x, qwen_tower.attended(ops, ops.layer_norm(x, layer.norm1), layer.attention, shape))
-        raised = ops.activate(ops.linear(ops.layer_norm(x, layer.norm2), layer.up), activation)
-        x = ops.add(x, ops.linear(raised, layer.down))
+        x = vit.block(ops, x, layer, shape.attention, activation, angles=ANGLES)
         if number in exits:
             own = w.deep[len(deep)]
             deep.append(qwen_tower.merged(ops, ops.layer_norm(ops.fold(x, shape.window), own.norm), own.merger))

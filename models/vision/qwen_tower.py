@@ -13,11 +13,12 @@ from models.arch.base import Stack, Tensor
 from models.arch.encoder_blocks import FILE
 from models.config_reader import ConfigReader
 from models.errors import CheckpointError
-from models.ops import Attention, Joined, Linear
+from models.ops import Attention, Linear
 from models.ops.vision import TowerOps
 from models.vision.base import Files, Tower
 from models.vision.pixtral import read_theta
 from models.vision.projector import working_bytes
+from models.vision.vit import Names, attention_of
 
 PREFIX = "visual."
 EPS = 1e-6
@@ -27,7 +28,13 @@ _CHANNELS = 3
 _PREFIXES = (PREFIX, "vision_tower.")
 _STACKS = (Stack(r"(?:model\.)?vision_tower\.(.+)", (f"{PREFIX}{{0}}",), whole=True),)
 """MLX's converters call it otherwise."""
-_PATCHES, _ANGLES = "patches", "angles"
+PATCHES, ANGLES = "patches", "angles"
+"""What every picture is given as."""
+
+
+def names(*mlp: str) -> Names:
+    """A layer's names, those of its MLP given."""
+    return Names(("norm1", "norm2"), ("attn.qkv",), "attn.proj", mlp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +68,7 @@ class Shape:
     @property
     def attention(self) -> Attention:
         """Of every layer."""
-        return Attention(self.heads, self.heads, self.head_dim, self.head_dim**-0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class SelfAttention:
-    """The weights of a layer's attention, queries, keys and values in one matrix."""
-
-    qkv: Joined
-    out: Linear
+        return attention_of(self.width, self.heads)
 
 
 def read_shape(files: Files, *, patch: int) -> Shape:
@@ -119,21 +118,8 @@ def patches(shape: Shape, *, bias: bool) -> Linear:
 
 def embedded(ops: TowerOps[Tensor], w: Linear, shape: Shape) -> Tensor:
     """The tokens of a picture, all of whose frames are alike. Shapes: returns (T, width)."""
-    given = ops.given(_PATCHES, w.inputs // shape.frames)
+    given = ops.given(PATCHES, w.inputs // shape.frames)
     return ops.linear(given if shape.frames == 1 else ops.join((given,) * shape.frames, _CHANNELS), w)
-
-
-def attention(shape: Shape, layer: str) -> SelfAttention:
-    """Declare the attention of the layer of that name."""
-    qkv = Joined((Linear(f"{layer}.attn.qkv", shape.width, 3 * shape.width, bias=True),), precise=True)
-    return SelfAttention(qkv, Linear(f"{layer}.attn.proj", shape.width, shape.width, bias=True))
-
-
-def attended(ops: TowerOps[Tensor], x: Tensor, w: SelfAttention, shape: Shape, groups: str = "") -> Tensor:
-    """Attention within groups, or to the whole picture. Shapes: x (T, width); returns the same."""
-    q, k, v = ops.split(ops.linear(x, w.qkv), (shape.width,) * 3)
-    q, k = (ops.turn(each, shape.heads, _ANGLES) for each in (q, k))
-    return ops.linear(ops.look_around(q, k, v, shape.attention, groups), w.out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from models.arch.encoder_blocks import read_activation
 from models.config_reader import ConfigReader
 from models.ops import Activation, Embedding, LayerNorm, Linear
 from models.ops.vision import TowerOps
-from models.vision import pre_norm
-from models.vision.pre_norm import Sizes
+from models.vision import fixed_size, vit
+from models.vision.fixed_size import Sizes
 
 PATCHES, POSITIONS = "patches", "positions"
 """What a pass is given: float32 (T, 3 * patch * patch), and the rows of the table of positions (T,)."""
@@ -33,7 +33,7 @@ class Weights:
 
     patches: Linear
     positions: Embedding
-    layers: tuple[pre_norm.Layer, ...]
+    layers: tuple[vit.Layer, ...]
     norm: LayerNorm
 
 
@@ -43,7 +43,7 @@ def read_shape(vision: ConfigReader, default: Sizes = DEFAULTS) -> Shape:
     Raises:
         CheckpointError: a value is impossible or unsupported.
     """
-    return Shape(pre_norm.read_sizes(vision, default), read_activation(vision, "hidden_act", "gelu_pytorch_tanh"))
+    return Shape(fixed_size.read_sizes(vision, default), read_activation(vision, "hidden_act", "gelu_pytorch_tanh"))
 
 
 def weights(shape: Shape, prefix: str) -> Weights:
@@ -53,7 +53,7 @@ def weights(shape: Shape, prefix: str) -> Weights:
     return Weights(
         Linear(f"{prefix}embeddings.patch_embedding", math.prod(axes), sizes.width, bias=True, axes=axes),
         Embedding(f"{prefix}embeddings.position_embedding", sizes.patches_per_side**2, sizes.width),
-        tuple(pre_norm.layer(f"{prefix}encoder.layers.{number}", sizes) for number in range(sizes.num_layers)),
+        fixed_size.layers(f"{prefix}encoder.layers.", sizes, sizes.num_layers),
         LayerNorm(f"{prefix}post_layernorm", sizes.width, sizes.eps),
     )
 
@@ -69,5 +69,5 @@ def forward(ops: TowerOps[Tensor], w: Weights, shape: Shape) -> Tensor:
     x = ops.linear(ops.given(PATCHES, w.patches.inputs), w.patches)
     x = ops.add(x, ops.look_up(w.positions, POSITIONS))
     for layer in w.layers:
-        x = pre_norm.block(ops, x, layer, shape.sizes, lambda ops, y: ops.activate(y, shape.activation))
+        x = vit.block(ops, x, layer, shape.sizes.attention, shape.activation)
     return ops.layer_norm(x, w.norm)

@@ -32,6 +32,8 @@ START_S = 60.0
 ASK_S = 1.0
 SILENCE_S = 10.0
 STALL_S = 60.0
+LAST_WORDS_S = 0.1
+"""How long a process whose connection has ended is waited for, so that its exit code and last line are told."""
 EXPLAIN_S = 2.0
 """How long a failed step waits for the fault that explains it."""
 
@@ -71,7 +73,7 @@ class Ranks:
         self._changed = threading.Condition()
         self._fault: str | None = None
         self._callbacks: list[Callable[[str], None]] = []
-        self._stopped = False
+        self._stopping = threading.Event()
 
     @property
     def count(self) -> int:
@@ -245,7 +247,7 @@ class Ranks:
 
     def stop(self) -> None:
         """End the other ranks, and wait for it a little. Idempotent."""
-        self._stopped = True
+        self._stopping.set()
         for other in self._others:
             for line in (other.orders, other.watch):
                 if line is not None:
@@ -276,7 +278,7 @@ class Ranks:
     def _fail(self, fault: str) -> None:
         """The first fault counts; what follows from it does not."""
         with self._changed:
-            if self._fault is not None or self._stopped:
+            if self._fault is not None or self._stopping.is_set():
                 return
             self._fault = fault
             self._changed.notify_all()
@@ -287,7 +289,7 @@ class Ranks:
 
     def _accept(self) -> None:
         assert self._listener is not None
-        while not self._stopped:
+        while not self._stopping.is_set():
             try:
                 connection, _ = self._listener.accept()
             except OSError:
@@ -343,10 +345,8 @@ class Ranks:
     def _lost(self, other: _Other) -> None:
         """A connection or a process has ended."""
         process = other.process
-        if process is None or process.ended() is None:
-            # A process that is on its way has words for it.
-            time.sleep(0.1)
-        if process is not None and (code := process.ended()) is not None:
+        # A process that is on its way has words for it.
+        if process is not None and (code := process.ended(within_s=LAST_WORDS_S)) is not None:
             what = f"ended with exit code {code} ({process.last_words()})"
         else:
             what = "is gone: its connection was closed"
@@ -362,11 +362,12 @@ class Ranks:
 
     def _look_after(self) -> None:
         """Ask every rank every ASK_S whether it is alive, and see whether it is."""
-        while not self._stopped and self._fault is None:
+        while self._fault is None:
             now = time.monotonic()
             for other in self._others:
                 self._look_at(other, now)
-            time.sleep(ASK_S)
+            if self._stopping.wait(ASK_S):
+                return
 
     def _look_at(self, other: _Other, now: float) -> None:
         if other.watch is None:

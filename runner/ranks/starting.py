@@ -59,9 +59,11 @@ class RankProcess:
         """Of the process on this machine."""
         return self._process.pid
 
-    def ended(self) -> int | None:
-        """Its exit code; None: it runs."""
-        return self._process.poll()
+    def ended(self, *, within_s: float = 0) -> int | None:
+        """Its exit code, waiting so long for its end; None: it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(within_s)
+        return self._process.returncode
 
     def last_words(self) -> str:
         """What it said last; it has ended."""

@@ -3,6 +3,7 @@
 python tests/parity_vision/make_gemma4.py
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pillow
@@ -178,7 +179,8 @@ SMALL = Fixture(
     processor_matters=(("processor_config.json", {"image_processor": {"resample": 2}}),),
 )
 # As the large ones: pictures look at themselves both ways where layers slide, farther than the window reaches.
-LARGE = Fixture(
+LARGE = replace(
+    SMALL,
     name="gemma4_vl_two_way",
     config={
         "architectures": ["Gemma4ForConditionalGeneration"],
@@ -203,11 +205,6 @@ LARGE = Fixture(
         "preprocessor_config.json": {**IMAGES, "do_normalize": True, "image_mean": [0.1, 0.2, 0.3]},
         "processor_config.json": OTHERS,
     },
-    special=SPECIAL,
-    placeholder="<|image|>",
-    tokenizer={**WORDS, "extra_special_tokens": WORDS, "processor_class": "Gemma4Processor"},
-    bos=True,
-    processor=processor,
     matters=(
         {"text_config": {"use_bidirectional_attention": None}},
         {"text_config": {"sliding_window": 200}},
@@ -219,7 +216,8 @@ LARGE = Fixture(
 )
 
 # The one without a tower; a picture is shorter than the window, for beyond it transformers is of two minds.
-UNIFIED = Fixture(
+UNIFIED = replace(
+    SMALL,
     name="gemma4_unified_vl",
     config={
         "architectures": ["Gemma4UnifiedForConditionalGeneration"],
@@ -257,16 +255,14 @@ UNIFIED = Fixture(
             "video_processor": {"video_processor_type": "Gemma4UnifiedVideoProcessor"},
         }
     },
-    special=SPECIAL,
-    placeholder="<|image|>",
-    tokenizer={**WORDS, "extra_special_tokens": WORDS, "processor_class": "Gemma4UnifiedProcessor"},
-    bos=True,
+    tokenizer={**SMALL.tokenizer, "processor_class": "Gemma4UnifiedProcessor"},
     processor=unified_processor,
     matters=(
         {"vision_config": {"rms_norm_eps": 1e-6}},
         {"text_config": {"use_bidirectional_attention": None}},
         {"text_config": {"sliding_window": 70}},
     ),
+    processor_matters=(),
 )
 
 if __name__ == "__main__":

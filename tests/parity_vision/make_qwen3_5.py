@@ -4,12 +4,11 @@ python tests/parity_vision/make_qwen3_5.py
 """
 
 from dataclasses import replace
-from functools import partial
 
-from fixture import Fixture, vocabulary
+import make_qwen3_vl as qwen3_vl
+from fixture import vocabulary
 from making import make
-from qwen import PLACEHOLDER, SPECIAL, TOKENIZER, ids, still
-from transformers import Qwen3VLProcessor
+from qwen import SPECIAL, ids
 
 TEXT = {
     "attention_bias": False,
@@ -42,32 +41,14 @@ TEXT = {
     },
     "vocab_size": vocabulary(SPECIAL),
 }
-TOWER = {
+TOWER = qwen3_vl.TOWER | {
     "deepstack_visual_indexes": [],
     "depth": 2,
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_size": 24,
-    "in_channels": 3,
-    "intermediate_size": 28,
     "model_type": "qwen3_5",
-    "num_heads": 3,
     "num_position_embeddings": 36,
-    "out_hidden_size": 32,
-    "patch_size": 4,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
 }
-PROCESSOR = {
-    "image_mean": [0.4, 0.5, 0.6],
-    "image_processor_type": "Qwen2VLImageProcessorFast",
-    "image_std": [0.3, 0.45, 0.5],
-    "merge_size": 2,
-    "patch_size": 4,
-    "processor_class": "Qwen3VLProcessor",
-    "size": {"longest_edge": 1400, "shortest_edge": 1000},
-    "temporal_patch_size": 2,
-}
-DENSE = Fixture(
+DENSE = replace(
+    qwen3_vl.DENSE,
     name="qwen3_5_vl",
     config={
         "architectures": ["Qwen3_5ForConditionalGeneration"],
@@ -77,13 +58,7 @@ DENSE = Fixture(
         "tie_word_embeddings": True,
         "vision_config": TOWER,
     },
-    files={"preprocessor_config.json": PROCESSOR},
-    special=SPECIAL,
-    placeholder=PLACEHOLDER,
-    tokenizer=TOKENIZER | {"processor_class": "Qwen3VLProcessor"},
-    processor=partial(still, Qwen3VLProcessor),
     less_one=r"language_model.*(layernorm|model\.norm|[qk]_norm)\.weight",
-    idle=r"qkv\.bias",
     matters=(
         {"text_config": {"rope_parameters": {"mrope_section": [4, 1, 1]}}},
         {"text_config": {"rope_parameters": {"partial_rotary_factor": 0.5}}},

@@ -204,9 +204,9 @@ class Compute(Recurrence):
             scores = mx.where(seen, scores, mx.array(-mx.inf, scores.dtype))
         return (mx.softmax(scores, axis=-1, precise=True) @ v[:, :, None]).reshape(shape)
 
+    @abstractmethod
     def embed_positions(self, table: Embedding, first: int = 0) -> mx.array:
         """See `Ops.embed_positions`."""
-        raise NotImplementedError(f"{table.name} from {first} on: whole texts alone have learned positions")
 
     def embed_kind(self, table: Embedding) -> mx.array:
         """See `Ops.embed_kind`: one row, which what it is added to repeats. Shapes: returns (1, width)."""
@@ -276,8 +276,15 @@ class StepOps(Compute):
 
     def position_scale(self, x: mx.array, scale: PositionScale) -> mx.array:
         """See `Ops.position_scale`."""
-        positions = mx.concatenate([part.positions.reshape(-1) for part in self._parts])
-        return x * position_factors(positions, scale).astype(x.dtype)
+        return x * position_factors(self._places(), scale).astype(x.dtype)
+
+    def embed_positions(self, table: Embedding, first: int = 0) -> mx.array:
+        """See `Ops.embed_positions`."""
+        return self._weights.table(table).rows(self._places() + first)
+
+    def _places(self) -> mx.array:
+        """Of each token in its row. Shapes: int32 (T,)."""
+        return mx.concatenate([part.positions.reshape(-1) for part in self._parts])
 
     def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:
         """See `Ops.attention`."""

@@ -9,7 +9,7 @@ from models.executors.mlx.ops import Compute
 from models.executors.mlx.recurrent import Run
 from models.executors.mlx.rotations import Wavelengths, position_factors
 from models.executors.mlx.weights import Weights
-from models.ops import Attention, PositionScale, RopeConfig
+from models.ops import Attention, Embedding, PositionScale, RopeConfig
 
 
 class WholeOps(Compute):
@@ -44,6 +44,10 @@ class TextOps(WholeOps):
     def position_scale(self, x: mx.array, scale: PositionScale) -> mx.array:
         """See `Ops.position_scale`."""
         return x * position_factors(mx.arange(len(x)), scale).astype(x.dtype)
+
+    def embed_positions(self, table: Embedding, first: int = 0) -> mx.array:
+        """See `Ops.embed_positions`."""
+        return self._weights.table(table).rows(mx.arange(first, first + len(self._tokens)))
 
     def attention(self, q: mx.array, k: mx.array, v: mx.array, layer: int, spec: Attention) -> mx.array:
         """See `Ops.attention`."""

@@ -13,8 +13,6 @@ from models.executors.onnx.bidirectional import ROWS, VISIBLE
 from models.executors.onnx.executor import Array, Loaded, OnnxExecutor
 from models.executors.onnx.loading import OnnxOptions, load
 from models.executors.onnx.steps import Run
-from models.executors.onnx.tables import EmbeddingTable
-from models.executors.onnx.values import Lookup
 from models.process_memory import trim
 
 Floats = npt.NDArray[np.float32]
@@ -47,7 +45,9 @@ class OnnxEncoderEmbedder:
             ids[place, : len(text)] = text
             visible[place, : len(text)] = 1
         inputs: dict[str, Array] = {ROWS: np.array([count, longest, -1], np.int64), VISIBLE: visible}
-        inputs |= {name: _looked_up(loaded.tables[name], lookup, ids) for name, lookup in loaded.lookups.items()}
+        places = np.tile(np.arange(longest), count)
+        for name, lookup in loaded.lookups.items():
+            inputs[name] = loaded.tables[name].rows(lookup.rows_of(ids.reshape(-1), places))
         inputs |= self._scores(longest)
         for index, rope in enumerate(loaded.ropes):
             rope.reach(longest)
@@ -136,13 +136,3 @@ def load_embedder(
     if model.is_encoder:
         return OnnxEncoderEmbedder(loaded, model.config.hidden_size)
     return OnnxDecoderEmbedder(loaded, options.slots)
-
-
-def _looked_up(table: EmbeddingTable, lookup: Lookup, ids: npt.NDArray[np.int64]) -> Floats:
-    """The rows of a pass's places. Shapes: ids (B, S); returns (B * S, width)."""
-    if lookup.first is None:
-        return table.rows(ids.reshape(-1))
-    count, longest = ids.shape
-    if lookup.by_position:
-        return np.tile(table.rows(np.arange(lookup.first, lookup.first + longest)), (count, 1))
-    return np.repeat(table.rows(np.array([lookup.first])), count * longest, axis=0)

@@ -157,15 +157,15 @@ class OnnxExecutor:
                     slabs.clear(row.slot)
         ids = np.array([token for row in run.rows for token in row.tokens], np.int64)
         ids = np.append(ids, ids[-1:].repeat(len(inputs["unpad"]) - len(ids)))
-        inputs |= {name: table.rows(loaded.lookups[name].rows_of(ids)) for name, table in loaded.tables.items()}
+        places = steps.positions(run, len(ids))
+        inputs |= {name: table.rows(loaded.lookups[name].rows_of(ids, places)) for name, table in loaded.tables.items()}
         inputs |= self._seen(run, inputs)
         explicit = [position for row in run.rows for position in row.positions]
         for index, rope in enumerate(loaded.ropes):
             rope.reach(run.reach)
             rope.put(explicit)
             inputs |= {f"cos.{index}": rope.cos, f"sin.{index}": rope.sin}
-        positions = steps.positions(run, len(ids)) if loaded.scales else ids
-        inputs |= {f"scale.{index}": scale.factors(positions) for index, scale in enumerate(loaded.scales)}
+        inputs |= {f"scale.{index}": scale.factors(places) for index, scale in enumerate(loaded.scales)}
         inputs |= {f"chunk.{length}": steps.chunked(run, length, int(inputs["total"])) for length in loaded.chunks}
         inputs |= {f"cells.{heads}": steps.cells(run, heads, slabs.capacity) for heads in self._written_by_cells}
         made = {name: np.empty((len(inputs["wanted"]), width), np.float32) for name, width in loaded.outputs.items()}

@@ -79,8 +79,10 @@ class Lookup:
     by_position: bool = True
     """Else all tokens have the first row."""
 
-    def rows_of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The rows of these tokens."""
+    def rows_of(self, ids: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The rows of tokens at these places of their texts. Shapes: (T,) all."""
+        if self.first is not None:
+            return places + self.first if self.by_position else np.full_like(ids, self.first)
         return np.where(ids < self.table.rows, ids, 0) if self.table.is_partial else ids
 
 

@@ -57,7 +57,7 @@ def test_widths_may_differ_by_layer():
 def test_a_token_beyond_the_table_of_embeddings_for_layers_has_its_first_row():
     (table,) = [each for each in weights_in(gemma3n().weights) if isinstance(each, Embedding) and each.is_partial]
     assert table == Embedding("model.embed_tokens_per_layer", 9, 12, is_partial=True)
-    assert Lookup(table).rows_of(np.array([0, 8, 9, 10])).tolist() == [0, 8, 0, 0]
+    assert Lookup(table).rows_of(np.array([0, 8, 9, 10]), np.arange(4)).tolist() == [0, 8, 0, 0]
     whole = gemma3n(vocab_size_per_layer_input=11)
     assert not any(each.is_partial for each in weights_in(whole.weights) if isinstance(each, Embedding))
 
