@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime as ort
 
 from models.errors import ExecutionError
+from models.executors.onnx.arena import SharedArena
 from models.executors.onnx.graph import Array, Graph, Part, serialized
-from models.process_memory import trim
 
 SPIN_US = 20
 """A thread that waits for work spins so long before it sleeps: enough from one product to the next on a quiet machine,
@@ -69,9 +69,9 @@ class Sessions:
     """Runs a graph part by part. Thread: the executor's."""
 
     def __init__(self, graph: Graph, threads: int, *, gives_back: bool = False) -> None:
-        """Sessions of a graph; `gives_back`: what a run works with is given back at once, not kept for the next."""
+        """Sessions of a graph; `gives_back`: what a run works with is given back behind it, not kept for the next."""
         self._graph = graph
-        self._gives_back = gives_back
+        self._arena = SharedArena() if gives_back else None
         self._threads = threads
         self._sessions: dict[int, _Session] = {}
         self._nothing = ort.OrtValue.ortvalue_from_numpy(np.zeros((0, 0), np.float32))
@@ -84,7 +84,8 @@ class Sessions:
             MemoryError: there is none for it.
         """
         options = session_options(self._threads)
-        options.enable_cpu_mem_arena = not self._gives_back
+        if self._arena is not None:
+            self._arena.lend(options)
         with refusals("ONNX Runtime refuses the graph"):
             values = [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in part.weights]
             options.add_external_initializers(list(part.weights), values)
@@ -140,12 +141,14 @@ class Sessions:
                         outputs=outputs,
                         crossing=crossing,
                     )
-                if self._gives_back:
+                if self._arena is not None:
                     self._let_go(slots, self._read_for_the_last_time(index, crossing))
-                    trim()
             return {name: value.numpy() for name, value in crossing.items() if name in self._graph.outputs}
         finally:
             self._let_go(slots, crossing)
+            if self._arena is not None:
+                crossing.clear()
+                self._arena.give_back()
 
     def _read_for_the_last_time(self, index: int, crossing: dict[str, ort.OrtValue]) -> dict[str, ort.OrtValue]:
         """Take out what no part behind this one reads."""
