@@ -9,7 +9,6 @@ from functools import cache
 
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto, helper
 
 from models.process_memory import trim
 
@@ -23,6 +22,8 @@ class SharedArena:
     """The arena, which is one in a process. Thread: any, but `give_back` is for whoever runs the sessions."""
 
     def __init__(self) -> None:
+        from onnx import TensorProto, helper  # noqa: PLC0415 - see `models.executors.onnx.graph`
+
         _register()
         shape = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
         body = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "nothing", shape[:1], shape[1:])

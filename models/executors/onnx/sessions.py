@@ -128,6 +128,7 @@ class Sessions:
             MemoryError: there was none for it.
         """
         crossing: dict[str, ort.OrtValue] = {}
+        made: dict[str, Array] = {}
         try:
             for index in range(len(self._sessions)):
                 if index:
@@ -143,10 +144,13 @@ class Sessions:
                     )
                 if self._arena is not None:
                     self._let_go(slots, self._read_for_the_last_time(index, crossing))
-            return {name: value.numpy() for name, value in crossing.items() if name in self._graph.outputs}
+            made = {name: value.numpy() for name, value in crossing.items() if name in self._graph.outputs}
+            # These look into the arena, of which what is looked into cannot be given back.
+            return made if self._arena is None else {name: value.copy() for name, value in made.items()}
         finally:
             self._let_go(slots, crossing)
             if self._arena is not None:
+                made = {}
                 crossing.clear()
                 self._arena.give_back()
 
