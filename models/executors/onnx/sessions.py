@@ -128,7 +128,6 @@ class Sessions:
             MemoryError: there was none for it.
         """
         crossing: dict[str, ort.OrtValue] = {}
-        made: dict[str, Array] = {}
         try:
             for index in range(len(self._sessions)):
                 if index:
@@ -144,15 +143,17 @@ class Sessions:
                     )
                 if self._arena is not None:
                     self._let_go(slots, self._read_for_the_last_time(index, crossing))
-            made = {name: value.numpy() for name, value in crossing.items() if name in self._graph.outputs}
-            # These look into the arena, of which what is looked into cannot be given back.
-            return made if self._arena is None else {name: value.copy() for name, value in made.items()}
+            return self._without_a_place(crossing)
         finally:
             self._let_go(slots, crossing)
             if self._arena is not None:
-                made = {}
                 crossing.clear()
                 self._arena.give_back()
+
+    def _without_a_place(self, crossing: Mapping[str, ort.OrtValue]) -> dict[str, Array]:
+        """The graph's outputs among these; copies of what lies in an arena, which is given back behind the run."""
+        made = {name: value.numpy() for name, value in crossing.items() if name in self._graph.outputs}
+        return made if self._arena is None else {name: value.copy() for name, value in made.items()}
 
     def _read_for_the_last_time(self, index: int, crossing: dict[str, ort.OrtValue]) -> dict[str, ort.OrtValue]:
         """Take out what no part behind this one reads."""

@@ -41,6 +41,7 @@ def test_a_run_gives_its_memory_back_and_what_it_made_stays():
     made = finished(sessions, x)
     held = psutil.Process().memory_info().rss - before - made.nbytes
     assert held < 16 * MIB
+    assert made.flags.owndata, "what is returned lies outside of the arena"
     assert np.array_equal(made, x)
 
 
