@@ -72,8 +72,11 @@ def test_a_rank_does_not_follow_whoever_does_not_know_the_secret():
         line.say("a challenge")
         line.hear(5)
         line.say("0" * 64)
+        line.close()
 
-    threading.Thread(target=pretend, daemon=True).start()
+    thread = threading.Thread(target=pretend)
+    thread.start()
     with pytest.raises(ConnectionRefusedError, match="does not know the secret"):
         connect(server.getsockname(), SECRET, 1, "orders", 5)
+    thread.join(10)
     server.close()
