@@ -6,13 +6,16 @@ import base64
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -37,6 +40,8 @@ LABELS = {
 QUESTIONS = ("she sells", "and then the other fox said")
 RIVALS = ("torch==2.15.0", "transformers==5.24.0", "pillow")
 MARKER = "<__media__>"
+_LOGGED = re.compile(r"(\d+)\.(\d\d)\.(\d{3})\.(\d{3}) ")
+"""How llama.cpp's log tells the time since its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,24 +150,44 @@ def run_llama(place: Place, asked: argparse.Namespace) -> Seen:
     port = free_port()
     words = [str(server), "--model", str(place.twins / MODEL), "--mmproj", str(place.twins / PROJECTOR)]
     words += ["--port", str(port), "--threads", str(asked.threads), "--threads-batch", str(asked.threads)]
-    words += ["--no-webui", "--ctx-size", "2048", "--parallel", "1"]
+    words += ["--no-webui", "--ctx-size", "2048", "--parallel", "1", "--log-verbosity", "4"]
     env = os.environ | {"LLAMA_MEDIA_MARKER": MARKER}
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(words, env=env, **quiet)
     data = base64.b64encode(place.picture.read_bytes()).decode()
-    try:
-        await_health(process, port)
-        taken = []
-        for question in QUESTIONS:
-            prompt = {"prompt_string": f"{MARKER} {question}", "multimodal_data": [data]}
-            body = {"prompt": prompt, "n_predict": 1, "temperature": 0, "cache_prompt": True, "stream": True}
-            taken.append(seconds_to_first(f"http://127.0.0.1:{port}", "/completion", body))
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-        return Seen(*taken, peak)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            return _asked_of_llama(process, port, data, log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+def _asked_of_llama(process: "subprocess.Popen[bytes]", port: int, data: str, log: TextIO) -> Seen:
+    await_health(process, port)
+    taken = []
+    for question in QUESTIONS:
+        prompt = {"prompt_string": f"{MARKER} {question}", "multimodal_data": [data]}
+        body = {"prompt": prompt, "n_predict": 1, "temperature": 0, "cache_prompt": True, "stream": True}
+        taken.append(seconds_to_first(f"http://127.0.0.1:{port}", "/completion", body))
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    log.seek(0)
+    return Seen(*taken, peak, encoding_seconds(log.read()))
+
+
+def encoding_seconds(log: str) -> float | None:
+    """What llama-server took last to encode a picture, by the times of its log's lines; None: they are not there."""
+    begun, taken = None, None
+    for line in log.splitlines():
+        if (time_of_day := _LOGGED.match(line)) is None:
+            continue
+        minutes, seconds, milliseconds, microseconds = map(int, time_of_day.groups())
+        now = 60 * minutes + seconds + milliseconds / 1e3 + microseconds / 1e6
+        if "encoding mtmd batch" in line:
+            begun = now
+        elif begun is not None:
+            begun, taken = None, now - begun
+    return taken
 
 
 def run_one(name: str, place: Place, asked: argparse.Namespace) -> Seen:
