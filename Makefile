@@ -1,7 +1,7 @@
 # Each target sets up what it needs. Only make and a Python >= 3.11 must be there: `make PYTHON=python3.12 …` names another.
 
 PYTHON ?= python3
-PROMPT ?= What is the capital of France?
+PROMPT ?= Name the capital of France.
 PICTURE = $(if $(filter file,$(origin PROMPT)),a red circle on a white background,$(PROMPT))
 VENV := .venv
 BIN := $(VENV)/bin

@@ -316,7 +316,7 @@ def _try_config(argv: Sequence[str], environ: Mapping[str, str]) -> TryConfig:
     values, words = parse_flags(argv, flags, interspersed=True)
     prompt = " ".join(words)
     if not prompt:
-        raise UsageError('try needs a prompt: try "What is the capital of France?"')
+        raise UsageError('try needs a prompt: try "Name the capital of France."')
     settings = Settings(values, flags, environ)
     temperature = settings.number("temperature", least=0)
     num_predict = settings.integer("num-predict", least=-1)

@@ -13,7 +13,7 @@ from tests.ollama.programs import BIN, VERSIONS, skip_without  # noqa: E402
 
 pytestmark = [pytest.mark.ollama, pytest.mark.timeout(180)]
 GREEDY = {"temperature": 0, "num_predict": 12}
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def test_a_file_damaged_on_disk_is_refused_in_the_runners_words(start, tmp_path,
 
 def test_a_quantised_cache_is_made_where_the_server_is_told_so(start):
     with start(OLLAMA_KV_CACHE_TYPE="q8_0", OLLAMA_FLASH_ATTENTION=1) as server:
-        assert "Paris" in server.client.generate("smol", "What is the capital of France?", options=GREEDY).response
+        assert "Paris" in server.client.generate("smol", "Name the capital of France.", options=GREEDY).response
         server.wait_for("memory plan.*cache_type=q8_0")
         with pytest.raises(ollama.ResponseError, match="q8_0 cache needs heads of a multiple of 32"):
             server.client.generate("tiny", "fox", options=GREEDY)

@@ -99,7 +99,7 @@ def test_a_classic_runner_without_flags_takes_ollamas_defaults():
         ("--gpu-layers 5", "unknown flag --gpu-layers; --help lists the flags"),
         ("--port 1 qwen3", 'unexpected argument "qwen3"; a model is given as --model qwen3'),
         ("serve", 'unknown command "serve"; the commands are runner, try, create, fetch-default-model'),
-        ("try", 'try needs a prompt: try "What is the capital of France?"'),
+        ("try", 'try needs a prompt: try "Name the capital of France."'),
         ("try hello --temperature nan", "--temperature must be a number of at least 0, not nan"),
         ("fetch-default-model now", 'fetch-default-model takes no arguments, not "now"'),
     ],

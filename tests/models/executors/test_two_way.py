@@ -66,7 +66,10 @@ def test_the_executors_agree_however_the_row_was_cut(config: Any):
 def test_a_quantised_cache_sees_what_it_holds(config: Any):
     held = executor("onnx", "q8_0", config)
     whole = read(held, 0, 0, LENGTH)
-    np.testing.assert_allclose(read(held, 1, 0, 256, BEGIN, END, LENGTH), whole, rtol=0, atol=5e-3)
+    apart = np.abs(read(held, 1, 0, 256, BEGIN, END, LENGTH) - whole)
+    # A value between two codes may become either; seldom, and the codes are near each other.
+    assert apart.max() < 2e-2
+    assert apart.mean() < 1e-3
     plain = read(executor("onnx", config=config), 0, 0, LENGTH)
     assert 0 < np.abs(whole - plain).mean() < 0.1 * plain.std()
 
