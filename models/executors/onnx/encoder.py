@@ -30,7 +30,8 @@ class OnnxEncoder:
             bias[..., visible:] = -np.inf
         made = self._executor.run(run, bias=bias)
         self._executor.release(0)
-        return np.stack([made[self._outputs[layer]] for layer in layers])
+        # A step may have run the last token twice.
+        return np.stack([made[self._outputs[layer]][:count] for layer in layers])
 
     def close(self) -> None:
         """Free everything; the encoder is of no use afterwards."""

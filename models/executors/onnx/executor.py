@@ -167,7 +167,8 @@ class OnnxExecutor:
             inputs |= {f"cos.{index}": rope.cos, f"sin.{index}": rope.sin}
         inputs |= {f"scale.{index}": scale.factors(places) for index, scale in enumerate(loaded.scales)}
         inputs |= {f"chunk.{length}": steps.chunked(run, length, int(inputs["total"])) for length in loaded.chunks}
-        inputs |= {f"cells.{heads}": steps.cells(run, heads, slabs.capacity) for heads in self._written_by_cells}
+        for heads in self._written_by_cells:
+            inputs[f"cells.{heads}"] = steps.cells(run, heads, slabs.capacity, len(ids))
         made = {name: np.empty((len(inputs["wanted"]), width), np.float32) for name, width in loaded.outputs.items()}
         views = slabs.views(run.first, run.end)
         loaded.sessions.run((run.first, run.end), views, inputs, made)

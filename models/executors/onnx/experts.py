@@ -1,10 +1,12 @@
 """Experts' nodes: a router's choice, and a branch an expert that runs where some token picked it.
 
-Each expert is two products like any other, in its file's bits; one that nobody picked costs a microsecond. What the
-experts make of a token is summed in their order, so that the sum does not depend on the other tokens.
+Tokens are sorted by expert once a layer. Each expert is two products like any other, in its file's bits, of rows that
+lie together; one that nobody picked costs a microsecond. What the experts make of a token is summed in the order of
+its picks, so that the sum does not depend on the other tokens.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +17,23 @@ from models.ops import Activation, ClampedSwish, Expert, Experts, Gate, Joined, 
 FLOAT = np.dtype(np.float32)
 TOGETHER = 16
 """Experts whose conditions are made at once: few values cross where a graph is cut between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """The picks (T, k) sorted by expert: int64 values' names."""
+
+    places: str
+    """Where each pick stands. Shape: (T, k)."""
+    picks: str
+    """Which pick stands in each row. Shape: (rows,)."""
+    tokens: str
+    """Whose pick that is. Shape: (rows,)."""
+    begins: str
+    """An expert's first row. Shape: (experts,)."""
+    ends: str
+    used: str
+    """Whether somebody picked it, bool. Shape: (experts,)."""
 
 
 class ExpertNodes:
@@ -61,24 +80,60 @@ class ExpertNodes:
         self, x: str, picks: str, weights: str, experts: Experts, activation: Gate, *, on_input: bool = False
     ) -> str:
         """The name of the weighted sum; see `Ops.experts`. Shapes: x (T, D), picks and weights (T, k); (T, D)."""
-        graph, count = self._graph, len(experts.each)
-        shape = graph.add("Concat", [graph.add("Shape", [x], start=0, end=1)[0], self._whole(count)], axis=0)[0]
-        (nothing,) = graph.add("ConstantOfShape", [shape])
-        (spread,) = graph.add("ScatterElements", [nothing, picks, weights], axis=1)
-        (mine,) = graph.add("Transpose", [spread], perm=[1, 0])
-        (most,) = graph.add("ReduceMax", [mine, self._whole(1)], keepdims=0)
-        (used,) = graph.add("Greater", [most, self._number(0.0)])
-        graph.kinds[used] = np.dtype(np.bool_)
-        (total,) = graph.add("ConstantOfShape", [graph.add("Shape", [x])[0]])
-        conditions: list[str] = []
-        for index, expert in enumerate(experts.each):
-            if index == len(conditions):
-                conditions += self._conditions(used, index, min(index + TOGETHER, count))
-            condition = conditions[index]
-            number = graph.constant(np.array(index, np.int64))
-            then = self._branch((x, total), (mine, number), expert, activation, on_input=on_input)
-            total = graph.choose(condition, then, self._same(total))
-        return total
+        add = self._graph.add
+        with self._graph.in_one_part():
+            order = self._order(picks, experts)
+        (own,) = add("Gather", [x, order.tokens], axis=0)
+        if on_input:
+            flat = add("Reshape", [weights, self._whole(-1)])[0]
+            factors = add("Gather", [flat, order.picks], axis=0)[0]
+            (own,) = add("Mul", [own, add("Unsqueeze", [factors, self._whole(1)])[0]])
+        (shares,) = add("Gather", [self._made(own, order, experts, activation), order.places], axis=0)
+        if not on_input:
+            (shares,) = add("Mul", [shares, add("Unsqueeze", [weights, self._whole(2)])[0]])
+        return add("ReduceSum", [shares, self._whole(1)], keepdims=0)[0]
+
+    def _order(self, picks: str, experts: Experts) -> "_Order":
+        """Sort picks by expert, each one's by token. Shapes: picks (T, k)."""
+        add, count = self._graph.add, len(experts.each)
+        no_or_one = self._graph.constant(np.array([0, 1], np.int64))
+        (each,) = add("OneHot", [picks, self._whole(count), no_or_one])
+        (hits,) = add("ReduceSum", [each, self._whole(1)], keepdims=0)
+        (earlier,) = add("CumSum", [hits, self._integer(0)], exclusive=1)
+        (counts,) = add("ReduceSum", [hits, self._whole(0)], keepdims=0)
+        if self._products.wants_even_rows(part for one in experts.each for part in (*one.gate_up.parts, one.down)):
+            # An odd last row would be summed in another order: the first token stands below it.
+            (counts,) = add("Add", [counts, add("Mod", [counts, self._integer(2)])[0]])
+        (ends,) = add("CumSum", [counts, self._integer(0)])
+        (begins,) = add("Sub", [ends, counts])
+        (places,) = add("GatherElements", [add("Add", [earlier, begins])[0], picks], axis=1)
+        (numbers,) = add("Range", [self._integer(0), add("Size", [picks])[0], self._integer(1)])
+        (rows,) = add("Expand", [self._integer(0), add("Gather", [ends, self._whole(count - 1)])[0]])
+        (flat,) = add("Reshape", [places, self._whole(-1)])
+        (sorted_picks,) = add("ScatterElements", [rows, flat, numbers])
+        (picked,) = add("Shape", [picks], start=1, end=2)
+        (tokens,) = add("Div", [sorted_picks, picked])
+        (used,) = add("Greater", [counts, self._integer(0)])
+        self._graph.kinds |= dict.fromkeys((places, begins, ends), np.dtype(np.int64))
+        self._graph.kinds[used] = np.dtype(np.bool_)
+        return _Order(places, sorted_picks, tokens, begins, ends, used)
+
+    def _made(self, own: str, order: "_Order", experts: Experts, activation: Gate) -> str:
+        """What each expert makes of its rows, one expert's below the other's. Shapes: (rows, D) both ways."""
+        graph, each = self._graph, experts.each
+        nothing = graph.constant(np.zeros((0, each[0].down.outputs), FLOAT))
+        otherwise = graph.branch(lambda: graph.add("Identity", [nothing])[0])
+        groups: list[str] = []
+        for first in range(0, len(each), TOGETHER):
+            some = each[first : first + TOGETHER]
+            with graph.in_one_part():
+                conditions = self._conditions(order.used, first, first + len(some))
+                made = [
+                    graph.choose(condition, self._branch(own, order, first + number, expert, activation), otherwise)
+                    for number, (condition, expert) in enumerate(zip(conditions, some, strict=True))
+                ]
+                groups += graph.add("Concat", made, axis=0)
+        return graph.add("Concat", groups, axis=0)[0] if len(groups) > 1 else groups[0]
 
     def _conditions(self, used: str, begin: int, end: int) -> list[str]:
         """Whether each of some experts runs. Shapes: used bool (experts,); one value each."""
@@ -88,38 +143,18 @@ class ExpertNodes:
         graph.kinds |= dict.fromkeys(conditions, np.dtype(np.bool_))
         return conditions
 
-    def _branch(
-        self, values: tuple[str, str], own_row: tuple[str, str], expert: Expert, activation: Gate, *, on_input: bool
-    ) -> Branch:
-        """One expert's share added to the total. Shapes: x and total (T, D); weights (experts, T) and which row."""
-        graph, (x, total) = self._graph, values
+    def _branch(self, own: str, order: "_Order", number: int, expert: Expert, activation: Gate) -> Branch:
+        """One expert's MLP of its rows. Shapes: own (rows, D)."""
+        graph = self._graph
 
         def record() -> str:
-            (weight,) = graph.add("Gather", own_row, axis=0)
-            (rows,) = graph.add("Reshape", [graph.add("NonZero", [weight])[0], self._whole(-1)])
-            (own,) = graph.add("Gather", [x, rows], axis=0)
-            (factors,) = graph.add("Unsqueeze", [graph.add("Gather", [weight, rows], axis=0)[0], self._whole(1)])
-            if on_input:
-                share = self._computed(graph.add("Mul", [own, factors])[0], expert, activation)
-            else:
-                (share,) = graph.add("Mul", [self._computed(own, expert, activation), factors])
-            (places,) = graph.add("Unsqueeze", [rows, self._whole(1)])
-            return graph.add("ScatterND", [total, places, share], reduction="add")[0]
+            bounds = [
+                graph.add("Gather", [side, self._whole(number)], axis=0)[0] for side in (order.begins, order.ends)
+            ]
+            (rows,) = graph.add("Slice", [own, *bounds, self._whole(0)])
+            return self._products.record(self._within(rows, expert.gate_up, activation), (expert.down,))
 
         return graph.branch(record)
-
-    def _same(self, total: str) -> Branch:
-        return self._graph.branch(lambda: self._graph.add("Identity", [total])[0])
-
-    def _computed(self, x: str, expert: Expert, activation: Gate) -> str:
-        """An MLP. Shapes: (n, D) both ways."""
-        graph = self._graph
-        if not self._products.wants_even_rows((*expert.gate_up.parts, expert.down)):
-            return self._products.record(self._within(x, expert.gate_up, activation), (expert.down,))
-        # Every token twice: an odd last row would be summed in another order.
-        (twice,) = graph.add("Concat", [x, x], axis=0)
-        made = self._products.record(self._within(twice, expert.gate_up, activation), (expert.down,))
-        return graph.add("Split", [made], outputs=2, num_outputs=2, axis=0)[0]
 
     def _within(self, x: str, gate_up: Joined, activation: Gate) -> str:
         if len(gate_up.parts) == 1:
@@ -148,6 +183,9 @@ class ExpertNodes:
 
     def _whole(self, value: int) -> str:
         return self._graph.constant(np.array([value], np.int64))
+
+    def _integer(self, value: int) -> str:
+        return self._graph.constant(np.array(value, np.int64))
 
     def _number(self, value: float) -> str:
         return self._graph.constant(np.array(value, FLOAT))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from models.arch.base import Stack
 from models.executors.onnx.attention import AttentionNodes
 from models.executors.onnx.forms import Form, WeightChoice, form_of
-from models.executors.onnx.graph import Graph, Part, cut
+from models.executors.onnx.graph import Graph, Part, cut, units, weights_nbytes
 from models.executors.onnx.latent import latent_nbytes
 from models.executors.onnx.products import ProductNodes, as_float32, filled
 from models.executors.onnx.recorder import Recorder
@@ -45,19 +45,18 @@ def part_bytes(graph: Graph) -> int:
 
 def transient_bytes(graph: Graph, most_bytes: int) -> int:
     """What filling a graph holds besides for a while, a session having so many bytes of weights. Thread: any."""
-    return most_bytes + 2 * max(graph.weights.values(), default=0)
+    largest = max((weights_nbytes(graph, nodes) for nodes in units(graph)), default=0)
+    return max(most_bytes, largest) + 2 * max(graph.weights.values(), default=0)
 
 
 def forms_of(weights: object, found: Mapping[str, TensorInfo], choice: WeightChoice, *, large: bool) -> dict[str, Form]:
     """The form of every declared matrix, by its tensor's name. Thread: any."""
     forms: dict[str, Form] = {}
     for weight in weights_in(weights):
-        # How many tokens pick an expert is not ours to choose, so its blocks are those that do not care.
-        coarse = large and not isinstance(weight, Experts)
         for matrix in weight.matrices if isinstance(weight, Experts) else (weight,):
             parts = matrix.parts if isinstance(matrix, Joined) else (matrix,)
             names = [f"{part.name}.weight" for part in parts if isinstance(part, Linear | Embedding)]
-            forms |= {name: form_of(found[name], choice, large=coarse) for name in names}
+            forms |= {name: form_of(found[name], choice, large=large) for name in names}
     return forms
 
 

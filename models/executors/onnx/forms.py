@@ -4,10 +4,10 @@ Quantised weights stay in the bits that the file has: integers of 2, 4 or 8 bits
 MatMulNBits with activations rounded to int8 (its accuracy level 4). A format with a zero point has an offset a block
 besides, which meets the sums of the activations' blocks. What has no integer form is held in float32, exactly.
 
-A row's product is the same to the last bit however many rows there are if blocks are of 32 values at most for 4 bits,
-of 64 for 8 and 2: with larger ones the kernel computes an odd last row in another order (onnxruntime 1.32). So small
-models have blocks no larger. Of a large model the bytes count, and one row more costs nothing: its blocks are the
-file's groups, and its steps have an even number of rows.
+With AVX512 a row's product is the same to the last bit however many rows there are if blocks are of 32 values at most
+for 4 bits, of 64 for 8 and 2: with larger ones the kernel computes an odd last row in another order (onnxruntime 1.32).
+So small models have blocks no larger. Of a large model the bytes count, and one row more costs nothing: its blocks are
+the file's groups. Where rows are not treated alike (`kernels`), steps have an even number of them.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ WeightChoice: TypeAlias = Literal["keep", "float32", "int8", "int4"]
 
 DENSE_BITS = 32
 EXACT_BLOCK = {2: 64, 4: 32, 8: 64}
-"""Up to this size a row's product does not depend on the number of rows."""
+"""Up to this size a row's product does not depend on the number of rows, with AVX512."""
 LARGE_BYTES = 1 << 30
 """From so many bytes of quantised weights on a model is large."""
 FINE_BLOCK = 16
@@ -41,11 +41,6 @@ class Form:
     def is_dense(self) -> bool:
         """Plain float32."""
         return self.bits == DENSE_BITS
-
-    @property
-    def wants_even_rows(self) -> bool:
-        """An odd last row's product is computed in another order than the others'."""
-        return not self.is_dense and self.block > EXACT_BLOCK[self.bits]
 
     def nbytes(self, outputs: int, inputs: int) -> int:
         """What the kernels hold: packed codes with a scale and a sum a block, the scales as they came, the offsets."""

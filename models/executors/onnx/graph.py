@@ -6,6 +6,7 @@ weights are held twice. Imports `onnx` when it is asked for bytes, and not befor
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,8 @@ class Graph:
     """The bytes of large ones by name, given to a session when it is made."""
     kinds: dict[str, np.dtype[Any]] = field(default_factory=dict)
     """The types of values that are not float32 and may cross from one part to another."""
+    tied: set[int] = field(default_factory=set)
+    """The numbers of nodes that are in the part of the one before."""
     _count: int = 0
 
     def add(
@@ -107,6 +110,13 @@ class Graph:
         self.nodes.append(Node("If", (condition,), names, "", {}, {"then_branch": then, "else_branch": otherwise}))
         return names[0]
 
+    @contextmanager
+    def in_one_part(self) -> Iterator[None]:
+        """What is appended meanwhile stays together, for many values pass between it. Not within a branch."""
+        first = len(self.nodes)
+        yield
+        self.tied |= set(range(first + 1, len(self.nodes)))
+
     def name(self, kind: str) -> str:
         """A name that no value has."""
         self._count += 1
@@ -130,15 +140,15 @@ class Part:
 
 
 def cut(graph: Graph, most_bytes: int) -> list[Part]:
-    """Cut a graph into parts whose weights take so many bytes at most, or are one node's."""
+    """Cut a graph into parts whose weights take so many bytes at most, or cannot be parted."""
     groups: list[list[Node]] = [[]]
     held = 0
-    for node in graph.nodes:
-        nbytes = sum(graph.weights.get(name, 0) for name in node.reads())
+    for nodes in units(graph):
+        nbytes = weights_nbytes(graph, nodes)
         if held and held + nbytes > most_bytes:
             groups.append([])
             held = 0
-        groups[-1].append(node)
+        groups[-1] += nodes
         held += nbytes
     parts: list[Part] = []
     wanted = set(graph.outputs)
@@ -146,6 +156,22 @@ def cut(graph: Graph, most_bytes: int) -> list[Part]:
         parts.append(_part(graph, group, wanted))
         wanted |= {name for node in group for name in node.reads()}
     return parts[::-1]
+
+
+def units(graph: Graph) -> list[list[Node]]:
+    """The nodes, those together that are not to be parted."""
+    made: list[list[Node]] = []
+    for number, node in enumerate(graph.nodes):
+        if number in graph.tied:
+            made[-1].append(node)
+        else:
+            made.append([node])
+    return made
+
+
+def weights_nbytes(graph: Graph, nodes: Sequence[Node]) -> int:
+    """The bytes of the weights that nodes read."""
+    return sum(graph.weights.get(name, 0) for node in nodes for name in node.reads())
 
 
 def _part(graph: Graph, nodes: list[Node], wanted: AbstractSet[str]) -> Part:

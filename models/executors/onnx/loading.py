@@ -18,8 +18,9 @@ from models.executors.onnx.filling import (
 )
 from models.executors.onnx.forms import Activations, WeightChoice, is_large
 from models.executors.onnx.graph import Graph, TensorType
+from models.executors.onnx.kernels import EXACT, ROUNDED
 from models.executors.onnx.memory import Rotations
-from models.executors.onnx.products import EXACT, ROUNDED, ProductNodes, as_float32
+from models.executors.onnx.products import ProductNodes, as_float32
 from models.executors.onnx.recorder import FLOAT, Recorder
 from models.executors.onnx.recurrent import state_name
 from models.executors.onnx.slabs import CacheType, SlabSpec, layer_nbytes, slab_specs
@@ -137,7 +138,7 @@ def load(
         slabs,
         recording.outputs,
         nbytes,
-        even_rows=_wants_even_rows(recording, options),
+        even_rows=recording.products.want_even_rows,
         looks_twice=options.drafts,
         suppressed=suppressed_tokens(checkpoint, model.config.vocab_size) if options.says_words else (),
         scales=recording.attention.scales,
@@ -151,15 +152,6 @@ def load(
         deep=recorder.deep,
         two_way_masks=frozenset(recording.attention.two_way.masks),
     )
-
-
-def _wants_even_rows(recording: Recording, options: OnnxOptions) -> bool:
-    """Whether a step has to run an even number of tokens for each to be computed alike.
-
-    With float32 activations one token's product with quantised weights is summed in another order than several's.
-    """
-    forms = [product.form for product in recording.products.products.values() if not product.form.is_dense]
-    return any(form.wants_even_rows for form in forms) or (bool(forms) and options.activations == "float32")
 
 
 def footprint(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) -> Footprint:

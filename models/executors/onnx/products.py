@@ -1,6 +1,6 @@
 """Products with matrices: the nodes, and the arrays that the kernels are given for them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 from models.errors import CheckpointError
 from models.executors.onnx.forms import Form, finer, joined
 from models.executors.onnx.graph import CONTRIB, Array, Graph
+from models.executors.onnx.kernels import ROUNDED, treats_rows_alike
 from models.ops import Embedding, Linear
 from models.quantization import Blocks, Tensor, dequantize
 from models.weights.integers import Integers, integers, quantized
@@ -16,8 +17,6 @@ from models.weights.patches import as_matrix
 
 Floats = npt.NDArray[np.float32]
 
-ROUNDED, EXACT = 4, 0
-"""MatMulNBits' accuracy levels: activations rounded to int8 in blocks, or left alone."""
 _CHUNK_VALUES = 8 << 20
 
 
@@ -84,10 +83,18 @@ class ProductNodes:
         """Whether these matrices of one input can be one."""
         return joined([self._forms[f"{part.name}.weight"] for part in parts]) is not None
 
-    def wants_even_rows(self, parts: Sequence[Linear]) -> bool:
+    def wants_even_rows(self, parts: Iterable[Linear | Embedding]) -> bool:
         """Whether an odd last row of one of these products would be computed in another order than the others'."""
-        forms = [self._forms[f"{part.name}.weight"] for part in parts]
-        return any(form.wants_even_rows or (self._level == EXACT and not form.is_dense) for form in forms)
+        forms = {self._forms[f"{part.name}.weight"] for part in parts}
+        return any(self._is_uneven(form) for form in forms)
+
+    @property
+    def want_even_rows(self) -> bool:
+        """Whether that holds for one of those recorded."""
+        return any(self._is_uneven(form) for form in {product.form for product in self.products.values()})
+
+    def _is_uneven(self, form: Form) -> bool:
+        return not form.is_dense and not treats_rows_alike(form.bits, form.block, self._level)
 
     def leaves_bias(self, part: Linear | Embedding) -> bool:
         """Whether the bias is added by a node of its own, which something behind it may be able to do as well."""

@@ -174,10 +174,15 @@ def chunked(run: Run, length: int, total: int) -> Array:
     return added
 
 
-def cells(run: Run, heads: int, capacity: int) -> Array:
-    """Where the tokens' keys go among all cells of a slab (slots, heads, capacity). Shapes: int64 (T * heads, 1)."""
-    places = [
-        (row.slot * heads + np.arange(heads)[None]) * capacity + np.arange(row.begin, row.begin + row.length)[:, None]
-        for row in run.rows
-    ]
-    return np.concatenate(places).reshape(-1, 1)
+def cells(run: Run, heads: int, capacity: int, tokens: int) -> Array:
+    """Where the keys of so many tokens, the last once more if need be, go in a slab (slots, heads, capacity).
+
+    Shapes: int64 (tokens * heads, 1).
+    """
+    places = np.concatenate(
+        [
+            (row.slot * heads + np.arange(heads)) * capacity + np.arange(row.begin, row.begin + row.length)[:, None]
+            for row in run.rows
+        ]
+    )
+    return np.append(places, places[-1:].repeat(tokens - len(places), axis=0)).reshape(-1, 1)

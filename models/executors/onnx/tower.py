@@ -20,7 +20,8 @@ from models.executors.onnx.filling import (
 )
 from models.executors.onnx.forms import WeightChoice, is_large
 from models.executors.onnx.graph import Array, Graph, TensorType
-from models.executors.onnx.products import EXACT, ProductNodes
+from models.executors.onnx.kernels import EXACT
+from models.executors.onnx.products import ProductNodes
 from models.executors.onnx.recorder import FLOAT
 from models.executors.onnx.sessions import Sessions
 from models.executors.onnx.tables import EmbeddingTable

@@ -72,36 +72,32 @@ ALL_SHARED = SHARED | {"layer_types": ["full_attention"] * 5}
 MIXTURES = [f"experts {kind}" for kind in ("F32", "Q4_K", "affine4", "mxfp4", "exact", "large")]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[*KINDS, "int8", "int4", "exact", "q8_0", "large", "without drafts", *MIXTURES, "latent", "shared"],
-)
+ALONE = {
+    "int8": ("F32", {"weights": "int8"}),
+    "int4": ("F32", {"weights": "int4"}),
+    "exact": ("Q4_1", {"activations": "float32"}),
+    "q8_0": ("Q4_1", {"cache_type": "q8_0"}),
+    "q8_0 even": ("Q4_1", {"cache_type": "q8_0"}),
+    "large": ("affine4", {}),
+    "without drafts": ("Q4_1", {"drafts": False}),
+    "latent": ("Q4_1", {"config": LATENT}),
+    "shared": ("Q4_1", {"config": ALL_SHARED}),
+    "experts exact": ("Q4_1", {"config": MIXTURE, "activations": "float32"}),
+    "experts large": ("affine4", {"config": MIXTURE}),
+}
+
+
+@pytest.fixture(scope="module", params=[*KINDS, *(name for name in ALONE if "experts" not in name), *MIXTURES])
 def model(request: pytest.FixtureRequest) -> Iterator[OnnxExecutor]:
-    match request.param:
-        case "latent" | "shared":
-            made = executor("Q4_1", LATENT if request.param == "latent" else ALL_SHARED)
-        case "experts exact":
-            made = executor("Q4_1", MIXTURE, activations="float32")
-        case "experts large":
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("models.executors.onnx.forms.LARGE_BYTES", 0)
-                made = executor("affine4", MIXTURE)
-        case kind if kind.startswith("experts "):
-            made = executor(kind.removeprefix("experts "), MIXTURE)
-        case "int8" | "int4":
-            made = executor("F32", weights=request.param)
-        case "exact":
-            made = executor("Q4_1", activations="float32")
-        case "q8_0":
-            made = executor("Q4_1", cache_type="q8_0")
-        case "without drafts":
-            made = executor("Q4_1", drafts=False)
-        case "large":
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("models.executors.onnx.forms.LARGE_BYTES", 0)
-                made = executor("affine4")
-        case kind:
-            made = executor(kind)
+    name = request.param
+    mixture = {"config": MIXTURE} if name.startswith("experts") else {}
+    kind, options = ALONE.get(name, (name.removeprefix("experts "), mixture))
+    with pytest.MonkeyPatch.context() as patch:
+        if name.endswith("large"):
+            patch.setattr("models.executors.onnx.forms.LARGE_BYTES", 0)
+        if name.endswith("even"):
+            patch.setattr("models.executors.onnx.products.treats_rows_alike", lambda *_: False)
+        made = executor(kind, **options)
     yield made
     made.close()
 

@@ -8,7 +8,8 @@ from models.executors.onnx import OnnxExecutor, OnnxOptions, filling, footprint,
 from models.executors.onnx.attention import AttentionNodes
 from models.executors.onnx.forms import DENSE
 from models.executors.onnx.graph import Graph
-from models.executors.onnx.products import EXACT, ProductNodes
+from models.executors.onnx.kernels import EXACT
+from models.executors.onnx.products import ProductNodes
 from models.executors.onnx.recorder import Recorder
 from models.ops import KV, Attention, Embedding, Linear, weights_in
 from models.quantization import dequantize
