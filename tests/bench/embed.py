@@ -81,10 +81,24 @@ def measured(
     return times
 
 
+class Connection(http.client.HTTPConnection):
+    """Sends head and body in one write, as a parent's client in Go does."""
+
+    _held = b""
+
+    def send(self, data: Any) -> None:
+        self._held += data
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        held, self._held = self._held, b""
+        super().send(held)
+        return super().getresponse()
+
+
 @contextmanager
 def poster(url: str, path: str, key: str) -> Iterator[Callable[[list[str]], Any]]:
     """Asks on one connection that is kept, and decodes the answer."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=600)
+    connection = Connection(urlsplit(url).netloc, timeout=600)
 
     def post(texts: list[str]) -> Any:
         connection.request("POST", path, json.dumps({key: texts}), {"Content-Type": "application/json"})
