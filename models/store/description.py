@@ -2,7 +2,8 @@
 
 A renderer and a parser are names of Go code in Ollama. A model without one is described by a template layer.
 
-Source: ollama v0.34.4 types/model/config.go, types/model/generation.go, create/metadata.go.
+Source: ollama v0.34.4 types/model/config.go, types/model/generation.go, create/metadata.go; it describes Qwen3-VL as it
+does Qwen3, whose renderer passes over pictures, so that family's own names are taken from model/renderers.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,6 +41,8 @@ _RENDERED = (
     ("qwen4_exp", "qwen3.8", "qwen3.5"),
     ("qwen3_5", "qwen3.5", "qwen3.5"),
     ("qwen3next", "qwen3.5", "qwen3.5"),
+    ("qwen3vl", "qwen3-vl-instruct", "qwen3-vl-instruct"),
+    ("qwen3_vl", "qwen3-vl-instruct", "qwen3-vl-instruct"),
     ("qwen3", "qwen3-coder", "qwen3"),
     ("nemotronh", "nemotron-3-nano", "nemotron-3-nano"),
     ("nemotron_h", "nemotron-3-nano", "nemotron-3-nano"),
@@ -49,7 +52,7 @@ _RENDERED = (
 )
 _ALWAYS_THINKING = ("qwen3_5", "qwen3next", "qwen4exp", "qwen4_exp")
 # All other parsers know both.
-_PARSER_WITHOUT_THINKING = "qwen3"
+_PARSERS_WITHOUT_THINKING = ("qwen3", "qwen3-vl-instruct")
 _PARSER_WITHOUT_TOOLS = "harmony"
 """Our template does not tell the model of tools."""
 
@@ -81,6 +84,8 @@ def _refined(found: Rendering, chat_template: str) -> Rendering:
             return Rendering("poolside-v1", "poolside-v1")
         case "nemotron-3-nano" if "{reasoning effort: efficient}" in chat_template:
             return Rendering("nemotron-3.5-nano", "nemotron-3.5-nano")
+        case "qwen3-vl-instruct" if "<think>" in chat_template:
+            return Rendering("qwen3-vl-thinking", "qwen3-vl-thinking")
     return found
 
 
@@ -110,7 +115,7 @@ def capabilities_of(
     if rendering.parser not in {"", _PARSER_WITHOUT_TOOLS}:
         found.append("tools")
     thinks = any(part in name.lower() for name in identifiers(config) for part in _ALWAYS_THINKING)
-    parses_thinking = rendering.parser not in {"", _PARSER_WITHOUT_THINKING}
+    parses_thinking = rendering.parser not in {"", *_PARSERS_WITHOUT_THINKING}
     if thinks or parses_thinking or _template_thinks(chat_template):
         found.append("thinking")
     return found

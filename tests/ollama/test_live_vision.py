@@ -21,7 +21,7 @@ pytestmark = [
 ]
 MODELS = {
     "classic": ("gemma3", "qwen2_5_vl", "mistral3_vl", "llava"),
-    "newest": ("gemma4_vl", "qwen3_5_vl"),
+    "newest": ("gemma4_vl", "qwen3_5_vl", "qwen3_vl"),
 }
 """Pairs of GGUF files for the one, folders for the other."""
 GREEDY = {"temperature": 0, "num_predict": 8}
@@ -47,7 +47,7 @@ def server(version, parity, tmp_path_factory):
         yield running
 
 
-@pytest.fixture(params=["gemma", "qwen", "mistral", "llava"])
+@pytest.fixture(params=["gemma", "qwen", "qwen3_vl", "mistral", "llava"])
 def model(request, server):
     names = MODELS["classic" if server.version == VERSIONS["classic"] else "newest"]
     name = next((each for each in names if each.startswith(request.param)), None)

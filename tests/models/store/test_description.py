@@ -20,6 +20,8 @@ from models.store.go_json import go_json
     ("config", "template", "renderer", "parser"),
     [
         ({"architectures": ["Qwen3ForCausalLM"]}, "", "qwen3-coder", "qwen3"),
+        ({"architectures": ["Qwen3VLForConditionalGeneration"]}, "", "qwen3-vl-instruct", "qwen3-vl-instruct"),
+        ({"model_type": "qwen3_vl_moe"}, "<think>\n", "qwen3-vl-thinking", "qwen3-vl-thinking"),
         ({"architectures": ["Qwen3_5ForCausalLM"]}, "", "qwen3.5", "qwen3.5"),
         (
             {"architectures": ["Qwen3NextForCausalLM"]},
@@ -48,6 +50,8 @@ def test_renderer_and_parser_are_told_by_the_architecture(config, template, rend
         ({"architectures": ["LlamaForCausalLM"]}, "", ["completion"]),
         ({"architectures": ["Qwen3ForCausalLM"]}, "", ["completion", "tools"]),
         ({"architectures": ["Qwen3ForCausalLM"]}, "<think></think>", ["completion", "tools", "thinking"]),
+        ({"model_type": "qwen3_vl"}, "", ["completion", "tools"]),
+        ({"model_type": "qwen3_vl"}, "<think>\n", ["completion", "tools", "thinking"]),
         ({"architectures": ["LlamaForCausalLM"]}, "content.split('</think>')", ["completion", "thinking"]),
         ({"architectures": ["L"]}, "content.split('</think>') reasoning_content", ["completion"]),
         ({"architectures": ["Gemma4"], "vision_config": {}}, "", ["completion", "tools", "thinking"]),
