@@ -76,8 +76,7 @@ def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) 
     attention = AttentionNodes(
         graph, model.state, options.cache_type, masked=bool(options.taps), sees=options.pictures > 0
     )
-    even = large or options.activations == "float32"
-    recorder = Recorder(graph, products, attention, even=even, exact=options.drafts)
+    recorder = Recorder(graph, products, attention, even=products.any_wants_even_rows, exact=options.drafts)
     hidden = model.forward(recorder)
     outputs: dict[str, int] = {}
     if options.taps:
@@ -138,7 +137,7 @@ def load(
         slabs,
         recording.outputs,
         nbytes,
-        even_rows=recording.products.want_even_rows,
+        even_rows=recording.products.any_wants_even_rows,
         looks_twice=options.drafts,
         suppressed=suppressed_tokens(checkpoint, model.config.vocab_size) if options.says_words else (),
         scales=recording.attention.scales,

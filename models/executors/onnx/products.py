@@ -89,9 +89,9 @@ class ProductNodes:
         return any(self._is_uneven(form) for form in forms)
 
     @property
-    def want_even_rows(self) -> bool:
-        """Whether that holds for one of those recorded."""
-        return any(self._is_uneven(form) for form in {product.form for product in self.products.values()})
+    def any_wants_even_rows(self) -> bool:
+        """Whether that holds for some matrix."""
+        return any(self._is_uneven(form) or self._is_uneven(finer(form)) for form in set(self._forms.values()))
 
     def _is_uneven(self, form: Form) -> bool:
         return not form.is_dense and not treats_rows_alike(form.bits, form.block, self._level)

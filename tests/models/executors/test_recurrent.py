@@ -15,6 +15,7 @@ from models.executors.base import Executor, Row, Step
 from models.executors.mlx import load as load_mlx
 from models.executors.onnx import OnnxExecutor, OnnxOptions
 from models.executors.onnx import load as load_onnx
+from models.executors.onnx.products import ProductNodes
 from models.executors.replay import MOST_REPLAYED
 from models.ops import (
     DeltaRule,
@@ -187,14 +188,11 @@ def made(request: pytest.FixtureRequest) -> tuple[str, Executor]:
     model = MODELS[kind]()
     if where == "mlx":
         return kind, load_mlx(MadeUp(model), model, depth=0)
-    even = where.endswith("even")
-    activations = "float32" if even else "int8"
-    drafts = "exact" in where
-    options = OnnxOptions(slots=4, capacity=CAPACITY, threads=2, activations=activations, drafts=drafts)
-    parts = load_onnx(MadeUp(model), model, options)
-    if even:
-        object.__setattr__(parts, "even_rows", True)
-    return kind, OnnxExecutor(parts, VOCAB)
+    options = OnnxOptions(slots=4, capacity=CAPACITY, threads=2, drafts="exact" in where)
+    with pytest.MonkeyPatch.context() as patch:
+        if where.endswith("even"):
+            patch.setattr(ProductNodes, "any_wants_even_rows", True)
+        return kind, OnnxExecutor(load_onnx(MadeUp(model), model, options), VOCAB)
 
 
 @pytest.fixture
