@@ -88,7 +88,7 @@ class RandomCheckpoint:
         if len(shape) == 1:
             return rng.uniform(0.5, 1.5, shape).astype(np.float32)
         dense = rng.normal(0, 1.2 / shape[1] ** 0.5, shape).astype(np.float32)
-        return dense if self.kind == "F32" else quantized(dense, self.kind, rng)
+        return dense if self.kind == "F32" or len(shape) != 2 else quantized(dense, self.kind, rng)
 
     def _shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         for weight in weights_in(build_model(self.config).weights):
