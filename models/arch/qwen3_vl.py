@@ -42,8 +42,13 @@ def build_with(config: Mapping[str, JSON], layers_of: LayersOf, stacks: tuple[St
 
 def _levels(config: Mapping[str, JSON], dims: blocks.Dims) -> int:
     """Behind how many layers pictures say more: so many as the tower has exits."""
-    tower = ConfigReader(config).section("vision_config") or ConfigReader({})
-    levels = ConfigReader(config).integer("deepstack_levels", len(tower.integers("deepstack_visual_indexes")))
+    tower = ConfigReader(config).section("vision_config")
+    exits = len((tower or ConfigReader({})).integers("deepstack_visual_indexes"))
+    levels = ConfigReader(config).integer("deepstack_levels", exits)
+    if tower is not None and levels != exits:
+        raise CheckpointError(
+            f"the decoder takes {levels} deepstack levels, and its tower has {exits}", file=blocks.FILE
+        )
     if not 0 <= levels <= dims.num_layers:
         raise CheckpointError(f"{dims.num_layers} layers cannot take {levels} deepstack levels", file=blocks.FILE)
     return levels
@@ -52,7 +57,10 @@ def _levels(config: Mapping[str, JSON], dims: blocks.Dims) -> int:
 def gguf_config(metadata: GGUFMetadata, config: Config) -> Config:
     """What such a model's file says besides. Raises CheckpointError."""
     config = with_axes(config, metadata)
-    return config | {"deepstack_levels": metadata.integer("n_deepstack_layers") or 0}
+    levels = metadata.integer("n_deepstack_layers")
+    # Ollama's older files with the tower inside say it of the tower alone.
+    exits = metadata.integers("vision.deepstack_visual_indexes") or []
+    return config | {"deepstack_levels": len(exits) if levels is None else levels}
 
 
 ARCHITECTURE = Architecture(

@@ -37,6 +37,8 @@ class _Part:
         if self.made is None:
             return first
         axis, count = self.made.axis, len(self.pieces)
+        if within := self.made.within:
+            return (first[0] // within, within, *first[1:])
         if self.made.stacked:
             return (*first[:axis], count, *first[axis:])
         return (*first[:axis], sum(piece.shape[axis] for piece in self.pieces), *first[axis + 1 :])
@@ -143,6 +145,8 @@ class Projector:
         blocks = [value for value in values if isinstance(value, Blocks)]
         if part.is_quantized and part.made.axis == 0 and len(blocks) == len(values):
             return Blocks(np.concatenate([each.rows for each in blocks]), blocks[0].kind, part.shape)
+        if part.made.within:
+            return _dense(values[0]).reshape(part.shape)
         join = np.stack if part.made.stacked else np.concatenate
         return join([_dense(value) for value in values], axis=part.made.axis)
 

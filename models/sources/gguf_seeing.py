@@ -98,7 +98,7 @@ def _in_one_file(text: GGUFFile) -> Checkpoint:
 def _joined(text: GGUFFile, path: Path) -> Checkpoint:
     """The text model with a projector's tower; without, where it is of a kind that is not known here."""
     file = GGUFFile(path, str(path))
-    layout = projector_layout(file.metadata) if file.metadata.arch == PROJECTOR else None
+    layout = projector_layout(file.metadata, text.metadata.arch) if file.metadata.arch == PROJECTOR else None
     if layout is None:
         kind = projector_type(file.metadata) if file.metadata.arch == PROJECTOR else file.metadata.arch
         _log.warning("%s: a projector of type %r is not supported; the model takes text only", path, kind)

@@ -55,9 +55,12 @@ def discover() -> tuple[Family, ...]:
     return found
 
 
-def projector_layout(metadata: GGUFMetadata) -> ProjectorLayout | None:
-    """How a projector file, or a file that has text model and tower, holds its tower; None: no module says so."""
-    return layout_in(tuple(layout for family in discover() for layout in family.gguf), metadata)
+def projector_layout(metadata: GGUFMetadata, text: str = "") -> ProjectorLayout | None:
+    """How a projector file, or a file that has text model and tower, holds its tower; None: no module says so.
+
+    `text` is the `general.architecture` of the text model that a projector file is to go with.
+    """
+    return layout_in(tuple(layout for family in discover() for layout in family.gguf), metadata, text)
 
 
 def family_of(files: Files) -> Family | None:

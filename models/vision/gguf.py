@@ -20,7 +20,8 @@ Tokens: TypeAlias = Callable[[str], int | None]
 
 PROJECTOR = "clip"
 """`general.architecture` of a projector file."""
-_LAYER = re.compile(r"(v\.blk\.)(\d+)(\..+)")
+_NUMBERED = re.compile(r"(v\.\w+\.)(\d+)(\..+)")
+_LAYERS = "v.blk."
 _UP, _DOWN = "v.blk.{n}.ffn_up", "v.blk.{n}.ffn_down"
 
 
@@ -35,6 +36,8 @@ class Made:
     axis: int = 0
     stacked: bool = False
     """The pieces lie along a new axis; else along one that they have."""
+    within: int = 0
+    """How long the second axis is, where a piece's first one holds the first two; 0: it does not."""
 
 
 def _always(_: GGUFMetadata) -> bool:
@@ -55,7 +58,7 @@ class ProjectorLayout:
     texts: tuple[str, ...]
     """Values of `general.architecture` of the text models it goes with."""
     names: Mapping[str, str]
-    """Hugging Face's names by GGUF's, whole or without `.weight` and `.bias`; `{n}` is the layer."""
+    """Hugging Face's names by GGUF's, whole or without `.weight` and `.bias`; `{n}` is the layer, or another number."""
     width: tuple[str, int]
     """A tensor, and the axis of it that is as long as the text model is wide."""
     config: Callable[[GGUFMetadata, Tokens], Config]
@@ -73,6 +76,8 @@ class ProjectorLayout:
     """Ends of names, without `.weight`, of tensors whose heads have their rows interleaved."""
     unused: tuple[str, ...] = ()
     """Beginnings of names of tensors that nothing needs."""
+    exits: str = ""
+    """What the names begin with whose numbers are of layers, where Hugging Face counts those that have such tensors."""
     text: Callable[[Mapping[str, JSON]], Config] = _as_it_is
     """What the text model's config.json says within the whole one."""
 
@@ -82,7 +87,7 @@ class ProjectorLayout:
         Raises:
             CheckpointError: the layout knows no such tensor.
         """
-        match = _LAYER.fullmatch(name)
+        match = _NUMBERED.fullmatch(name)
         number, pattern = (match[2], f"{match[1]}{{n}}{match[3]}") if match else ("", name)
         if name.startswith(self.unused) or any(pattern in made.pieces for made in self.made):
             return None
@@ -92,11 +97,13 @@ class ProjectorLayout:
             found = f"{module}{dot}{kind}"
         if found is None:
             raise CheckpointError("the projector has no such tensor", file=metadata.file, tensor=name)
+        if match and match[1] == self.exits:
+            number = str(numbers_in(metadata, self.exits).index(int(number)))
         return found.replace("{n}", number)
 
     def made_in(self, metadata: GGUFMetadata) -> Mapping[str, tuple[Made, tuple[str, ...]]]:
         """The tensors in pieces that a file has: the pieces' whole names by Hugging Face's whole name."""
-        numbers = sorted({match[2] for name in metadata.shapes if (match := _LAYER.fullmatch(name))}, key=int)
+        numbers = [str(number) for number in numbers_in(metadata, _LAYERS)]
         found: dict[str, tuple[Made, tuple[str, ...]]] = {}
         for made in self.made:
             for number in numbers if "{n}" in made.name else ("",):
@@ -118,19 +125,29 @@ def _uncrossed(stem: str, metadata: GGUFMetadata) -> str:
     return stem if not crossed else _DOWN if stem == _UP else _UP
 
 
+def numbers_in(metadata: GGUFMetadata, start: str) -> list[int]:
+    """The numbers, in order, that tensors have whose names begin so."""
+    matches = (_NUMBERED.fullmatch(name) for name in metadata.shapes if name.startswith(start))
+    return sorted({int(match[2]) for match in matches if match and match[1] == start})
+
+
 def projector_type(metadata: GGUFMetadata) -> str:
     """What a projector file says it is. Source: llama.cpp `tools/mtmd/clip.cpp`, `load_hparams`."""
     return metadata.text("projector_type") or metadata.text("vision.projector_type") or "mlp"
 
 
-def layout_in(layouts: tuple[ProjectorLayout, ...], metadata: GGUFMetadata) -> ProjectorLayout | None:
-    """The layout of a projector file, or of a file that has text model and tower; None: none of these."""
+def layout_in(layouts: tuple[ProjectorLayout, ...], metadata: GGUFMetadata, text: str) -> ProjectorLayout | None:
+    """The layout of a projector file, or of a file that has text model and tower; None: none of these.
+
+    Of several for a projector file, one that goes with a text model of this `general.architecture`.
+    """
     if metadata.arch == PROJECTOR:
         kind = projector_type(metadata)
         fitting = [layout for layout in layouts if kind in layout.types]
     else:
         fitting = [layout for layout in layouts if not layout.types and metadata.arch in layout.texts]
-    return next((layout for layout in fitting if layout.applies(metadata)), None)
+    fitting = [layout for layout in fitting if layout.applies(metadata)]
+    return next((layout for layout in fitting if text in layout.texts), fitting[0] if fitting else None)
 
 
 def has_tower(metadata: GGUFMetadata) -> bool:

@@ -4,23 +4,21 @@ Source: llama.cpp `conversion/qwenvl.py`, Qwen2VLVisionModel, and `tools/mtmd/cl
 `convert/convert_qwen25vl.go` and `model/models/qwen25vl`. What these do not say is as published checkpoints have it.
 """
 
-from collections.abc import Mapping
 from functools import partial
 
 from models.config_reader import JSON
 from models.errors import CheckpointError
 from models.gguf_metadata import GGUFMetadata
-from models.vision.gguf import PROJECTOR, Config, Made, ProjectorLayout, Tokens, has_tower, pixel_rules, vision_dims
-from models.vision.processing import CLIP_MEAN, CLIP_STD
+from models.vision.gguf import PROJECTOR, Config, ProjectorLayout, Tokens, has_tower, vision_dims
+from models.vision.qwen_gguf import BLOCK, FRAMES, PATCHES, QKV, frames, merge_of, older_files, shape_of, token_ids
 
-_BLOCK = "visual.blocks.{n}."
 _LAYER = {
-    "v.blk.{n}.ln1": f"{_BLOCK}norm1",
-    "v.blk.{n}.ln2": f"{_BLOCK}norm2",
-    "v.blk.{n}.attn_out": f"{_BLOCK}attn.proj",
-    "v.blk.{n}.ffn_gate": f"{_BLOCK}mlp.gate_proj",
-    "v.blk.{n}.ffn_up": f"{_BLOCK}mlp.up_proj",
-    "v.blk.{n}.ffn_down": f"{_BLOCK}mlp.down_proj",
+    "v.blk.{n}.ln1": f"{BLOCK}norm1",
+    "v.blk.{n}.ln2": f"{BLOCK}norm2",
+    "v.blk.{n}.attn_out": f"{BLOCK}attn.proj",
+    "v.blk.{n}.ffn_gate": f"{BLOCK}mlp.gate_proj",
+    "v.blk.{n}.ffn_up": f"{BLOCK}mlp.up_proj",
+    "v.blk.{n}.ffn_down": f"{BLOCK}mlp.down_proj",
 }
 _LLAMA_CPP = _LAYER | {
     "v.post_ln": "visual.merger.ln_q",
@@ -32,19 +30,11 @@ _OLLAMA = _LAYER | {
     "v.merger.mlp.0": "visual.merger.mlp.0",
     "v.merger.mlp.2": "visual.merger.mlp.2",
 }
-_QKV = tuple(
-    Made(f"{_BLOCK}attn.qkv.{kind}", tuple(f"v.blk.{{n}}.attn_{part}.{kind}" for part in "qkv"))
-    for kind in ("weight", "bias")
-)
-_FRAMES = partial(Made, "visual.patch_embed.proj.weight", axis=2, stacked=True)
 _WHOLE = (7, 15, 23, 31)
 
 
 def _config(metadata: GGUFMetadata, tokens: Tokens, *, last: str) -> Config:
     dims = vision_dims(metadata)
-    shape = metadata.shapes.get(last)
-    if shape is None:
-        raise CheckpointError("is missing", file=metadata.file, tensor=last)
     patch = metadata.count("vision.patch_size")
     vision: Config = {
         "model_type": "qwen2_5_vl",
@@ -55,24 +45,14 @@ def _config(metadata: GGUFMetadata, tokens: Tokens, *, last: str) -> Config:
         "in_chans": dims["num_channels"],
         "intermediate_size": dims["intermediate_size"],
         "num_heads": dims["num_attention_heads"],
-        "out_hidden_size": shape[0],
+        "out_hidden_size": shape_of(metadata, last)[0],
         "patch_size": patch,
-        "spatial_merge_size": _merge(metadata),
+        "spatial_merge_size": merge_of(metadata),
         "spatial_patch_size": patch,
-        "temporal_patch_size": 2,
+        "temporal_patch_size": FRAMES,
         "window_size": metadata.integer("vision.window_size") or 112,
     }
-    return {
-        "vision_config": vision,
-        "vision_start_token_id": tokens("<|vision_start|>"),
-        "vision_end_token_id": tokens("<|vision_end|>"),
-        "image_token_id": tokens("<|image_pad|>"),
-        "video_token_id": tokens("<|video_pad|>"),
-    }
-
-
-def _merge(metadata: GGUFMetadata) -> int:
-    return metadata.integer("vision.spatial_merge_size") or 2
+    return {"vision_config": vision} | token_ids(tokens)
 
 
 def _whole_layers(metadata: GGUFMetadata) -> JSON:
@@ -87,21 +67,6 @@ def _whole_layers(metadata: GGUFMetadata) -> JSON:
     return [layer for layer in range(depth) if not every or (layer + 1) % every == 0]
 
 
-def _files(metadata: GGUFMetadata) -> Mapping[str, Config]:
-    rules = pixel_rules(metadata, resample=3, mean=list(CLIP_MEAN), std=list(CLIP_STD))
-    return {
-        "preprocessor_config.json": rules
-        | {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "max_pixels": metadata.integer("vision.image_max_pixels") or 12845056,
-            "merge_size": _merge(metadata),
-            "min_pixels": metadata.integer("vision.image_min_pixels") or 3136,
-            "patch_size": metadata.count("vision.patch_size"),
-            "temporal_patch_size": 2,
-        }
-    }
-
-
 LAYOUTS = (
     ProjectorLayout(
         hf="Qwen2_5_VLForConditionalGeneration",
@@ -109,10 +74,10 @@ LAYOUTS = (
         texts=("qwen2vl",),
         types=("qwen2.5vl_merger",),
         names=_LLAMA_CPP,
-        made=(*_QKV, _FRAMES(pieces=("v.patch_embd.weight", "v.patch_embd.weight.1"))),
+        made=(*QKV, PATCHES),
         width=("mm.2.weight", 0),
         config=partial(_config, last="mm.2.weight"),
-        files=_files,
+        files=older_files,
     ),
     ProjectorLayout(
         hf="Qwen2_5_VLForConditionalGeneration",
@@ -120,9 +85,9 @@ LAYOUTS = (
         texts=("qwen25vl",),
         applies=has_tower,
         names=_OLLAMA,
-        made=(*_QKV, _FRAMES(pieces=("v.patch_embd_0.weight", "v.patch_embd_1.weight"))),
+        made=(*QKV, frames("v.patch_embd_0.weight", "v.patch_embd_1.weight")),
         width=("v.merger.mlp.2.weight", 0),
         config=partial(_config, last="v.merger.mlp.2.weight"),
-        files=_files,
+        files=older_files,
     ),
 )

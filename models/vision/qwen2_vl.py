@@ -12,7 +12,7 @@ from models.arch.encoder_blocks import read_activation
 from models.config_reader import JSON
 from models.ops import Activation, LayerNorm, Linear
 from models.ops.vision import TowerOps
-from models.vision import qwen_tower, vit
+from models.vision import qwen2_vl_gguf, qwen_tower, vit
 from models.vision.base import Encode, Family, Files, Pixels, Prepared, Vision
 from models.vision.qwen2_5_vl import PUBLISHED
 from models.vision.qwen_pictures import Cutting, Marks, read_cutting, read_marks
@@ -85,4 +85,4 @@ def _rows(ops: TowerOps[Tensor], w: Weights, shape: Shape, activation: Activatio
     return qwen_tower.merged(ops, ops.fold(ops.layer_norm(x, w.norm), shape.window), w.merger)
 
 
-FAMILY = Family(hf=("Qwen2VLForConditionalGeneration",), build=build)
+FAMILY = Family(hf=("Qwen2VLForConditionalGeneration",), build=build, gguf=qwen2_vl_gguf.LAYOUTS)

@@ -5,7 +5,7 @@ Source: transformers v5.24 `modeling_qwen3_5`.
 
 from models.arch.encoder_blocks import FILE
 from models.errors import CheckpointError
-from models.vision import qwen3_vl, qwen_tower
+from models.vision import qwen3_vl, qwen3_vl_gguf, qwen_tower
 from models.vision.base import Encode, Family, Files, Vision
 
 
@@ -16,4 +16,8 @@ def build(files: Files, encode: Encode) -> Vision:
     return qwen3_vl.build(files, encode)
 
 
-FAMILY = Family(hf=("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"), build=build)
+FAMILY = Family(
+    hf=("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
+    build=build,
+    gguf=qwen3_vl_gguf.QWEN3_5,
+)

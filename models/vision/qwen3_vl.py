@@ -16,7 +16,7 @@ from models.config_reader import JSON
 from models.errors import CheckpointError
 from models.ops import Activation, Embedding, LayerNorm, Linear
 from models.ops.vision import TowerOps
-from models.vision import corners, processing, qwen_tower, vit
+from models.vision import corners, processing, qwen3_vl_gguf, qwen_tower, vit
 from models.vision.base import Encode, Family, Files, Given, Pixels, Prepared, Vision
 from models.vision.qwen_pictures import Cutting, Marks, Patches, read_cutting, read_marks
 from models.vision.qwen_tower import ANGLES, EPS, PATCHES, PREFIX, Merger, Shape
@@ -132,4 +132,8 @@ def _rows(
     return (qwen_tower.merged(ops, ops.fold(ops.layer_norm(x, w.end.norm), shape.window), w.end.merger), *deep)
 
 
-FAMILY = Family(hf=("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"), build=build)
+FAMILY = Family(
+    hf=("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
+    build=build,
+    gguf=qwen3_vl_gguf.LAYOUTS,
+)

@@ -74,6 +74,24 @@ QWEN2_5_VL = {
     "visual.merger.mlp.2": "mm.2",
 }
 
+QWEN2_VL = {name: each for name, each in QWEN2_5_VL.items() if ".mlp.gate" not in name and "_proj" not in name} | {
+    "visual.blocks.{}.mlp.fc1": "v.blk.{}.ffn_up",
+    "visual.blocks.{}.mlp.fc2": "v.blk.{}.ffn_down",
+}
+QWEN3_VL = {
+    "visual.patch_embed.proj": "v.patch_embd",
+    "visual.pos_embed": "v.position_embd",
+    "visual.blocks.{}.norm1": "v.blk.{}.ln1",
+    "visual.blocks.{}.norm2": "v.blk.{}.ln2",
+    "visual.blocks.{}.attn.qkv": "v.blk.{}.attn_qkv",
+    "visual.blocks.{}.attn.proj": "v.blk.{}.attn_out",
+    "visual.blocks.{}.mlp.linear_fc1": "v.blk.{}.ffn_up",
+    "visual.blocks.{}.mlp.linear_fc2": "v.blk.{}.ffn_down",
+    "visual.merger.norm": "v.post_ln",
+    "visual.merger.linear_fc1": "mm.0",
+    "visual.merger.linear_fc2": "mm.2",
+}
+
 
 def as_they_are(weights: Arrays, vision: JSONFile) -> Arrays:
     return weights
@@ -157,6 +175,19 @@ def in_frames(weights: Arrays, vision: JSONFile) -> Arrays:
             made["v.patch_embd.weight"], made["v.patch_embd.weight.1"] = value[:, :, 0], value[:, :, 1]
         elif ".qkv." in name:
             made |= {name.replace("qkv", part): rows for part, rows in zip("qkv", np.split(value, 3), strict=True)}
+        else:
+            made[name] = value
+    return made
+
+
+def at_their_layers(weights: Arrays, vision: JSONFile) -> Arrays:
+    """Qwen3-VL's: a convolution a frame, and what makes rows before the end by the number of its layer."""
+    made: Arrays = {}
+    for name, value in weights.items():
+        if name.endswith("patch_embed.proj.weight"):
+            made["v.patch_embd.weight"], made["v.patch_embd.weight.1"] = value[:, :, 0], value[:, :, 1]
+        elif match := re.fullmatch(r"visual\.deepstack_merger_list\.(\d+)\.(?:linear_)?(\w+\.\w+)", name):
+            made[f"v.deepstack.{vision['deepstack_visual_indexes'][int(match[1])]}.{match[2]}"] = value
         else:
             made[name] = value
     return made

@@ -1,7 +1,7 @@
 """A text model and its tower in one GGUF file, the way Ollama's converter lays them out.
 
-Facts of the format: `convert/convert_gemma3.go`, `convert_gemma.go`, `convert_mistral.go` and `convert_qwen25vl.go` of
-Ollama v0.24.0. The values are float32 here, where Ollama writes float16.
+Facts of the format: `convert/convert_gemma3.go`, `convert_gemma.go`, `convert_mistral.go`, `convert_qwen25vl.go` and
+`convert_qwen3vl.go` of Ollama v0.24.0. The values are float32 here, where Ollama writes float16.
 """
 
 import re
@@ -60,6 +60,22 @@ QWEN2_5_VL = {
     "visual.merger.mlp.2": "v.merger.mlp.2",
 }
 
+QWEN3_VL = {
+    "visual.patch_embed.proj": "v.patch_embed",
+    "visual.pos_embed": "v.pos_embed",
+    "visual.blocks.{}.norm1": "v.blk.{}.norm1",
+    "visual.blocks.{}.norm2": "v.blk.{}.norm2",
+    "visual.blocks.{}.attn.proj": "v.blk.{}.attn_out",
+    "visual.blocks.{}.mlp.linear_fc1": "v.blk.{}.mlp.linear_fc1",
+    "visual.blocks.{}.mlp.linear_fc2": "v.blk.{}.mlp.linear_fc2",
+    "visual.deepstack_merger_list.{}.norm": "v.deepstack_merger.{}.norm",
+    "visual.deepstack_merger_list.{}.linear_fc1": "v.deepstack_merger.{}.linear_fc1",
+    "visual.deepstack_merger_list.{}.linear_fc2": "v.deepstack_merger.{}.linear_fc2",
+    "visual.merger.norm": "v.merger.norm",
+    "visual.merger.linear_fc1": "v.merger.linear_fc1",
+    "visual.merger.linear_fc2": "v.merger.linear_fc2",
+}
+
 
 def gemma3(weights: Arrays) -> Arrays:
     norm = "multi_modal_projector.mm_soft_emb_norm.weight"
@@ -72,12 +88,27 @@ def qwen2_5_vl(weights: Arrays) -> Arrays:
     for name, value in weights.items():
         if name.endswith("patch_embed.proj.weight"):
             made["v.patch_embd_0.weight"], made["v.patch_embd_1.weight"] = value[:, :, 0], value[:, :, 1]
-        elif match := re.fullmatch(r"visual\.blocks\.(\d+)\.attn\.qkv\.(\w+)", name):
-            parts = zip("qkv", np.split(value, 3), strict=True)
-            made |= {f"v.blk.{match[1]}.attn_{part}.{match[2]}": rows for part, rows in parts}
         else:
-            made[name] = value
+            made |= apart(name, value)
     return made
+
+
+def qwen3_vl(weights: Arrays) -> Arrays:
+    made: Arrays = {}
+    for name, value in weights.items():
+        if name.endswith("patch_embed.proj.weight"):
+            made[name] = value.reshape(-1, *value.shape[2:])
+        else:
+            made |= apart(name, value)
+    return made
+
+
+def apart(name: str, value: np.ndarray) -> Arrays:
+    """Queries, keys and values."""
+    if (match := re.fullmatch(r"visual\.blocks\.(\d+)\.attn\.qkv\.(\w+)", name)) is None:
+        return {name: value}
+    parts = zip("qkv", np.split(value, 3), strict=True)
+    return {f"v.blk.{match[1]}.attn_{part}.{match[2]}": rows for part, rows in parts}
 
 
 def as_they_are(weights: Arrays) -> Arrays:
@@ -94,6 +125,8 @@ class OneFile:
     metadata: Mapping[str, Any]
     """What it says of the tower, under names without the architecture's."""
     stored: Callable[[Arrays], Arrays] = as_they_are
+    unsaid: tuple[str, ...] = ()
+    """What it does not say of the text model, under names without the architecture's."""
 
     def name(self, name: str) -> str:
         """GGUF's name of a tensor of the tower."""
@@ -111,7 +144,7 @@ def write(path: Path, layout: OneFile, text: Path, tower: Arrays) -> None:
     own = str(reader.fields["general.architecture"].contents())
     writer = gguf.GGUFWriter(path, layout.arch)
     for key, entry in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
+        if key.startswith("GGUF.") or key == "general.architecture" or key.removeprefix(f"{own}.") in layout.unsaid:
             continue
         kinds = entry.types
         named = key.replace(f"{own}.", f"{layout.arch}.", 1) if key.startswith(f"{own}.") else key
@@ -188,5 +221,27 @@ LAYOUTS = {
             "vision.temporal_patch_size": 2,
         },
         qwen2_5_vl,
+    ),
+    "qwen3_vl": OneFile(
+        "qwen3vl",
+        QWEN3_VL,
+        {
+            "vision.block_count": 3,
+            "vision.embedding_length": 24,
+            "vision.attention.head_count": 3,
+            "vision.num_channels": 3,
+            "vision.patch_size": 4,
+            "vision.spatial_merge_size": 2,
+            "vision.attention.layer_norm_epsilon": 1e-6,
+            "vision.rope.freq_base": 1e4,
+            "vision.temporal_patch_size": 2,
+            "vision.deepstack_visual_indexes": [0, 2],
+            "vision.shortest_edge": 1000,
+            "vision.longest_edge": 1400,
+            "vision.image_mean": [0.4, 0.5, 0.6],
+            "vision.image_std": [0.3, 0.45, 0.5],
+        },
+        qwen3_vl,
+        ("n_deepstack_layers",),
     ),
 }

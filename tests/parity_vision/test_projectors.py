@@ -1,6 +1,6 @@
 """GGUF text models with projector files, and with the tower in the same file, against what transformers says of them.
 
-`make_gguf.py` makes them. A folder's two files are found beside each other.
+`make_gguf.py` and `make_twins.py` make them. A folder's two files are found beside each other.
 """
 
 import json
@@ -22,6 +22,8 @@ from tests.parity_vision.one_file import LAYOUTS, OneFile, write
 from tests.parity_vision.rows import EXECUTORS, HERE, PICTURES, Sight, load, pixels_of, planned, read_prompts, run
 
 NAMES = sorted(folder.name for folder in (HERE / "projectors").iterdir())
+TWINS = ("qwen2_vl", "qwen3_vl", "qwen3_5_vl")
+"""Twins of folders, which `make_twins.py` makes."""
 TOLERANCE = 1e-4
 
 
@@ -77,6 +79,9 @@ def test_pictures_and_prompts_are_read_as_the_reference_reads_them(name: str, ki
     scale = np.float32(32**0.5 if name == "gemma3" else 1.0)
     for number, made in enumerate(pictures):
         np.testing.assert_allclose(made.rows * scale, arrays[f"features.{number}"], rtol=0, atol=TOLERANCE)
+        assert len(made.deep) == sum(key.startswith(f"deep.{number}.") for key in arrays)
+        for level, rows in enumerate(made.deep):
+            np.testing.assert_allclose(rows, arrays[f"deep.{number}.{level}"], rtol=0, atol=TOLERANCE)
     sight = sight_in(name, pictures)
     executor = load(f"projectors/{name}/model.gguf", kind)
     for slot, prompt in enumerate(read_prompts(f"projectors/{name}")):
@@ -96,6 +101,25 @@ def test_the_text_model_is_the_one_without_a_projector(name: str, tmp_path: Path
     assert model_of(joined).weights == model_of(text).weights
     assert model_of(joined).state == model_of(text).state
     assert build_model(joined.config).config == build_model(text.config).config
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_of_a_folder_is_what_the_folder_is(name: str):
+    folder, twin = open_checkpoint(str(HERE / name), HERE / "no-store"), opened(name)
+    start = "model.visual." if name.startswith("qwen3") else "visual."
+    wanted = {each.name: np.asarray(each.value) for each in folder.tensors() if each.name.startswith(start)}
+    found = {each.name: np.asarray(each.value) for each in twin.tensors() if each.name.startswith("visual.")}
+    assert {name.removeprefix("model.") for name in wanted} == set(found)
+    for key, value in wanted.items():
+        np.testing.assert_array_equal(found[key.removeprefix("model.")], value, err_msg=key)
+    own, theirs = vision_of(twin), vision_of(folder)
+    assert own.tower.weights == theirs.tower.weights
+    for number in range(len(PICTURES)):
+        ours, wanted_of_it = own.prepare(pixels_of(number)), theirs.prepare(pixels_of(number))
+        assert (ours.expansion, ours.grid) == (wanted_of_it.expansion, wanted_of_it.grid)
+        for key, given in wanted_of_it.passes[0].items():
+            np.testing.assert_allclose(ours.passes[0][key], given, atol=1e-6, err_msg=key)
+    assert twin.config["architectures"] == folder.config["architectures"]
 
 
 @pytest.fixture(scope="module", params=sorted(LAYOUTS))
@@ -124,16 +148,17 @@ def test_a_model_in_one_file_is_the_one_in_two(pair: tuple[Checkpoint, Checkpoin
 
 
 def test_a_model_in_one_file_sees_what_the_one_in_two_sees(pair: tuple[Checkpoint, Checkpoint]):
-    """But for the mean and the deviation of pixels, which such a file does not say: the family's own are taken."""
+    """But for the mean and the deviation of pixels, which but Qwen3-VL's does not say: the family's own are taken."""
     two, one = (vision_of(each) for each in pair)
-    rules = json.loads(pair[1].read("preprocessor_config.json") or b"")
-    assert rules["image_mean"] != json.loads(pair[0].read("preprocessor_config.json") or b"")["image_mean"]
+    means = [json.loads(each.read("preprocessor_config.json") or b"")["image_mean"] for each in pair]
+    unsaid = set() if pair[1].config["gguf_architecture"] == "qwen3vl" else {"patches"}
+    assert (means[0] == means[1]) is (not unsaid)
     for number in range(len(PICTURES)):
         ours, theirs = one.prepare(pixels_of(number)), two.prepare(pixels_of(number))
         assert (ours.expansion, ours.grid, ours.patches) == (theirs.expansion, theirs.grid, theirs.patches)
         for own, other in zip(ours.passes, theirs.passes, strict=True):
             assert set(own) == set(other)
-            assert all(np.array_equal(own[key], other[key]) for key in own if key != "patches")
+            assert all(np.array_equal(own[key], other[key]) for key in set(own) - unsaid)
 
 
 def test_mistral_3_may_have_a_text_model_that_is_called_a_llama(tmp_path: Path):

@@ -72,6 +72,19 @@ def test_more_exits_than_layers_are_refused(name: str):
         build(name, vision_config={"deepstack_visual_indexes": [0, 1, 2, 3]})
 
 
+@pytest.mark.parametrize("name", [DEEP, MIXED])
+def test_another_towers_exits_than_the_decoder_takes_are_refused(name: str):
+    with pytest.raises(CheckpointError, match="the decoder takes 1 deepstack levels, and its tower has 2"):
+        build(name, deepstack_levels=1, vision_config={"deepstack_visual_indexes": [0, 1]})
+
+
+@pytest.mark.parametrize("arch", ["qwen3vl", "qwen3vlmoe"])
+def test_a_gguf_file_with_the_tower_inside_may_say_the_exits_alone(arch: str):
+    said = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 32}
+    assert gguf_config(arch, **said)["deepstack_levels"] == 0
+    assert gguf_config(arch, **said, **{"vision.deepstack_visual_indexes": [8, 16, 24]})["deepstack_levels"] == 3
+
+
 def test_a_head_is_of_128_or_of_what_heads_share():
     assert attentions(build(DEEP))[0].head_dim == 128
     assert attentions(build(MIXED))[0].head_dim == 4

@@ -8,9 +8,11 @@ import gguf
 import numpy as np
 import pytest
 
+from models.arch import build_model
 from models.checkpoint import open_checkpoint
 from models.errors import CheckpointError
 from models.quantization import Blocks, dequantize
+from models.vision import family_of
 from tests.parity_vision.rows import HERE
 
 PROJECTORS = HERE / "projectors"
@@ -43,6 +45,27 @@ def rewritten(source: Path, target: Path, kind: str | None = None, *, quantized:
             writer.add_tensor(tensor.name, gguf.quants.quantize(wide, blocks), raw_dtype=blocks)
         else:
             writer.add_tensor(tensor.name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def of_the_older_converter(source: Path, target: Path) -> None:
+    """Qwen2-VL's projector with an MLP's matrices by each other's names, no width of it, and idle positions."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "clip")
+    for key, entry in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            value = 0 if key == "clip.vision.feed_forward_length" else entry.contents()
+            writer.add_key_value(key, value, entry.types[0], entry.types[1] if len(entry.types) > 1 else None)
+    crossed = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
+    for tensor in reader.tensors:
+        start, dot, rest = tensor.name.rpartition("ffn_")
+        stem, _, kind = rest.partition(".")
+        name = f"{start}{crossed[dot + stem]}.{kind}" if dot else tensor.name
+        writer.add_tensor(name, np.array(tensor.data))
+    writer.add_tensor("v.position_embd.weight", np.zeros((10, 10), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -109,6 +132,39 @@ def test_a_piece_that_is_missing_is_named(tmp_path: Path):
     checkpoint = open_checkpoint(str(tmp_path / "model.gguf"), tmp_path)
     with pytest.raises(CheckpointError, match=r"v\.blk\.1\.attn_k\.weight: is missing"):
         list(checkpoint.infos())
+
+
+def test_what_an_older_converter_made_of_qwen2_vl_is_the_same_tower(tmp_path: Path):
+    folder = PROJECTORS / "qwen2_vl"
+    of_the_older_converter(folder / "mmproj.gguf", tmp_path / "old.gguf")
+    old = open_checkpoint(str(folder / "model.gguf"), tmp_path, tmp_path / "old.gguf")
+    new = open_checkpoint(str(folder / "model.gguf"), tmp_path, folder / "mmproj.gguf")
+    assert old.config == new.config
+    found = {each.name: np.asarray(each.value) for each in old.tensors()}
+    for each in new.tensors():
+        np.testing.assert_array_equal(found.pop(each.name), np.asarray(each.value), err_msg=each.name)
+    assert not found
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "qwen3_5_vl"])
+def test_the_projector_of_another_qwen_is_refused(name: str, tmp_path: Path):
+    other = {"qwen2_vl": "qwen3_vl", "qwen3_vl": "qwen2_vl", "qwen3_5_vl": "qwen2_5_vl"}[name]
+    with pytest.raises(CheckpointError, match="is the projector of another model: it is for qwen"):
+        open_checkpoint(str(PROJECTORS / name / "model.gguf"), tmp_path, PROJECTORS / other / "mmproj.gguf")
+
+
+def test_rows_of_several_depths_are_refused_where_the_decoder_takes_none(tmp_path: Path):
+    """A Qwen3-VL's projector has the type of a Qwen3.5's, and may have the width."""
+    projector = PROJECTORS / "qwen3_vl" / "mmproj.gguf"
+    checkpoint = open_checkpoint(str(PROJECTORS / "qwen3_5_vl" / "model.gguf"), tmp_path, projector)
+    family = family_of(checkpoint)
+    assert family is not None
+    with pytest.raises(CheckpointError, match=r"deepstack_visual_indexes \[0, 2\] is not supported"):
+        family.build(checkpoint, lambda _: [0])
+    projector = PROJECTORS / "qwen3_5_vl" / "mmproj.gguf"
+    checkpoint = open_checkpoint(str(PROJECTORS / "qwen3_vl" / "model.gguf"), tmp_path, projector)
+    with pytest.raises(CheckpointError, match="the decoder takes 2 deepstack levels, and its tower has 0"):
+        build_model(checkpoint.config)
 
 
 def test_pieces_in_blocks_stay_in_blocks(tmp_path: Path, caplog):
