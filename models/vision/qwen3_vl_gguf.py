@@ -2,8 +2,9 @@
 
 Source: llama.cpp `conversion/qwen3vl.py`, Qwen3VLVisionModel, `gguf-py/gguf/constants.py`, `tools/mtmd/clip.cpp` and
 `tools/mtmd/models/qwen3vl.cpp`, which Ollama's converter writes for as well since v0.30; for its one file before that
-Ollama v0.24.0 `convert/convert_qwen3vl.go` and `model/models/qwen3vl`. What these do not say is as published
-checkpoints have it; the norms' epsilon is that, as in Hugging Face's tower, whatever a file says.
+Ollama v0.24.0 `convert/convert_qwen3vl.go`, `convert/convert_qwen3next.go` and `model/models/qwen3vl`. What these do
+not say is as published checkpoints have it; the norms' epsilon is that, as in Hugging Face's tower, whatever a file
+says.
 """
 
 import math
@@ -160,8 +161,7 @@ def _one_file(hf: str, model_type: str, text: str) -> ProjectorLayout:
 
 _DENSE = ("Qwen3VLForConditionalGeneration", "qwen3_vl", "qwen3vl")
 _EXPERTS = ("Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe", "qwen3vlmoe")
+_LATER = ("Qwen3_5ForConditionalGeneration", "qwen3_5", "qwen35")
+_LATER_EXPERTS = ("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", "qwen35moe")
 LAYOUTS = (_projector(*_DENSE), _projector(*_EXPERTS), _one_file(*_DENSE), _one_file(*_EXPERTS))
-QWEN3_5 = (
-    _projector("Qwen3_5ForConditionalGeneration", "qwen3_5", "qwen35"),
-    _projector("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", "qwen35moe"),
-)
+QWEN3_5 = (_projector(*_LATER), _projector(*_LATER_EXPERTS), _one_file(*_LATER), _one_file(*_LATER_EXPERTS))

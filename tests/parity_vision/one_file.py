@@ -1,7 +1,8 @@
 """A text model and its tower in one GGUF file, the way Ollama's converter lays them out.
 
-Facts of the format: `convert/convert_gemma3.go`, `convert_gemma.go`, `convert_mistral.go`, `convert_qwen25vl.go` and
-`convert_qwen3vl.go` of Ollama v0.24.0. The values are float32 here, where Ollama writes float16.
+Facts of the format: `convert/convert_gemma3.go`, `convert_gemma.go`, `convert_mistral.go`, `convert_qwen25vl.go`,
+`convert_qwen3vl.go` and `convert_qwen3next.go` of Ollama v0.24.0. The values are float32 here, where Ollama writes
+float16.
 """
 
 import re
@@ -184,6 +185,18 @@ def _dims(layers: int, image: int, patch: int, **more: object) -> dict[str, obje
     } | more
 
 
+_QWEN3 = {
+    "vision.embedding_length": 24,
+    "vision.attention.head_count": 3,
+    "vision.num_channels": 3,
+    "vision.patch_size": 4,
+    "vision.spatial_merge_size": 2,
+    "vision.temporal_patch_size": 2,
+    "vision.shortest_edge": 1000,
+    "vision.longest_edge": 1400,
+    "vision.image_mean": [0.4, 0.5, 0.6],
+    "vision.image_std": [0.3, 0.45, 0.5],
+}
 LAYOUTS = {
     "gemma3": OneFile(
         "gemma3",
@@ -225,23 +238,15 @@ LAYOUTS = {
     "qwen3_vl": OneFile(
         "qwen3vl",
         QWEN3_VL,
-        {
+        _QWEN3
+        | {
             "vision.block_count": 3,
-            "vision.embedding_length": 24,
-            "vision.attention.head_count": 3,
-            "vision.num_channels": 3,
-            "vision.patch_size": 4,
-            "vision.spatial_merge_size": 2,
             "vision.attention.layer_norm_epsilon": 1e-6,
             "vision.rope.freq_base": 1e4,
-            "vision.temporal_patch_size": 2,
             "vision.deepstack_visual_indexes": [0, 2],
-            "vision.shortest_edge": 1000,
-            "vision.longest_edge": 1400,
-            "vision.image_mean": [0.4, 0.5, 0.6],
-            "vision.image_std": [0.3, 0.45, 0.5],
         },
         qwen3_vl,
         ("n_deepstack_layers",),
     ),
+    "qwen3_5_vl": OneFile("qwen35", QWEN3_VL, _QWEN3 | {"vision.block_count": 2}, qwen3_vl),
 }

@@ -144,7 +144,7 @@ def test_a_projector_that_hears_too_is_not_known():
     assert projector_layout(file(THIRD, has_audio_encoder=True)) is None
 
 
-@pytest.mark.parametrize("arch", ["qwen3vl", "qwen3vlmoe"])
+@pytest.mark.parametrize("arch", ["qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"])
 def test_ollamas_one_file_is_known_for_experts_too(arch: str):
     values: dict[str, object] = {"general.architecture": arch, f"{arch}.vision.block_count": 2}
     found = projector_layout(GGUFMetadata(values, {}, lambda _: None, "a.gguf"))
