@@ -16,7 +16,7 @@ from models.ops import Activation, ClampedSwish, Expert, Experts, Gate, Joined, 
 
 FLOAT = np.dtype(np.float32)
 TOGETHER = 16
-"""Experts whose conditions are made at once: few values cross where a graph is cut between them."""
+"""Experts that are in one part of a graph: their conditions and results do not cross to another."""
 
 
 @dataclass(frozen=True, slots=True)

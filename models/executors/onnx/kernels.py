@@ -5,9 +5,9 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
-from models.executors.onnx.graph import CONTRIB, Array, Graph, TensorType, cut, serialized
+from models.executors.onnx.graph import CONTRIB, Array, Graph, TensorType, cut
+from models.executors.onnx.sessions import Sessions
 
 ROUNDED, EXACT = 4, 0
 """MatMulNBits' accuracy levels: activations rounded to int8 in blocks, or left alone."""
@@ -32,7 +32,11 @@ def treats_rows_alike(bits: int, block: int, level: int) -> bool:
 
 
 def quantized_product(bits: int, block: int, level: int, inputs: int, outputs: int) -> Callable[[Floats], Floats]:
-    """MatMulNBits with some matrix. Shapes: (T, inputs) to (T, outputs). Thread: any."""
+    """MatMulNBits with some matrix. Shapes: (T, inputs) to (T, outputs). Thread: any.
+
+    Raises:
+        ExecutionError: ONNX Runtime has no such product.
+    """
     draw = np.random.default_rng(0)
     weights: dict[str, Array] = {
         "codes": draw.integers(0, 256, (outputs, inputs // block, block * bits // 8), np.uint8),
@@ -51,14 +55,12 @@ def quantized_product(bits: int, block: int, level: int, inputs: int, outputs: i
     )
     graph.outputs[y] = TensorType(_FLOAT, ("T", outputs))
     (part,) = cut(graph, sum(graph.weights.values()))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    values = [ort.OrtValue.ortvalue_from_numpy(one) for one in weights.values()]
-    options.add_external_initializers(list(weights), values)
-    session = ort.InferenceSession(serialized(graph, part, weights), options, providers=["CPUExecutionProvider"])
+    sessions = Sessions(graph, 1)
+    sessions.put(0, part, weights)
 
     def multiply(x: Floats) -> Floats:
-        (product,) = session.run(None, {"x": x})
-        return np.asarray(product)
+        made = np.empty((len(x), outputs), np.float32)
+        sessions.run((0, 0), {}, {"x": x}, {y: made})
+        return made
 
     return multiply
