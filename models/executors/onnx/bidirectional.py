@@ -1,7 +1,7 @@
 """Attention of encoders: MultiHeadAttention over whole texts, all padded to one length.
 
-A pass's tokens are flat (B * S, …), row behind row, padding included, so that nothing has to be gathered. What a query
-must not see, padding or what is beyond a window, and the bias by relative position come in as inputs.
+What a query must not see, padding or what is beyond a window, and the bias by relative position come in as inputs.
+Where nothing is between the products that make queries, keys and values and what is made of them, all is one node.
 """
 
 from dataclasses import dataclass, field
@@ -11,10 +11,15 @@ import numpy as np
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.ops import Attention, RelativeBias, RopeConfig
 
-FLOAT, INT32, INT64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
+FLOAT, INT32 = np.dtype(np.float32), np.dtype(np.int32)
 
-ROWS, VISIBLE = "rows", "visible"
-"""The shape (B, S, -1), and which keys are tokens (B, S)."""
+VISIBLE = "visible"
+"""Which keys are tokens. Shape: (B, S)."""
+
+
+def takes_input(spec: Attention) -> bool:
+    """Whether one node can make queries, keys and values from a layer's input, and attend."""
+    return spec.rope is None and spec.kv_heads == spec.heads
 
 
 @dataclass(slots=True)
@@ -29,12 +34,9 @@ class BidirectionalNodes:
     def record(self, parts: list[str], spec: Attention, bias: str = "") -> str:
         """The attention of a layer, a bias (3 * H * d,) added to its inputs if one is named.
 
-        Shapes: queries (B * S, H * d), keys and values (B * S, K * d); the result's name, as the queries.
+        Shapes: queries (B, S, H * d), keys and values (B, S, K * d); the result's name, as the queries.
         """
-        graph = self.graph
-        graph.inputs[ROWS] = TensorType(INT64, (3,))
-        graph.inputs[VISIBLE] = TensorType(INT32, ("B", "S"))
-        rows = [graph.add("Reshape", [part, ROWS])[0] for part in parts]
+        rows = list(parts)
         if spec.rope is not None:
             heads = (spec.heads, spec.kv_heads)
             rows[:2] = [
@@ -44,12 +46,22 @@ class BidirectionalNodes:
         if spec.kv_heads < spec.heads:
             rows[1:] = [self._shared(part, spec) for part in rows[1:]]
         added = self._added(spec)
-        inputs = [*rows, bias, VISIBLE, *([added] if added else [])]
-        (looked,) = graph.add(
-            "MultiHeadAttention", inputs, domain=CONTRIB, num_heads=spec.heads, scale=float(spec.scale)
-        )
-        flat = graph.constant(np.array([-1, spec.heads * spec.head_dim], np.int64))
-        return graph.add("Reshape", [looked, flat])[0]
+        return self._looked("MultiHeadAttention", [*rows, bias, self._visible(), *([added] if added else [])], spec)
+
+    def record_of_input(self, x: str, weight: str, bias: str, spec: Attention) -> str:
+        """The same from the layer's input, where `takes_input`.
+
+        Shapes: x (B, S, D), weight (D, 3 * H * d), bias (3 * H * d,) or no name; the result's name, (B, S, H * d).
+        """
+        added = self._added(spec)
+        return self._looked("Attention", [x, weight, bias, self._visible(), *(["", added] if added else [])], spec)
+
+    def _looked(self, op: str, inputs: list[str], spec: Attention) -> str:
+        return self.graph.add(op, inputs, domain=CONTRIB, num_heads=spec.heads, scale=float(spec.scale))[0]
+
+    def _visible(self) -> str:
+        self.graph.inputs[VISIBLE] = TensorType(INT32, ("B", "S"))
+        return VISIBLE
 
     def _shared(self, x: str, spec: Attention) -> str:
         """Each head of keys or values as often as heads of queries share it. Shapes: (B, S, K * d); (B, S, H * d)."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from models.arch import Model
 from models.checkpoint import Checkpoint
 from models.executors.base import Embedder, Row
-from models.executors.onnx.bidirectional import ROWS, VISIBLE
+from models.executors.onnx.bidirectional import VISIBLE
 from models.executors.onnx.executor import Array, Loaded, OnnxExecutor
 from models.executors.onnx.loading import OnnxOptions, load
 from models.executors.onnx.steps import Run
@@ -25,9 +25,8 @@ _PADDING = 8
 class OnnxEncoderEmbedder:
     """Implements `Embedder` for a model whose tokens see the whole text. Thread: the executor's."""
 
-    def __init__(self, loaded: Loaded, hidden_size: int) -> None:
+    def __init__(self, loaded: Loaded) -> None:
         self._loaded: Loaded | None = loaded
-        self._hidden_size = hidden_size
         self._added: tuple[int, dict[str, Array]] = (0, {})
 
     def padded(self, length: int) -> int:
@@ -44,19 +43,19 @@ class OnnxEncoderEmbedder:
         for place, text in enumerate(texts):
             ids[place, : len(text)] = text
             visible[place, : len(text)] = 1
-        inputs: dict[str, Array] = {ROWS: np.array([count, longest, -1], np.int64), VISIBLE: visible}
+        inputs: dict[str, Array] = {VISIBLE: visible}
         places = np.tile(np.arange(longest), count)
         for name, lookup in loaded.lookups.items():
-            inputs[name] = loaded.tables[name].rows(lookup.rows_of(ids.reshape(-1), places))
+            rows = loaded.tables[name].rows(lookup.rows_of(ids.reshape(-1), places))
+            inputs[name] = rows.reshape(count, longest, -1)
         inputs |= self._scores(longest)
         for index, rope in enumerate(loaded.ropes):
             rope.reach(longest)
             inputs |= {f"cos.{index}": rope.cos, f"sin.{index}": rope.sin}
-        made = {name: np.empty((count * longest, width), np.float32) for name, width in loaded.outputs.items()}
+        made = {name: np.empty((count, longest, width), np.float32) for name, width in loaded.outputs.items()}
         loaded.sessions.run((0, 0), {}, inputs, made)
         (hidden,) = made.values()
-        rows = hidden.reshape(count, longest, self._hidden_size)
-        return [row[: len(text)] for row, text in zip(rows, texts, strict=True)]
+        return [row[: len(text)] for row, text in zip(hidden, texts, strict=True)]
 
     def _scores(self, length: int) -> Mapping[str, Array]:
         """What is added to the scores, kept for texts of the same length. Shapes: (1, 1 or H, S, S) each."""
@@ -134,5 +133,5 @@ def load_embedder(
     """Load a model for its hidden states. Thread: the executor's. Raises as `load` does."""
     loaded = load(checkpoint, model, replace(options, hidden=True), progress=progress)
     if model.is_encoder:
-        return OnnxEncoderEmbedder(loaded, model.config.hidden_size)
+        return OnnxEncoderEmbedder(loaded)
     return OnnxDecoderEmbedder(loaded, options.slots)

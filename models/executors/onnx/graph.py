@@ -71,9 +71,21 @@ class Graph:
     """The bytes of large ones by name, given to a session when it is made."""
     kinds: dict[str, np.dtype[Any]] = field(default_factory=dict)
     """The types of values that are not float32 and may cross from one part to another."""
+    padded: bool = False
+    """Values are (B, S, width), texts that are padded to one length; else (T, width), tokens behind one another."""
     tied: set[int] = field(default_factory=set)
     """The numbers of nodes that are in the part of the one before."""
     _count: int = 0
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """A value's dimensions before its width."""
+        return ("B", "S") if self.padded else ("T",)
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The same for Reshape, which copies them."""
+        return (0,) * len(self.axes)
 
     def add(
         self, op: str, inputs: Sequence[str], *, outputs: int = 1, domain: str = "", **attributes: Attribute

@@ -69,7 +69,7 @@ def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) 
     Raises:
         QuantizationError: the heads cannot be held as the cache type wants.
     """
-    graph, large = Graph(), is_large(found.values())
+    graph, large = Graph(padded=model.is_encoder), is_large(found.values())
     forms = forms_of(model.weights, found, options.weights, large=large)
     level = ROUNDED if options.activations == "int8" else EXACT
     products = ProductNodes(graph, forms, level=level, finely=not large)
@@ -93,7 +93,8 @@ def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) 
         graph.inputs["wanted"] = STEP_INPUTS["wanted"]
         logits = model.logits(recorder, recorder.pick(hidden, "wanted"))
         outputs[logits.name] = logits.width
-    graph.outputs |= {name: TensorType(FLOAT, ("N", width)) for name, width in outputs.items()}
+    axes = graph.axes if graph.padded else ("N",)
+    graph.outputs |= {name: TensorType(FLOAT, (*axes, width)) for name, width in outputs.items()}
     return Recording(graph, products, attention, recorder, outputs)
 
 

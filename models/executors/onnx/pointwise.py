@@ -82,7 +82,7 @@ class PointwiseNodes:
     def risen(self, x: str, deviations: float) -> str:
         """See `Ops.rise_above`. Shapes: (T, F) both ways."""
         add = self._graph.add
-        (centred,) = add("Sub", [x, add("ReduceMean", [x, self._whole(1)], keepdims=1)[0]])
+        (centred,) = add("Sub", [x, add("ReduceMean", [x, self._whole(-1)], keepdims=1)[0]])
         (spread,) = add("Sqrt", [self._mean_square(centred)])
         (least,) = add("Mul", [spread, self._number(deviations)])
         return add("Relu", [add("Sub", [centred, least])[0]])[0]
@@ -102,7 +102,7 @@ class PointwiseNodes:
 
     def _mean_square(self, x: str) -> str:
         (square,) = self._graph.add("Mul", [x, x])
-        return self._graph.add("ReduceMean", [square, self._whole(1)], keepdims=1)[0]
+        return self._graph.add("ReduceMean", [square, self._whole(-1)], keepdims=1)[0]
 
     def _whole(self, *values: int) -> str:
         return self._graph.constant(np.array(values, np.int64))

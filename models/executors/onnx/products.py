@@ -103,7 +103,7 @@ class ProductNodes:
     def record(
         self, x: str, parts: Sequence[Linear | Embedding], *, precise: bool = False, without_bias: bool = False
     ) -> str:
-        """The product of `x` (T, K) with the parts side by side, biases added; the name of the result (T, N).
+        """The product of `x` (…, K) with the parts side by side, biases added; the name of the result (…, N).
 
         Where `without_bias`, of a product that `leaves_bias`, somebody else adds `NAME.bias`.
         """
@@ -111,10 +111,7 @@ class ProductNodes:
         assert form is not None
         if precise and self._finely:
             form = finer(form)
-        product = Product("+".join(part.name for part in parts), tuple(parts), form)
-        self.products[product.name] = product
-        graph = self._graph
-        graph.weights.update({name: nbytes for name, _, nbytes in product.arrays()})
+        graph, product = self._graph, self._declared(parts, form)
         bias = f"{product.name}.bias" if product.has_bias else ""
         if form.is_dense:
             (y,) = graph.add("MatMul", [x, f"{product.name}.dense"])
@@ -132,14 +129,33 @@ class ProductNodes:
         if not form.offset_block:
             return y
         sums = self._block_sums(x, product.inputs, form.offset_block)
+        if graph.padded:
+            return graph.add("Add", [y, *graph.add("MatMul", [sums, f"{product.name}.offsets"])])[0]
         return graph.add("Gemm", [sums, f"{product.name}.offsets", y])[0]
 
+    def dense(self, parts: Sequence[Linear | Embedding]) -> tuple[str, str] | None:
+        """For a node that multiplies itself: the names of the matrix (K, N) and of the bias, if there is one.
+
+        None: the matrices are not float32.
+        """
+        form = joined([self._forms[f"{part.name}.weight"] for part in parts])
+        if form is None or not form.is_dense:
+            return None
+        product = self._declared(parts, form)
+        return f"{product.name}.dense", f"{product.name}.bias" if product.has_bias else ""
+
+    def _declared(self, parts: Sequence[Linear | Embedding], form: Form) -> Product:
+        product = Product("+".join(part.name for part in parts), tuple(parts), form)
+        self.products[product.name] = product
+        self._graph.weights.update({name: nbytes for name, _, nbytes in product.arrays()})
+        return product
+
     def _block_sums(self, x: str, width: int, block: int) -> str:
-        """The sums of each block of `x`, once an input. Shapes: x (T, width); (T, width / block)."""
+        """The sums of each block of `x`, once an input. Shapes: x (…, width); (…, width / block)."""
         if (x, block) not in self._sums:
             graph = self._graph
-            blocks = graph.constant(np.array([-1, width // block, block], np.int64))
-            axis = graph.constant(np.array([2], np.int64))
+            blocks = graph.constant(np.array([*graph.lead, width // block, block], np.int64))
+            axis = graph.constant(np.array([-1], np.int64))
             (parted,) = graph.add("Reshape", [x, blocks])
             self._sums[x, block] = graph.add("ReduceSum", [parted, axis], keepdims=0)[0]
         return self._sums[x, block]

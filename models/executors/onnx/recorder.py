@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from models.executors.onnx.attention import AttentionNodes
-from models.executors.onnx.bidirectional import BidirectionalNodes
+from models.executors.onnx.bidirectional import BidirectionalNodes, takes_input
 from models.executors.onnx.experts import ExpertNodes
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.latent import LatentNodes, latent_nbytes
@@ -95,9 +95,9 @@ class Recorder:
         def record() -> str:
             if self._products.may_join(matrix.parts):
                 return self._products.record(x.name, matrix.parts, precise=precise)
-            return self._graph.add("Concat", [part.name for part in parts], axis=1)[0]
+            return self._graph.add("Concat", [part.name for part in parts], axis=-1)[0]
 
-        return Projection(parts, record)
+        return Projection(parts, record, x, matrix.parts)
 
     def split(self, x: Value, sizes: Sequence[int], heads: int = 1) -> tuple[Value, ...]:
         """See `Ops.split`."""
@@ -111,7 +111,7 @@ class Recorder:
         def piece(number: int) -> str:
             if not names:
                 lengths = self._graph.constant(np.array(sizes, np.int64))
-                names.extend(self._graph.add("Split", [x.name, lengths], outputs=len(sizes), axis=1))
+                names.extend(self._graph.add("Split", [x.name, lengths], outputs=len(sizes), axis=-1))
             return names[number]
 
         pieces = [Value(size, partial(piece, number)) for number, size in enumerate(sizes)]
@@ -279,18 +279,23 @@ class Recorder:
         return Value(x.width, lambda: self._graph.add("Gather", [x.name, places], axis=0)[0])
 
     def _looked(self, q: Value, k: Value, v: Value, spec: Attention) -> str:
-        """Bidirectional attention, which adds the biases of its inputs itself where nothing comes between."""
-        own = [part.own if isinstance(part, Slice) else part for part in (q, k, v)]
+        """Bidirectional attention, together with the products before it, or with their biases, where nothing is between."""
+        parts = (q, k, v)
+        whole = q.whole if isinstance(q, Slice) and q.whole.parts == parts else None
+        if whole is not None and whole.source is not None and takes_input(spec):
+            if dense := self._products.dense(whole.matrices):
+                return self.bidirectional.record_of_input(whole.source.name, *dense, spec)
+        own = [part.own if isinstance(part, Slice) else part for part in parts]
         biased = [part for part in own if isinstance(part, Biased)]
         if len(biased) < len(own) or spec.rope is not None:
-            return self.bidirectional.record([part.name for part in (q, k, v)], spec)
+            return self.bidirectional.record([part.name for part in parts], spec)
         (bias,) = self._graph.add("Concat", [part.bias for part in biased], axis=0)
         return self.bidirectional.record([part.plain.name for part in biased], spec, bias)
 
     def _looked_up(self, lookup: Lookup) -> Value:
         name = f"embed.{len(self.lookups)}"
         self.lookups.append(lookup)
-        self._graph.inputs[name] = TensorType(FLOAT, ("T", lookup.table.width))
+        self._graph.inputs[name] = TensorType(FLOAT, (*self._graph.axes, lookup.table.width))
         return Value(lookup.table.width, lambda: name)
 
     def _single(self, x: Value, matrix: Linear | Embedding, *, precise: bool = False) -> Value:
@@ -324,13 +329,13 @@ class Recorder:
         return self._grouped(x, norm.width, normed)
 
     def _grouped(self, x: Value, width: int, record: Callable[[str], str]) -> str:
-        """What is recorded of the whole of `x`, or of each group of `width` values. Shapes: x and result (T, W)."""
+        """What is recorded of the whole of `x`, or of each group of `width` values. Shapes: as `x`."""
         if width == x.width:
             return record(x.name)
         graph = self._graph
-        groups = graph.constant(np.array([-1, x.width // width, width], np.int64))
+        groups = graph.constant(np.array([*graph.lead, x.width // width, width], np.int64))
         made = record(graph.add("Reshape", [x.name, groups])[0])
-        return graph.add("Reshape", [made, graph.constant(np.array([-1, x.width], np.int64))])[0]
+        return graph.add("Reshape", [made, graph.constant(np.array([*graph.lead, x.width], np.int64))])[0]
 
     def _number(self, value: float) -> str:
         return self._graph.constant(np.array(value, FLOAT))

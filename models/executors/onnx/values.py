@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from models.executors.onnx.graph import Graph
-from models.ops import Embedding
+from models.ops import Embedding, Linear
 
 
 class Value:
-    """A value (T, width), recorded when its name is asked for."""
+    """A value (T, width), or (B, S, width) of padded texts, recorded when its name is asked for."""
 
     def __init__(self, width: int, record: Callable[[], str]) -> None:
         self.width = width
@@ -55,9 +55,17 @@ class Biased(Value):
 class Projection(Value):
     """The product of one input with several matrices side by side, or with one that is to be split."""
 
-    def __init__(self, parts: Sequence[Value], record: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Value],
+        record: Callable[[], str],
+        source: Value | None = None,
+        matrices: Sequence[Linear] = (),
+    ) -> None:
+        """Values that `record` records side by side: where they are products, of `source` with `matrices`."""
         super().__init__(sum(part.width for part in parts), record)
         self.parts = tuple(Slice(self, part) for part in parts)
+        self.source, self.matrices = source, tuple(matrices)
 
 
 class Slice(Value):
