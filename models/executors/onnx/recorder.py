@@ -279,12 +279,11 @@ class Recorder:
         return Value(x.width, lambda: self._graph.add("Gather", [x.name, places], axis=0)[0])
 
     def _looked(self, q: Value, k: Value, v: Value, spec: Attention) -> str:
-        """Bidirectional attention, together with the products before it, or with their biases, where nothing is between."""
+        """Bidirectional attention: with the products before it, or with their biases, where nothing is between."""
         parts = (q, k, v)
         whole = q.whole if isinstance(q, Slice) and q.whole.parts == parts else None
-        if whole is not None and whole.source is not None and takes_input(spec):
-            if dense := self._products.dense(whole.matrices):
-                return self.bidirectional.record_of_input(whole.source.name, *dense, spec)
+        if whole and whole.source and takes_input(spec) and (dense := self._products.dense(whole.matrices)):
+            return self.bidirectional.record_of_input(whole.source.name, *dense, spec)
         own = [part.own if isinstance(part, Slice) else part for part in parts]
         biased = [part for part in own if isinstance(part, Biased)]
         if len(biased) < len(own) or spec.rope is not None:

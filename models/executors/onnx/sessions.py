@@ -57,12 +57,45 @@ def session_options(threads: int) -> ort.SessionOptions:
 
 
 @dataclass(slots=True)
+class _Binding:
+    """Where a session reads and writes. An array that lies where the last one of its name lay is bound already."""
+
+    part: Part
+    own: ort.IOBinding
+    places: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+
+    def put(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Bind those of the part's inputs and outputs that are here. An output may be a later part's input."""
+        for names, known, bind in (
+            (self.part.inputs, inputs, self.own.bind_input),
+            (self.part.outputs, outputs, self.own.bind_output),
+        ):
+            for name in names:
+                if (value := known.get(name)) is None:
+                    continue
+                place = (value.ctypes.data, value.shape)
+                if self.places.get(name) != place:
+                    bind(name, "cpu", 0, value.dtype.type, value.shape, place[0])
+                    self.places[name] = place
+
+    def read(self, name: str, value: ort.OrtValue) -> None:
+        """Bind an input to what another session made."""
+        self.own.bind_ortvalue_input(name, value)
+        self.places.pop(name, None)
+
+    def leave(self, name: str) -> None:
+        """Let the session find a place for an output."""
+        self.own.bind_output(name, "cpu")
+        self.places.pop(name, None)
+
+
+@dataclass(slots=True)
 class _Session:
     """A part's session, and its bindings by the slots they see."""
 
     part: Part
     session: ort.InferenceSession
-    bindings: dict[tuple[int, int], ort.IOBinding] = field(default_factory=dict)
+    bindings: dict[tuple[int, int], _Binding] = field(default_factory=dict)
 
 
 class Sessions:
@@ -173,47 +206,46 @@ class Sessions:
     ) -> None:
         binding = each.bindings.get(slots)
         if binding is None:
-            binding = each.bindings[slots] = each.session.io_binding()
-            _bind(binding, each.part, slabs, slabs)
-        _bind(binding, each.part, inputs, outputs)
-        self._bind_crossing(binding, each.part, outputs, slabs, crossing)
-        each.session.run_with_iobinding(binding)
-        self._keep_crossing(binding, each.part, outputs, slabs, crossing)
+            binding = each.bindings[slots] = _Binding(each.part, each.session.io_binding())
+            binding.put(slabs, slabs)
+        binding.put(inputs, outputs)
+        self._bind_crossing(binding, outputs, slabs, crossing)
+        each.session.run_with_iobinding(binding.own)
+        self._keep_crossing(binding, outputs, slabs, crossing)
 
     def _bind_crossing(
         self,
-        binding: ort.IOBinding,
-        part: Part,
+        binding: _Binding,
         bound: Mapping[str, Array],
         slabs: Mapping[str, Array],
         crossing: Mapping[str, ort.OrtValue],
     ) -> None:
         """What comes from an earlier part, and what goes to a later one or has no place."""
-        for name in part.inputs:
+        for name in binding.part.inputs:
             if name in crossing and name not in bound:
-                binding.bind_ortvalue_input(name, crossing[name])
-        for name in part.outputs:
+                binding.read(name, crossing[name])
+        for name in binding.part.outputs:
             if name not in bound and name not in slabs:
-                binding.bind_output(name, "cpu")
+                binding.leave(name)
 
     def _keep_crossing(
         self,
-        binding: ort.IOBinding,
-        part: Part,
+        binding: _Binding,
         outputs: Mapping[str, Array],
         slabs: Mapping[str, Array],
         crossing: dict[str, ort.OrtValue],
     ) -> None:
+        part = binding.part
         names = [name for name in part.outputs if name not in outputs and name not in slabs]
         if not names:
             return
         # The state's were bound first, then those with a place; what is bound again keeps its turn.
         order = sorted(part.outputs, key=lambda name: (name not in slabs, name not in outputs))
-        made = dict(zip(order, binding.get_outputs(), strict=True))
+        made = dict(zip(order, binding.own.get_outputs(), strict=True))
         crossing |= {name: made[name] for name in names}
         for name in names:
             # Else the binding holds it until these slots run again.
-            binding.bind_output(name, "cpu")
+            binding.leave(name)
 
     def _let_go(self, slots: tuple[int, int], crossing: Mapping[str, ort.OrtValue]) -> None:
         """Have no binding hold what crossed: the bindings of other slots would until they run again."""
@@ -223,18 +255,7 @@ class Sessions:
                 continue
             for name in each.part.inputs:
                 if name in crossing:
-                    binding.bind_ortvalue_input(name, self._nothing)
-
-
-def _bind(binding: ort.IOBinding, part: Part, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-    """Those of a part's inputs and outputs that are here. An output may be a later part's input."""
-    for names, known, bind in (
-        (part.inputs, inputs, binding.bind_input),
-        (part.outputs, outputs, binding.bind_output),
-    ):
-        for name in names:
-            if (value := known.get(name)) is not None:
-                bind(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+                    binding.read(name, self._nothing)
 
 
 def part_arrays(part: Part, made: Mapping[str, Array]) -> dict[str, Array]:

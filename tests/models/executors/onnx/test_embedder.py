@@ -7,6 +7,10 @@ from models.arch import build_model
 from models.checkpoint import open_checkpoint
 from models.embedding import embedding_config
 from models.executors.onnx import OnnxOptions, load_embedder
+from models.executors.onnx.loading import record
+from models.ops import weights_in
+from models.weights.matching import matched
+from tests.models.executors.checkpoints import RandomCheckpoint
 
 
 def load(folder, **options):
@@ -35,6 +39,48 @@ def test_so_they_are_with_weights_in_eight_bits(minilm_like):
     some = texts(24, 17, 20)
     for text, hidden in zip(some, embedder.hidden(some), strict=True):
         np.testing.assert_array_equal(embedder.hidden([text])[0], hidden)
+
+
+ENCODER = {
+    "architectures": ["BertModel"],
+    "vocab_size": 160,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 64,
+}
+
+
+def random_embedder(kind: str, **options):
+    checkpoint = RandomCheckpoint(kind, ENCODER)
+    settings = {"slots": 8, "capacity": 64, "threads": 2} | options
+    return load_embedder(checkpoint, build_model(checkpoint.config), OnnxOptions(**settings))
+
+
+@pytest.mark.parametrize("kind", ["affine4", "affine8", "Q4_1", "Q4_K", "Q8_0"])
+def test_quantised_encoders_compute_with_the_files_exact_values(kind):
+    some = texts(24, 17, 20)
+    exact = random_embedder(kind, weights="float32", activations="float32").hidden(some)
+    for own, hidden in zip(random_embedder(kind, activations="float32").hidden(some), exact, strict=True):
+        np.testing.assert_allclose(own, hidden, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["affine4", "Q4_1", "Q8_0"])
+def test_quantised_encoders_give_a_text_the_same_bits_in_any_company(kind):
+    embedder, some = random_embedder(kind), texts(24, 17, 20)
+    for text, hidden in zip(some, embedder.hidden(some), strict=True):
+        np.testing.assert_array_equal(embedder.hidden([text])[0], hidden)
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("F32", "Attention"), ("Q8_0", "MultiHeadAttention")])
+def test_an_encoders_attention_is_one_node_and_nothing_is_reshaped(kind, attention):
+    checkpoint = RandomCheckpoint(kind, ENCODER)
+    model = build_model(checkpoint.config)
+    found = matched(weights_in(model.weights), checkpoint.infos(), "")
+    ops = [node.op for node in record(model, found, OnnxOptions(capacity=64, hidden=True)).graph.nodes]
+    assert ops.count(attention) == 2
+    assert "Reshape" not in ops
 
 
 @pytest.fixture
