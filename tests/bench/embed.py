@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -83,31 +83,39 @@ def measured(
 
 
 class Connection:
-    """A connection that is kept. Of an answer's head it reads the status and the length: what a client costs is no
-    contestant's, and Python's own costs a twentieth of a short text."""
+    """A connection that is kept as long as the server does. Of an answer it reads the status, the length and whether
+    more may be asked: what a client costs is no contestant's, and Python's own costs a twentieth of a short text.
+    """
 
     def __init__(self, netloc: str) -> None:
         host, _, port = netloc.partition(":")
+        self._address = (host, int(port))
         self._head = f"Host: {netloc}\r\nContent-Type: application/json\r\n"
-        self._socket = socket.create_connection((host, int(port)), timeout=600)
-        self._answers = self._socket.makefile("rb")
+        self._answers: BinaryIO | None = None
 
     def post(self, path: str, body: bytes) -> bytes:
         """The answer's body. Raises LookupError where its status is not 200, OSError."""
+        if self._answers is None:
+            self._socket = socket.create_connection(self._address, timeout=600)
+            self._answers = self._socket.makefile("rb")
         head = f"POST {path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n\r\n"
         self._socket.sendall(head.encode() + body)
-        status, length = self._answers.readline(), 0
+        status, fields = self._answers.readline(), {}
         while (line := self._answers.readline()) not in (b"\r\n", b""):
             name, _, value = line.partition(b":")
-            length = int(value) if name.lower() == b"content-length" else length
-        answer = self._answers.read(length)
+            fields[name.lower()] = value.strip()
+        answer = self._answers.read(int(fields.get(b"content-length", 0)))
+        if fields.get(b"connection", b"").lower() == b"close":
+            self.close()
         if status.split()[1:2] != [b"200"]:
             raise LookupError(f"status {status!r}: {answer[:200]!r}")
         return answer
 
     def close(self) -> None:
-        self._answers.close()
-        self._socket.close()
+        if self._answers is not None:
+            self._answers.close()
+            self._socket.close()
+            self._answers = None
 
 
 @contextmanager
