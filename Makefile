@@ -47,7 +47,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-check: lint types  ## What CI runs: lint, import contracts, types, tests with coverage
+check: lint types  ## Before a change lands: lint, import contracts, types, tests with coverage
 	$(BIN)/pytest $(IN_TWO) --cov --cov-report=term-missing:skip-covered
 
 bench: $(VENV)/.installed-dev  ## Measure beside others, into bench-results/: make bench BENCH="--rounds 5"
