@@ -23,9 +23,8 @@ from models.ops import KV, Attention, LayerState, PositionScale, RopeConfig
 FLOAT, INT32, INT64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
 
 STEP_INPUTS = {
-    "pad": TensorType(INT64, ("B*S",)),
-    "unpad": TensorType(INT64, ("T",)),
-    "shape": TensorType(INT64, (3,)),
+    "pad": TensorType(INT64, ("B", "S")),
+    "unpad": TensorType(INT64, ("T", 2)),
     "last": TensorType(INT32, ("B",)),
     "valid": TensorType(INT32, ("B",)),
     "last.window": TensorType(INT32, ("B",)),
@@ -146,15 +145,12 @@ class AttentionNodes:
 
     def padded(self, x: str) -> str:
         """From flat tokens to rows. Shapes: (T, W); (B, S, W)."""
-        graph = self._graph
-        (picked,) = graph.add("Gather", [x, self._input("pad")], axis=0)
-        return graph.add("Reshape", [picked, self._input("shape")])[0]
+        return self._graph.add("Gather", [x, self._input("pad")], axis=0)[0]
 
     def flat(self, looked: str, spec: Attention, width: int) -> str:
         """From rows to flat tokens. Shapes: (B, S, H * width); (T, H * head_dim)."""
         graph = self._graph
-        (tokens,) = graph.add("Reshape", [looked, graph.constant(np.array([-1, spec.heads * width], np.int64))])
-        (picked,) = graph.add("Gather", [tokens, self._input("unpad")], axis=0)
+        (picked,) = graph.add("GatherND", [looked, self._input("unpad")])
         if width == spec.head_dim:
             return picked
         (parts,) = graph.add("Reshape", [picked, graph.constant(np.array([-1, spec.heads, width], np.int64))])

@@ -75,7 +75,7 @@ def arrays(run: Run, *, capacity: int, even: bool = False, twice: bool = False, 
     pad = np.zeros((count, longest), np.int64)
     last, valid = np.zeros((2, count), np.int32)
     last_once, valid_once = np.zeros((2, count), np.int32)
-    unpad: list[int] = []
+    unpad: list[tuple[int, int]] = []
     wanted: list[int] = []
     turned: list[int] = []
     explicit = 0
@@ -86,7 +86,7 @@ def arrays(run: Run, *, capacity: int, even: bool = False, twice: bool = False, 
         pad[place, length:looks] = start
         valid[place], last[place] = looks, row.begin + looks - 1
         valid_once[place], last_once[place] = length, row.begin + length - 1
-        unpad += range(place * longest, place * longest + length)
+        unpad += [(place, token) for token in range(length)]
         wanted += range(start + length - row.wanted, start + length)
         if row.positions:
             turned += range(explicit, explicit + length)
@@ -100,9 +100,8 @@ def arrays(run: Run, *, capacity: int, even: bool = False, twice: bool = False, 
     rotations = np.array(turned + turned[-1:] * extra, np.int64)
     bound = min(-(-run.reach // ROUNDING) * ROUNDING, capacity)
     return {
-        "pad": pad.reshape(-1),
+        "pad": pad,
         "unpad": np.array(unpad, np.int64),
-        "shape": np.array([count, longest, -1], np.int64),
         "last": last,
         "valid": valid,
         "last.window": last_once,
