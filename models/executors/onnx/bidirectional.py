@@ -11,15 +11,12 @@ import numpy as np
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.ops import Attention, RelativeBias, RopeConfig
 
-FLOAT, INT32 = np.dtype(np.float32), np.dtype(np.int32)
+FLOAT, INT32, BOOL = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.bool_)
 
-VISIBLE = "visible"
-"""Which keys are tokens. Shape: (B, S)."""
-
-
-def takes_input(spec: Attention) -> bool:
-    """Whether one node can make queries, keys and values from a layer's input, and attend."""
-    return spec.rope is None and spec.kv_heads == spec.heads
+VISIBLE, SINGLE = "visible", "single"
+"""Which keys are tokens, (B, S); and whether the pass is one long text without padding, of which all is seen."""
+LONG = 512
+"""A model for texts longer than this computes a single one without holding its scores."""
 
 
 @dataclass(slots=True)
@@ -27,6 +24,8 @@ class BidirectionalNodes:
     """Records attention without state. Thread: any."""
 
     graph: Graph
+    long: bool = False
+    """Texts may be longer than `LONG`."""
     ropes: list[RopeConfig] = field(default_factory=list)
     scores: dict[str, tuple[int | None, RelativeBias | None]] = field(default_factory=dict)
     """Inputs (1, 1 or H, S, S) that are added to the scores: a window, and a bias."""
@@ -45,16 +44,30 @@ class BidirectionalNodes:
             ]
         if spec.kv_heads < spec.heads:
             rows[1:] = [self._shared(part, spec) for part in rows[1:]]
-        added = self._added(spec)
-        return self._looked("MultiHeadAttention", [*rows, bias, self._visible(), *([added] if added else [])], spec)
+        return self._looked_over(rows, bias, spec)
 
     def record_of_input(self, x: str, weight: str, bias: str, spec: Attention) -> str:
-        """The same from the layer's input, where `takes_input`.
+        """The same from the layer's input, where it `takes_input`.
 
         Shapes: x (B, S, D), weight (D, 3 * H * d), bias (3 * H * d,) or no name; the result's name, (B, S, H * d).
         """
         added = self._added(spec)
         return self._looked("Attention", [x, weight, bias, self._visible(), *(["", added] if added else [])], spec)
+
+    def takes_input(self, spec: Attention) -> bool:
+        """Whether `record_of_input` can make a layer's attention: what is not held is not made by its node."""
+        return spec.rope is None and spec.kv_heads == spec.heads and not self.long
+
+    def _looked_over(self, rows: list[str], bias: str, spec: Attention) -> str:
+        """MultiHeadAttention; without a mask and anything added it never holds all scores."""
+        name, added = "MultiHeadAttention", self._added(spec)
+        if added or not self.long:
+            return self._looked(name, [*rows, bias, self._visible(), *([added] if added else [])], spec)
+        graph, visible = self.graph, self._visible()
+        graph.inputs[SINGLE] = TensorType(BOOL, ())
+        single = graph.branch(lambda: self._looked(name, [*rows, bias], spec))
+        padded = graph.branch(lambda: self._looked(name, [*rows, bias, visible], spec))
+        return graph.choose(SINGLE, single, padded)
 
     def _looked(self, op: str, inputs: list[str], spec: Attention) -> str:
         return self.graph.add(op, inputs, domain=CONTRIB, num_heads=spec.heads, scale=float(spec.scale))[0]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from models.arch import Model
 from models.checkpoint import Checkpoint
 from models.executors.base import Embedder, Row
-from models.executors.onnx.bidirectional import VISIBLE
+from models.executors.onnx.bidirectional import SINGLE, VISIBLE
 from models.executors.onnx.executor import Array, Loaded, OnnxExecutor
 from models.executors.onnx.loading import OnnxOptions, load
 from models.executors.onnx.steps import Run
@@ -43,7 +43,8 @@ class OnnxEncoderEmbedder:
         for place, text in enumerate(texts):
             ids[place, : len(text)] = text
             visible[place, : len(text)] = 1
-        inputs: dict[str, Array] = {VISIBLE: visible}
+        single = np.array(count == 1 and longest > ALONE and longest == len(texts[0]))
+        inputs: dict[str, Array] = {VISIBLE: visible, SINGLE: single}
         places = np.tile(np.arange(longest), count)
         for name, lookup in loaded.lookups.items():
             rows = loaded.tables[name].rows(lookup.rows_of(ids.reshape(-1), places))

@@ -76,7 +76,14 @@ def record(model: Model, found: Mapping[str, TensorInfo], options: OnnxOptions) 
     attention = AttentionNodes(
         graph, model.state, options.cache_type, masked=bool(options.taps), sees=options.pictures > 0
     )
-    recorder = Recorder(graph, products, attention, even=products.any_wants_even_rows, exact=options.drafts)
+    recorder = Recorder(
+        graph,
+        products,
+        attention,
+        even=products.any_wants_even_rows,
+        exact=options.drafts,
+        context=model.context_length,
+    )
     hidden = model.forward(recorder)
     outputs: dict[str, int] = {}
     if options.taps:
@@ -168,7 +175,9 @@ def footprint(model: Model, found: Mapping[str, TensorInfo], options: OnnxOption
     def state(tokens: int) -> tuple[int, ...]:
         return tuple(layer_nbytes(each, layer, options.cache_type, tokens) for layer, each in enumerate(model.state))
 
-    return Footprint(embedding, layers, output, transient, LIBRARY_BYTES, state)
+    bidirectional = recording.recorder.bidirectional
+    scores = not (model.is_encoder and bidirectional.long and not bidirectional.scores)
+    return Footprint(embedding, layers, output, transient, LIBRARY_BYTES, state, scores)
 
 
 def slabs_of(model: Model, cache_type: CacheType) -> list[SlabSpec]:

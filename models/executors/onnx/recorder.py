@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from models.executors.onnx.attention import AttentionNodes
-from models.executors.onnx.bidirectional import BidirectionalNodes, takes_input
+from models.executors.onnx.bidirectional import LONG, BidirectionalNodes
 from models.executors.onnx.experts import ExpertNodes
 from models.executors.onnx.graph import CONTRIB, Graph, TensorType
 from models.executors.onnx.latent import LatentNodes, latent_nbytes
@@ -53,16 +53,23 @@ class Recorder:
     """Implements `Ops[Value]`. The graph's inputs are what `models.executors.onnx.steps` fills. Thread: any."""
 
     def __init__(
-        self, graph: Graph, products: ProductNodes, attention: AttentionNodes, *, even: bool = False, exact: bool = True
+        self,
+        graph: Graph,
+        products: ProductNodes,
+        attention: AttentionNodes,
+        *,
+        even: bool = False,
+        exact: bool = True,
+        context: int = 0,
     ) -> None:
-        """Record into `graph`; `even` and `exact`: see `RecurrentNodes`."""
+        """Record into `graph`; `even` and `exact`: see `RecurrentNodes`; `context`: tokens that a text may have."""
         self._graph = graph
         self._products = products
         self._attention = attention
         self._pointwise = PointwiseNodes(graph)
         self._experts = ExpertNodes(graph, products, self._pointwise.gated, self._pointwise.activated)
         self._latent = LatentNodes(graph, attention)
-        self.bidirectional = BidirectionalNodes(graph)
+        self.bidirectional = BidirectionalNodes(graph, long=context > LONG)
         self.recurrent = RecurrentNodes(graph, self._pointwise, self.vector, even=even, exact=exact)
         self.ups: list[LatentUp] = []
         self.vectors: dict[str, float] = {}
@@ -282,7 +289,8 @@ class Recorder:
         """Bidirectional attention: with the products before it, or with their biases, where nothing is between."""
         parts = (q, k, v)
         whole = q.whole if isinstance(q, Slice) and q.whole.parts == parts else None
-        if whole and whole.source and takes_input(spec) and (dense := self._products.dense(whole.matrices)):
+        dense = self._products.dense(whole.matrices) if whole and self.bidirectional.takes_input(spec) else None
+        if whole and whole.source and dense:
             return self.bidirectional.record_of_input(whole.source.name, *dense, spec)
         own = [part.own if isinstance(part, Slice) else part for part in parts]
         biased = [part for part in own if isinstance(part, Biased)]

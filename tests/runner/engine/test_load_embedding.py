@@ -83,6 +83,18 @@ def test_where_memory_is_short_texts_must_be_shorter_unless_somebody_asked(
         loader.builder(str(folder), replace(OPTIONS, context_per_row=65536))
 
 
+def test_scores_that_are_not_held_need_no_room(config, parity_embedding, tmp_path, on_device):
+    folder = tmp_path / "long"
+    shutil.copytree(parity_embedding / "nomic_bert", folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"n_positions": 65536, "max_trained_positions": 65536}))
+    on_device(1 << 30)
+    plan = ModelLoader(config).plan(str(folder), replace(OPTIONS, context_per_row=60000))
+    assert plan.fits
+    on_mlx = ModelLoader(replace(config, executor="mlx")).plan(str(folder), replace(OPTIONS, context_per_row=60000))
+    assert not on_mlx.fits
+
+
 def test_too_little_memory_is_tried_where_that_is_asked(config, tiny_bert, on_device, caplog):
     on_device(1 << 20)
     with pytest.raises(InsufficientMemory):

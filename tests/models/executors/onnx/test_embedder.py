@@ -1,12 +1,17 @@
 """Embedders on ONNX Runtime: a text's bits do not depend on its company, in every form of the weights."""
 
+import json
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from models.arch import build_model
 from models.checkpoint import open_checkpoint
 from models.embedding import embedding_config
-from models.executors.onnx import OnnxOptions, load_embedder
+from models.executors.onnx import OnnxOptions, bidirectional, load_embedder, recorder
 from models.executors.onnx.loading import record
 from models.ops import weights_in
 from models.weights.matching import matched
@@ -73,6 +78,51 @@ def test_quantised_encoders_give_a_text_the_same_bits_in_any_company(kind):
         np.testing.assert_array_equal(embedder.hidden([text])[0], hidden)
 
 
+@pytest.fixture(params=["F32", "Q8_0", "nomic_bert"])
+def long_texts(request, parity_embedding, tmp_path):
+    """Loads a model for texts of 1,024 tokens."""
+    if request.param == "nomic_bert":
+        folder = tmp_path / request.param
+        shutil.copytree(parity_embedding / request.param, folder)
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"n_positions": 1024}))
+        return lambda: load(folder)
+    checkpoint = RandomCheckpoint(request.param, ENCODER | {"max_position_embeddings": 1024})
+    options = OnnxOptions(weights="float32", slots=8, capacity=1024, threads=2)
+    return lambda: load_embedder(checkpoint, build_model(checkpoint.config), options)
+
+
+def test_a_long_texts_scores_need_not_be_held(long_texts, monkeypatch):
+    some = texts(1001, 257)
+    found = [long_texts().hidden([text])[0] for text in some]
+    monkeypatch.setattr(bidirectional, "LONG", 1024)
+    monkeypatch.setattr(recorder, "LONG", 1024)
+    for text, hidden in zip(some, found, strict=True):
+        np.testing.assert_allclose(hidden, long_texts().hidden([text])[0], atol=2e-5)
+
+
+IN_A_PROCESS_OF_ITS_OWN = """
+from models.arch import build_model
+from models.executors.onnx import OnnxOptions, load_embedder
+from tests.bench.measurement import peak_rss_bytes
+from tests.models.executors.checkpoints import RandomCheckpoint
+from tests.models.executors.onnx.test_embedder import ENCODER, texts
+
+config = ENCODER | {"max_position_embeddings": 4096, "num_attention_heads": 16}
+checkpoint = RandomCheckpoint("F32", config)
+embedder = load_embedder(checkpoint, build_model(config), OnnxOptions(capacity=4096, threads=2))
+before = peak_rss_bytes()
+embedder.hidden(texts(2048))
+print(peak_rss_bytes() - before)
+"""
+
+
+def test_they_are_not_held():
+    said = subprocess.run([sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN], capture_output=True, check=True, text=True)
+    scores = 16 * 2048**2 * 4
+    assert int(said.stdout) < scores // 4
+
+
 @pytest.mark.parametrize(("kind", "attention"), [("F32", "Attention"), ("Q8_0", "MultiHeadAttention")])
 def test_an_encoders_attention_is_one_node_and_nothing_is_reshaped(kind, attention):
     checkpoint = RandomCheckpoint(kind, ENCODER)
@@ -86,9 +136,6 @@ def test_an_encoders_attention_is_one_node_and_nothing_is_reshaped(kind, attenti
 @pytest.fixture
 def minilm_like(tiny_bert, tmp_path):
     """The tiny BERT with widths that eight bits have blocks for."""
-    import json
-    import shutil
-
     from safetensors.numpy import load_file, save_file
 
     folder = tmp_path / "wide"
