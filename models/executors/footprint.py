@@ -22,8 +22,8 @@ class Footprint:
     """What the executor's library takes for itself once a model is loaded."""
     state: Callable[[int], tuple[int, ...]]
     """What one row of so many tokens takes, a number for each layer with a state of its own."""
-    scores: bool = True
-    """A pass of one text holds a layer's scores, of which there are as many as the square of its tokens."""
+    scored: int | None = None
+    """The tokens of the longest text of which a pass holds a layer's scores, as many as their square; None: of any."""
 
     @property
     def weights(self) -> int:

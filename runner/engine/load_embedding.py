@@ -139,9 +139,7 @@ class _Planner:
         fixed = footprint.weights + footprint.library
         longest = min(self._model.context_length, self._settings.max_tokens or self._model.context_length)
         context = longest if self._asked is None else min(self._asked, longest)
-        pass_tokens, room = PASS_TOKENS[choice.name], self._available - fixed
-        # Without company a text's scores may not be held at all.
-        scored = None if footprint.scores else pass_tokens
+        pass_tokens, room, scored = PASS_TOKENS[choice.name], self._available - fixed, footprint.scored
         while self._asked is None and context > LEAST_CONTEXT and self._pass_nbytes(context, scored) > room:
             context = max(context // 2, LEAST_CONTEXT)
         largest = self._pass_nbytes(max(context, pass_tokens), scored)
@@ -155,7 +153,7 @@ class _Planner:
     def _pass_nbytes(self, tokens: int, scored: int | None) -> int:
         """The arrays of a pass of one text of so many tokens: hidden states, the MLP's, scores and their softmax.
 
-        Those of texts of up to `scored` tokens where that is a number.
+        `scored`: see `Footprint`.
         """
         config = self._model.config
         values = tokens * (8 * config.hidden_size + 3 * config.intermediate_size)

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -40,7 +40,7 @@ LABELS = {
     ONNX: "sentence-transformers on ONNX Runtime, in process",
     LLAMA: "llama-server, F32, over HTTP",
 }
-READY_S = 60.0
+READY_S, ASKED_AGAIN_S = 60.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +166,9 @@ def run_llama(server: Path, prepared: EmbedPrepared, texts: Mapping[str, list[st
 
 
 def await_health(process: "subprocess.Popen[bytes]", port: int) -> None:
-    """Wait until llama-server answers. Raises LookupError."""
+    """Wait until llama-server answers, or ends. Raises LookupError."""
     end = time.monotonic() + READY_S
-    while process.poll() is None and time.monotonic() < end:
+    while time.monotonic() < end:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         try:
             connection.request("GET", "/health")
@@ -178,7 +178,8 @@ def await_health(process: "subprocess.Popen[bytes]", port: int) -> None:
             pass
         finally:
             connection.close()
-        time.sleep(0.1)
+        with suppress(subprocess.TimeoutExpired):
+            raise LookupError(f"llama-server ended with {process.wait(ASKED_AGAIN_S)}")
     raise LookupError("llama-server did not come up")
 
 

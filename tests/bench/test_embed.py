@@ -1,4 +1,8 @@
-"""The arithmetic of the measurement of embeddings."""
+"""The arithmetic of the measurement of embeddings, and its client."""
+
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -62,3 +66,45 @@ def test_a_rank_correlation_sees_the_order_alone():
 def test_pairs_are_all_and_each_once():
     made = np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     assert embed_quality.pair_cosines(made).tolist() == [0.0, 0.6, 0.8]
+
+
+@contextmanager
+def echoing():
+    """A server that says what it was asked, closes each connection behind its second answer, and refuses /no."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        answers = 0
+
+        def do_POST(self):
+            asked = self.rfile.read(int(self.headers["content-length"]))
+            self.answers += 1
+            self.send_response(404 if self.path == "/no" else 200)
+            self.send_header("Content-Length", str(len(asked)))
+            if self.answers == 2:
+                self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(asked)
+
+        def log_message(self, *words):
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_client_asks_on_when_a_server_closes_its_connection():
+    with echoing() as url, embed.poster(url, "/yes", "content") as post:
+        for number in range(5):
+            assert post([f"text {number}"]) == {"content": [f"text {number}"]}
+
+
+def test_the_client_tells_of_a_refusal():
+    with echoing() as url, embed.poster(url, "/no", "content") as post, pytest.raises(LookupError, match="404"):
+        post(["text"])

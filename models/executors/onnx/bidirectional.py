@@ -13,10 +13,12 @@ from models.ops import Attention, RelativeBias, RopeConfig
 
 FLOAT, INT32, BOOL = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.bool_)
 
-VISIBLE, SINGLE = "visible", "single"
-"""Which keys are tokens, (B, S); and whether the pass is one long text without padding, of which all is seen."""
+VISIBLE, UNPADDED = "visible", "unpadded"
+"""Which keys are tokens, (B, S); and whether all are, the texts being longer than `PADDED`."""
+PADDED = 256
+"""A text longer than this fills a pass well enough by itself, and is not padded."""
 LONG = 512
-"""A model for texts longer than this computes a single one without holding its scores."""
+"""A model for texts longer than this does not hold the scores of those that are not padded."""
 
 
 @dataclass(slots=True)
@@ -55,7 +57,7 @@ class BidirectionalNodes:
         return self._looked("Attention", [x, weight, bias, self._visible(), *(["", added] if added else [])], spec)
 
     def takes_input(self, spec: Attention) -> bool:
-        """Whether `record_of_input` can make a layer's attention: what is not held is not made by its node."""
+        """Whether `record_of_input` can make a layer's attention. Its node always holds the scores."""
         return spec.rope is None and spec.kv_heads == spec.heads and not self.long
 
     def _looked_over(self, rows: list[str], bias: str, spec: Attention) -> str:
@@ -64,10 +66,10 @@ class BidirectionalNodes:
         if added or not self.long:
             return self._looked(name, [*rows, bias, self._visible(), *([added] if added else [])], spec)
         graph, visible = self.graph, self._visible()
-        graph.inputs[SINGLE] = TensorType(BOOL, ())
-        single = graph.branch(lambda: self._looked(name, [*rows, bias], spec))
+        graph.inputs[UNPADDED] = TensorType(BOOL, ())
+        unpadded = graph.branch(lambda: self._looked(name, [*rows, bias], spec))
         padded = graph.branch(lambda: self._looked(name, [*rows, bias, visible], spec))
-        return graph.choose(SINGLE, single, padded)
+        return graph.choose(UNPADDED, unpadded, padded)
 
     def _looked(self, op: str, inputs: list[str], spec: Attention) -> str:
         return self.graph.add(op, inputs, domain=CONTRIB, num_heads=spec.heads, scale=float(spec.scale))[0]

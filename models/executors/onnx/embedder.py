@@ -9,7 +9,7 @@ import numpy.typing as npt
 from models.arch import Model
 from models.checkpoint import Checkpoint
 from models.executors.base import Embedder, Row
-from models.executors.onnx.bidirectional import SINGLE, VISIBLE
+from models.executors.onnx.bidirectional import PADDED, UNPADDED, VISIBLE
 from models.executors.onnx.executor import Array, Loaded, OnnxExecutor
 from models.executors.onnx.loading import OnnxOptions, load
 from models.executors.onnx.steps import Run
@@ -17,8 +17,6 @@ from models.process_memory import trim
 
 Floats = npt.NDArray[np.float32]
 
-ALONE = 256
-"""A text longer than this fills a pass well enough by itself, and is padded no further."""
 _PADDING = 8
 
 
@@ -31,7 +29,7 @@ class OnnxEncoderEmbedder:
 
     def padded(self, length: int) -> int:
         """See `Embedder.padded`. Thread: any."""
-        return length if length > ALONE else -(-length // _PADDING) * _PADDING
+        return length if length > PADDED else -(-length // _PADDING) * _PADDING
 
     def hidden(self, texts: Sequence[Sequence[int]]) -> list[Floats]:
         """See `Embedder.hidden`."""
@@ -43,8 +41,7 @@ class OnnxEncoderEmbedder:
         for place, text in enumerate(texts):
             ids[place, : len(text)] = text
             visible[place, : len(text)] = 1
-        single = np.array(count == 1 and longest > ALONE and longest == len(texts[0]))
-        inputs: dict[str, Array] = {VISIBLE: visible, SINGLE: single}
+        inputs: dict[str, Array] = {VISIBLE: visible, UNPADDED: np.array(longest > PADDED)}
         places = np.tile(np.arange(longest), count)
         for name, lookup in loaded.lookups.items():
             rows = loaded.tables[name].rows(lookup.rows_of(ids.reshape(-1), places))
@@ -100,7 +97,7 @@ class OnnxDecoderEmbedder:
 
     def padded(self, length: int) -> int:
         """See `Embedder.padded`. Thread: any."""
-        return length if length > ALONE else -(-length // _PADDING) * _PADDING
+        return length if length > PADDED else -(-length // _PADDING) * _PADDING
 
     def hidden(self, texts: Sequence[Sequence[int]]) -> list[Floats]:
         """See `Embedder.hidden`."""

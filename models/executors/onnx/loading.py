@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from models.arch import Model
 from models.executors.footprint import Footprint, by_layer
 from models.executors.onnx.attention import STEP_INPUTS, AttentionNodes
+from models.executors.onnx.bidirectional import PADDED
 from models.executors.onnx.executor import Loaded
 from models.executors.onnx.filling import (
     Recording,
@@ -176,8 +177,8 @@ def footprint(model: Model, found: Mapping[str, TensorInfo], options: OnnxOption
         return tuple(layer_nbytes(each, layer, options.cache_type, tokens) for layer, each in enumerate(model.state))
 
     bidirectional = recording.recorder.bidirectional
-    scores = not (model.is_encoder and bidirectional.long and not bidirectional.scores)
-    return Footprint(embedding, layers, output, transient, LIBRARY_BYTES, state, scores)
+    scored = PADDED if model.is_encoder and bidirectional.long and not bidirectional.scores else None
+    return Footprint(embedding, layers, output, transient, LIBRARY_BYTES, state, scored)
 
 
 def slabs_of(model: Model, cache_type: CacheType) -> list[SlabSpec]:

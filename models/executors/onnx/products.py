@@ -136,9 +136,9 @@ class ProductNodes:
     def dense(self, parts: Sequence[Linear | Embedding]) -> tuple[str, str] | None:
         """For a node that multiplies itself: the names of the matrix (K, N) and of the bias, if there is one.
 
-        None: there are none, or they are not float32.
+        None: the matrices are not float32.
         """
-        form = joined([self._forms[f"{part.name}.weight"] for part in parts]) if parts else None
+        form = joined([self._forms[f"{part.name}.weight"] for part in parts])
         if form is None or not form.is_dense:
             return None
         product = self._declared(parts, form)

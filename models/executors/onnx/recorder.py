@@ -104,7 +104,7 @@ class Recorder:
                 return self._products.record(x.name, matrix.parts, precise=precise)
             return self._graph.add("Concat", [part.name for part in parts], axis=-1)[0]
 
-        return Projection(parts, record, x, matrix.parts)
+        return Projection(parts, record, (x, matrix.parts))
 
     def split(self, x: Value, sizes: Sequence[int], heads: int = 1) -> tuple[Value, ...]:
         """See `Ops.split`."""
@@ -289,9 +289,10 @@ class Recorder:
         """Bidirectional attention: with the products before it, or with their biases, where nothing is between."""
         parts = (q, k, v)
         whole = q.whole if isinstance(q, Slice) and q.whole.parts == parts else None
-        dense = self._products.dense(whole.matrices) if whole and self.bidirectional.takes_input(spec) else None
-        if whole and whole.source and dense:
-            return self.bidirectional.record_of_input(whole.source.name, *dense, spec)
+        if whole and whole.product and self.bidirectional.takes_input(spec):
+            source, matrices = whole.product
+            if dense := self._products.dense(matrices):
+                return self.bidirectional.record_of_input(source.name, *dense, spec)
         own = [part.own if isinstance(part, Slice) else part for part in parts]
         biased = [part for part in own if isinstance(part, Biased)]
         if len(biased) < len(own) or spec.rope is not None:

@@ -59,13 +59,12 @@ class Projection(Value):
         self,
         parts: Sequence[Value],
         record: Callable[[], str],
-        source: Value | None = None,
-        matrices: Sequence[Linear] = (),
+        product: tuple[Value, Sequence[Linear]] | None = None,
     ) -> None:
-        """Values that `record` records side by side: where they are products, of `source` with `matrices`."""
+        """Values that `record` records side by side: if they are its products, of which value with which matrices."""
         super().__init__(sum(part.width for part in parts), record)
         self.parts = tuple(Slice(self, part) for part in parts)
-        self.source, self.matrices = source, tuple(matrices)
+        self.product = product
 
 
 class Slice(Value):

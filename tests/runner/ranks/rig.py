@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -47,10 +46,8 @@ def ranks_of(child: Child) -> list[psutil.Process]:
 
 def left(processes: Sequence[psutil.Process], timeout_s: float = 20) -> list[psutil.Process]:
     """Those that are still there after a while at most; ended ones that nobody has reaped are not."""
-    limit = time.monotonic() + timeout_s
-    while (alive := [each for each in processes if _lives(each)]) and time.monotonic() < limit:
-        time.sleep(0.05)
-    return alive
+    _, alive = psutil.wait_procs(processes, timeout_s)
+    return [each for each in alive if _lives(each)]
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from models.arch import build_model
 from models.checkpoint import open_checkpoint
 from models.embedding import embedding_config
-from models.executors.onnx import OnnxOptions, bidirectional, load_embedder, recorder
+from models.executors.onnx import OnnxOptions, load_embedder, recorder
 from models.executors.onnx.loading import record
 from models.ops import weights_in
 from models.weights.matching import matched
@@ -88,17 +88,22 @@ def long_texts(request, parity_embedding, tmp_path):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"n_positions": 1024}))
         return lambda: load(folder)
     checkpoint = RandomCheckpoint(request.param, ENCODER | {"max_position_embeddings": 1024})
-    options = OnnxOptions(weights="float32", slots=8, capacity=1024, threads=2)
+    options = OnnxOptions(activations="float32", slots=8, capacity=1024, threads=2)
     return lambda: load_embedder(checkpoint, build_model(checkpoint.config), options)
 
 
 def test_a_long_texts_scores_need_not_be_held(long_texts, monkeypatch):
     some = texts(1001, 257)
     found = [long_texts().hidden([text])[0] for text in some]
-    monkeypatch.setattr(bidirectional, "LONG", 1024)
     monkeypatch.setattr(recorder, "LONG", 1024)
     for text, hidden in zip(some, found, strict=True):
         np.testing.assert_allclose(hidden, long_texts().hidden([text])[0], atol=2e-5)
+
+
+def test_long_texts_of_one_length_do_not_see_each_other(long_texts):
+    embedder, some = long_texts(), texts(300, 300)
+    for text, hidden in zip(some, embedder.hidden(some), strict=True):
+        np.testing.assert_array_equal(embedder.hidden([text])[0], hidden)
 
 
 IN_A_PROCESS_OF_ITS_OWN = """
