@@ -93,7 +93,7 @@ def long_texts(request, parity_embedding, tmp_path):
 
 
 def test_a_long_texts_scores_need_not_be_held(long_texts, monkeypatch):
-    some = texts(1001, 257)
+    some = texts(1001, 257, 17)
     found = [long_texts().hidden([text])[0] for text in some]
     monkeypatch.setattr(recorder, "LONG", 1024)
     for text, hidden in zip(some, found, strict=True):
