@@ -85,7 +85,7 @@ OLLAMA_STORE ?= $(OLLAMA)/bin/models
 OLLAMA_HOST ?= 127.0.0.1:11435
 OLLAMA_SOURCES := $(wildcard $(OLLAMA)/*.go $(OLLAMA)/*.mod $(OLLAMA)/*/*.go)
 OLLAMA_HEADERS := $(OLLAMA)/bin/headers
-# What is compiled from C and C++ is there to be linked: the runner computes, so it need not be fast, only soon built.
+# The runner computes: what is compiled from C and C++, which cuts texts and makes grammars, need not be fast, only soon built.
 GO_BUILD = CGO_CFLAGS='-O0 -g0' CGO_CXXFLAGS='-O0 -g0' go build $(MODFILE) -trimpath -buildvcs=false -ldflags '-s -w -X github.com/ollama/ollama/version.Version=$(*:v%=%)'
 OLLAMA_VERSIONS := $(OLLAMA_CLASSIC) $(OLLAMA_IMAGES) $(OLLAMA_NEWEST)
 OLLAMA_DECODERS := $(OLLAMA_VERSIONS:%=$(OLLAMA)/bin/decode-%)
