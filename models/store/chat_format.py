@@ -30,26 +30,81 @@ _INST = """\
 {{- end }}
 {{- end }}"""
 
+# A developer's message has instructions and tools, as types of TypeScript. Thoughts stand as long as the turn goes on
+# that they began; an answer that the client has begun is left open.
 _HARMONY = """\
+{{- $last := -1 }}{{ $asked := -1 }}{{ $instructions := "" }}{{ $tool := "" }}
+{{- range $i, $m := .Messages }}{{ $last = $i }}
+{{- if eq $m.Role "user" }}{{ $asked = $i }}{{ end }}
+{{- if and (eq $i 0) (eq $m.Role "system") }}{{ $instructions = $m.Content }}{{ end }}
+{{- end -}}
 <|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.
 Knowledge cutoff: 2024-06
 Current date: {{ currentDate }}
 
 Reasoning: {{ if .ThinkLevel }}{{ .ThinkLevel }}{{ else }}medium{{ end }}
 
-# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>
-{{- range .Messages }}
-{{- if eq .Role "system" }}<|start|>developer<|message|># Instructions
+# Valid channels: analysis, commentary, final. Channel must be included for every message.
+{{- if .Tools }}
+Calls to these tools must go to the commentary channel: 'functions'.
+{{- end }}<|end|>
+{{- if or $instructions .Tools }}<|start|>developer<|message|>
+{{- if $instructions }}# Instructions
 
-{{ .Content }}<|end|>
-{{- else if eq .Role "assistant" }}<|start|>assistant<|channel|>final<|message|>{{ .Content }}<|end|>
-{{- else }}<|start|>{{ .Role }}<|message|>{{ .Content }}<|end|>
+{{ $instructions }}{{ if .Tools }}
+
+{{ end }}
 {{- end }}
-{{- end }}<|start|>assistant"""
+{{- if .Tools }}# Tools
+
+## functions
+
+namespace functions {
+{{ range .Tools }}
+{{- $parameters := .Function.Parameters }}
+{{ if .Function.Description }}// {{ .Function.Description }}
+{{ end }}type {{ .Function.Name }} = (
+{{- if $parameters.Properties }}_: {
+{{- range $name, $value := $parameters.Properties }}
+{{- $mark := "?" }}
+{{- range $parameters.Required }}{{ if eq . $name }}{{ $mark = "" }}{{ end }}{{ end }}
+{{ if $value.Description }}// {{ $value.Description }}
+{{ end }}{{ $name }}{{ $mark }}: {{ if $value.Enum }}
+{{- range $i, $each := $value.Enum }}{{ if $i }} | {{ end }}{{ json $each }}{{ end }}
+{{- else }}{{ toTypeScriptType $value }}
+{{- end }},
+{{- end }}
+}{{ end }}) => any;
+{{ end }}
+} // namespace functions
+{{- end }}<|end|>
+{{- end }}
+{{- range $i, $m := .Messages }}
+{{- if eq $m.Role "system" }}
+{{- if $i }}<|start|>developer<|message|># Instructions
+
+{{ $m.Content }}<|end|>
+{{- end }}
+{{- else if eq $m.Role "tool" }}<|start|>functions.{{ if $m.ToolName }}{{ $m.ToolName }}{{ else }}{{ $tool }}{{ end }}
+{{- /**/}} to=assistant<|channel|>commentary<|message|>{{ $m.Content }}<|end|>
+{{- else if eq $m.Role "assistant" }}
+{{- if and $m.Thinking (gt $i $asked) }}<|start|>assistant<|channel|>analysis<|message|>{{ $m.Thinking }}
+{{- if or $m.Content $m.ToolCalls (lt $i $last) }}<|end|>{{ end }}
+{{- end }}
+{{- if $m.Content }}<|start|>assistant<|channel|>{{ if $m.ToolCalls }}commentary{{ else }}final{{ end }}<|message|>
+{{- $m.Content }}{{ if or $m.ToolCalls (lt $i $last) }}<|end|>{{ end }}
+{{- end }}
+{{- range $m.ToolCalls }}{{ $tool = .Function.Name }}<|start|>assistant<|channel|>commentary to=functions.{{ $tool }}
+{{- /**/}} <|constrain|>json<|message|>{{ .Function.Arguments }}<|call|>
+{{- end }}
+{{- else }}<|start|>{{ $m.Role }}<|message|>{{ $m.Content }}<|end|>
+{{- end }}
+{{- if and (eq $i $last) (or (ne $m.Role "assistant") $m.ToolCalls) }}<|start|>assistant{{ end }}
+{{- end }}"""
 
 _FORMATS = (
     ChatFormat(
-        "Harmony, without tools",
+        "Harmony",
         ("<|start|>", "<|channel|>", "<|message|>"),
         _HARMONY,
         ("<|return|>", "<|call|>"),

@@ -53,8 +53,6 @@ _RENDERED = (
 _ALWAYS_THINKING = ("qwen3_5", "qwen3next", "qwen4exp", "qwen4_exp")
 # All other parsers know both.
 _PARSERS_WITHOUT_THINKING = ("qwen3", "qwen3-vl-instruct")
-_PARSER_WITHOUT_TOOLS = "harmony"
-"""Our template does not tell the model of tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,7 @@ def capabilities_of(
     found: list[JSON] = ["completion"]
     if sees:
         found.append("vision")
-    if rendering.parser not in {"", _PARSER_WITHOUT_TOOLS}:
+    if rendering.parser:
         found.append("tools")
     thinks = any(part in name.lower() for name in identifiers(config) for part in _ALWAYS_THINKING)
     parses_thinking = rendering.parser not in {"", *_PARSERS_WITHOUT_THINKING}

@@ -88,9 +88,12 @@ CLASSIC = {
 
 _HARMONY_MARKS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>", "<|constrain|>")
 _LATER = "assistant<|channel|>final<|message|>Yes"
+_CALLED, _ARGUMENTS = "commentaryĠto=functions.get_weatherĠ", '{"city":"Paris"}'
 HARMONY = Family(
     Vocabulary(
-        ("<|startoftext|>", "<|endoftext|>", *_HARMONY_MARKS), ("<|return|>",), words=("final", "analysis", _LATER)
+        ("<|startoftext|>", "<|endoftext|>", *_HARMONY_MARKS),
+        ("<|return|>",),
+        words=("final", "analysis", _LATER, _CALLED, "json", _ARGUMENTS),
     ),
     "<|start|>user<|message|>Hi<|end|><|start|>assistant<|channel|>final<|message|>Yo<|end|>"
     "<|start|>user<|message|>Go<|end|><|start|>assistant",
@@ -102,6 +105,7 @@ HARMONY = Family(
 )
 # A message of thoughts, then one of answer.
 HARMONY_THOUGHTS = ("<|channel|>", "analysis", "<|message|>", "H", "m", "<|end|>", "<|start|>", _LATER)
+HARMONY_CALL = ("<|channel|>", _CALLED, "<|constrain|>", "json", "<|message|>", _ARGUMENTS, "<|call|>")
 
 NEWEST = {
     "qwen 3": Family(

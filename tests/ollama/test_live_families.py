@@ -14,7 +14,7 @@ ollama = pytest.importorskip("ollama", reason="needs Ollama's Python client; `ma
 
 from models.chat_template import render_chat  # noqa: E402
 from tests.ollama import record, scripted  # noqa: E402
-from tests.ollama.families import CLASSIC, CONVERSATION, HARMONY, HARMONY_THOUGHTS, NEWEST, YES  # noqa: E402
+from tests.ollama.families import CLASSIC, CONVERSATION, HARMONY, HARMONY_CALL, HARMONY_THOUGHTS, NEWEST, YES  # noqa: E402
 from tests.ollama.programs import BIN, VERSIONS  # noqa: E402
 from tests.ollama.server import RUNNER, Server, run_ollama  # noqa: E402
 from tests.ollama.store import Store  # noqa: E402
@@ -149,14 +149,25 @@ def test_a_safetensors_models_renderer_makes_the_prompt_and_its_tokens_end_the_a
     assert (answer.message.content, answer.done_reason) == ("Yes", "stop")
 
 
+@pytest.fixture
+def gpt_oss(recorder, parity, tmp_path):
+    """`gpt_oss(pieces)`: the name of a gpt-oss that this runner created and that says these, and then AFTER."""
+
+    def make(says):
+        name, marks = next(NAMES), "".join(HARMONY.vocabulary.special)
+        pieces = (HARMONY.opening, *says, *AFTER)
+        source = scripted.write_folder(parity / "gpt_oss", tmp_path / name, HARMONY.vocabulary, pieces, marks)
+        command = [RUNNER, "create", name, "--from", source, "--store", recorder.environ["OLLAMA_MODELS"]]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        return name
+
+    return make
+
+
 @newest
 @pytest.mark.parametrize(("think", "level"), [(None, "medium"), ("high", "high")])
-def test_gpt_oss_as_this_runner_creates_it_speaks_harmony(recorder, parity, tmp_path, think, level):
-    name, marks = next(NAMES), "".join(HARMONY.vocabulary.special)
-    says = (HARMONY.opening, *HARMONY_THOUGHTS, "<|return|>", *AFTER)
-    source = scripted.write_folder(parity / "gpt_oss", tmp_path / name, HARMONY.vocabulary, says, marks)
-    command = [RUNNER, "create", name, "--from", source, "--store", recorder.environ["OLLAMA_MODELS"]]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+def test_gpt_oss_as_this_runner_creates_it_speaks_harmony(recorder, gpt_oss, think, level):
+    name = gpt_oss((*HARMONY_THOUGHTS, "<|return|>"))
     messages = [{"role": "system", "content": "Be."}, *MESSAGES]
     answer = recorder.client.chat(name, messages, think=think, options=GREEDY, keep_alive=0)
     system, rest = prompt_of(recorder).split("<|end|>", 1)
@@ -166,6 +177,93 @@ def test_gpt_oss_as_this_runner_creates_it_speaks_harmony(recorder, parity, tmp_
     assert rest == "<|start|>developer<|message|># Instructions\n\nBe.<|end|>" + HARMONY.prompt
     assert (answer.message.thinking, answer.message.content) == ("Hm", "Yes")
     assert answer.done_reason == "stop"
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        # Harmony's names are TypeScript's, and the parent translates them both ways.
+        "name": "get-weather",
+        "description": "Look out of the window.",
+        "parameters": {
+            "type": "object",
+            "required": ["city"],
+            "properties": {
+                "city": {"type": "string", "description": "Which one."},
+                "unit": {"type": "string", "enum": ["C", "F"]},
+                "days": {"type": ["integer", "null"]},
+            },
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+TYPES = """# Tools
+
+## functions
+
+namespace functions {
+
+// Look out of the window.
+type get_weather = (_: {
+// Which one.
+city: string,
+days?: number | null,
+unit?: "C" | "F",
+}) => any;
+
+type now = () => any;
+
+} // namespace functions"""
+
+
+@newest
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be."}]])
+def test_gpt_oss_is_told_of_tools_and_calls_one(recorder, gpt_oss, system):
+    name = gpt_oss(HARMONY_CALL)
+    answer = recorder.client.chat(name, [*system, *MESSAGES], tools=[WEATHER, CLOCK], options=GREEDY, keep_alive=0)
+    opening, developer, rest = prompt_of(recorder).split("<|end|>", 2)
+    assert opening.endswith("message.\nCalls to these tools must go to the commentary channel: 'functions'.")
+    instructions = "# Instructions\n\nBe.\n\n" if system else ""
+    assert developer == f"<|start|>developer<|message|>{instructions}{TYPES}"
+    assert rest == HARMONY.prompt
+    (call,) = answer.message.tool_calls
+    assert (call.function.name, dict(call.function.arguments)) == ("get-weather", {"city": "Paris"})
+    assert (answer.message.content, answer.done_reason) == ("", "stop")
+
+
+@newest
+def test_gpt_oss_hears_what_its_tools_said_and_what_it_thought_of_them(recorder, gpt_oss):
+    name = gpt_oss(("<|channel|>", "final", "<|message|>", *YES, "<|return|>"))
+    call = {"function": {"name": "now", "arguments": {"zone": "UTC"}}}
+    turn = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yo", "thinking": "forgotten"},
+        {"role": "user", "content": "When?"},
+        {"role": "assistant", "content": "I look.", "thinking": "Hm", "tool_calls": [call]},
+        {"role": "tool", "tool_name": "now", "content": "noon"},
+        {"role": "tool", "content": "sharp"},
+    ]
+    answer = recorder.client.chat(name, turn, options=GREEDY, keep_alive=0)
+    assert prompt_of(recorder).split("<|end|>", 1)[1] == (
+        "<|start|>user<|message|>Hi<|end|><|start|>assistant<|channel|>final<|message|>Yo<|end|>"
+        "<|start|>user<|message|>When?<|end|><|start|>assistant<|channel|>analysis<|message|>Hm<|end|>"
+        "<|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+        '<|start|>assistant<|channel|>commentary to=functions.now <|constrain|>json<|message|>{"zone":"UTC"}<|call|>'
+        "<|start|>functions.now to=assistant<|channel|>commentary<|message|>noon<|end|>"
+        "<|start|>functions.now to=assistant<|channel|>commentary<|message|>sharp<|end|><|start|>assistant"
+    )
+    assert (answer.message.content, answer.done_reason) == ("Yes", "stop")
+
+
+@newest
+def test_gpt_oss_goes_on_with_an_answer_that_was_begun(recorder, gpt_oss):
+    name = gpt_oss((*YES, "<|return|>"))
+    begun = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "But"}]
+    answer = recorder.client.chat(name, begun, options=GREEDY, keep_alive=0)
+    assert prompt_of(recorder).endswith(
+        "<|start|>user<|message|>Hi<|end|><|start|>assistant<|channel|>final<|message|>But"
+    )
+    assert (answer.message.content, answer.message.thinking, answer.done_reason) == ("Yes", None, "stop")
 
 
 THOUGHTS = {

@@ -55,7 +55,7 @@ def test_renderer_and_parser_are_told_by_the_architecture(config, template, rend
         ({"architectures": ["LlamaForCausalLM"]}, "content.split('</think>')", ["completion", "thinking"]),
         ({"architectures": ["L"]}, "content.split('</think>') reasoning_content", ["completion"]),
         ({"architectures": ["Gemma4"], "vision_config": {}}, "", ["completion", "tools", "thinking"]),
-        ({"model_type": "gpt_oss"}, "", ["completion", "thinking"]),
+        ({"model_type": "gpt_oss"}, "", ["completion", "tools", "thinking"]),
         ({"model_type": "x", "audio_config": {}, "vision_config": None}, "", ["completion"]),
     ],
 )
@@ -93,7 +93,7 @@ def test_sampling_defaults_have_ollamas_names_and_nulls_say_nothing():
         ("<start_of_turn> <end_of_turn>", "Gemma"),
         ("'<|' + role + '|>' <|end|> <|assistant|>", "Phi 3"),
         ("<|user|> <|assistant|>", "Zephyr"),
-        ("<|start|>system<|message|> <|channel|>final<|message|> <|end|>", "Harmony, without tools"),
+        ("<|start|>system<|message|> <|channel|>final<|message|> <|end|>", "Harmony"),
         ("### Instruction:", None),
     ],
 )
