@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -56,6 +56,7 @@ class TensorInfo:
     `shape` is the logical one; `nbytes` are the bytes as stored. `kind` is what the file calls the type: of a dense
     tensor `F32`, `BF16` and so on, of a quantised one MLX's mode (`affine`, `mxfp4`) or GGML's block format (`Q4_K`).
     `spec` is set where MLX's layout can hold the matrix exactly: that of MLX's own kinds, and of some block formats.
+    `mapped` opens the tensor without reading it where headers do not tell how it can be held; None where they do.
     """
 
     name: str
@@ -65,6 +66,7 @@ class TensorInfo:
     file: str
     kind: str
     spec: QuantizationSpec | None = None
+    mapped: Callable[[], Mapped] | None = field(default=None, compare=False, repr=False)
 
 
 class Checkpoint(Protocol):

@@ -14,7 +14,7 @@ for the type of the words.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,6 +74,11 @@ class QuantizedEntry:
     spec: QuantizationSpec
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what they stand for."""
+        return logical_shape(self.spec, self.weight.stored.shape)
+
+    @property
     def parts(self) -> tuple[Member, ...]:
         """All parts that there are."""
         parts = (self.weight, self.scales, self.biases, self.global_scale)
@@ -111,6 +116,12 @@ class BlocksEntry:
 
     blocks: Member
     scales: Member
+    spec: QuantizationSpec = _MXFP4
+
+    @property
+    def parts(self) -> tuple[Member, ...]:
+        """Both parts."""
+        return self.blocks, self.scales
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -152,14 +163,11 @@ class TensorTable:
             if isinstance(entry, DenseEntry):
                 stored, file = entry.values.stored, entry.values.file.label
                 yield TensorInfo(name, stored.shape, stored.nbytes, quantized=False, file=file, kind=stored.dtype)
-            elif isinstance(entry, BlocksEntry):
-                nbytes, file = entry.blocks.stored.nbytes + entry.scales.stored.nbytes, entry.blocks.file.label
-                yield TensorInfo(name, entry.shape, nbytes, quantized=True, file=file, kind="mxfp4", spec=_MXFP4)
             else:
-                spec, file = entry.spec, entry.weight.file.label
-                shape = logical_shape(spec, entry.weight.stored.shape)
-                nbytes = sum(part.stored.nbytes for part in entry.parts)
-                yield TensorInfo(name, shape, nbytes, quantized=True, file=file, kind=spec.mode, spec=spec)
+                nbytes, file = sum(part.stored.nbytes for part in entry.parts), entry.parts[0].file.label
+                spec, kind = entry.spec, entry.spec.mode
+                own = TensorInfo(name, entry.shape, nbytes, quantized=True, file=file, kind=kind, spec=spec)
+                yield replace(own, mapped=entry.mapped) if kind == "mxfp4" else own
 
     def tensors(self) -> Iterator[NamedTensor]:
         """Every tensor, each read when its value is asked for; no file stays open. Thread: any."""

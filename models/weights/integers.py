@@ -5,7 +5,7 @@ small as the values, and an activation's rounding weighs no more than it must.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,11 @@ from models.packing import Bytes, Floats, e2m1_doubled, e4m3, e8m0, unpacked
 from models.quantization import Blocks, Packed
 from models.weights.ggml import LAYOUTS
 
+JOINED = 64
+"""The blocks that neighbouring blocks of mxfp4 are joined to."""
+_MOST_SHIFT = 3
+"""Doubled, a 4-bit float is 12 at most, and 8 times as much is still a code of 8 bits."""
+_NO_NUMBER = 255
 _CHUNK_VALUES = 1 << 20
 
 
@@ -33,8 +38,23 @@ class Integers:
     group: int
 
 
-def integers(value: Packed | Blocks) -> Integers | None:
+def can_join(exponents: Bytes) -> bool:
+    """Whether neighbouring blocks of mxfp4 with these exponents are exactly one block of 64 in 8 bits. Thread: any.
+
+    Shapes: exponents uint8 (N, K / 32).
+    """
+    pairs = exponents.shape[-1] // 2
+    if exponents.ndim != 2 or exponents.shape[-1] % 2 or not exponents.size:
+        return False
+    paired = exponents.reshape(-1, pairs, 2)
+    low, high = paired.min(axis=-1), paired.max(axis=-1)
+    return bool((high - low).max() <= _MOST_SHIFT and high.max() != _NO_NUMBER)
+
+
+def integers(value: Packed | Blocks, block: int = 0) -> Integers | None:
     """The integer form of a quantised matrix; None if it has none (mxfp8), or is no matrix. Thread: any.
+
+    Blocks of mxfp4 that `can_join` are joined to groups of `block` values.
 
     Formats without offsets come out to the bit. An offset is rounded to float32 once, so that a value with one is as
     near as half a unit in the last place of that offset.
@@ -48,7 +68,7 @@ def integers(value: Packed | Blocks) -> Integers | None:
             case "affine":
                 return _of_affine(value)
             case "mxfp4":
-                return _of_e2m1(value, e8m0(value.scales))
+                return _of_mxfp4(value, max(block, value.spec.group_size))
             case "nvfp4":
                 return _of_e2m1(value, e4m3(value.scales))
         return None
@@ -146,13 +166,24 @@ def _centred(
     return Integers(codes, held, zero, scales, offsets if offsets is not None and offsets.any() else None, group)
 
 
-def _of_e2m1(value: Packed, scales: Floats) -> Integers:
-    """4-bit floats: their doubles are whole numbers, which eight bits hold."""
+def _of_mxfp4(value: Packed, group: int) -> Integers:
+    """The least exponent of the blocks of a group is the group's; the others' codes are shifted by what is missing."""
+    together = value.scales.reshape(len(value.scales), -1, group // value.spec.group_size)
+    least = together.min(axis=-1)
+    shifts = (together - least[..., None]).reshape(value.scales.shape)
+    return replace(_of_e2m1(value, e8m0(least), shifts), group=group)
+
+
+def _of_e2m1(value: Packed, scales: Floats, shifts: Bytes | None = None) -> Integers:
+    """4-bit floats: their doubles are whole numbers, which eight bits hold, shifted by up to three bits a block too."""
     if value.global_scale is not None:
         scales = scales * value.global_scale.astype(np.float32).reshape(())
     zero = 128
-    table = (e2m1_doubled().astype(np.int16) + zero).astype(np.uint8)
+    table = ((e2m1_doubled().astype(np.int16) << np.arange(_MOST_SHIFT + 1)[:, None]) + zero).astype(np.uint8)
     codes = np.empty(value.shape, np.uint8)
     for rows in _chunks(*value.shape):
-        codes[rows] = table[unpacked(value.weight[rows], value.spec.bits)]
+        places = unpacked(value.weight[rows], value.spec.bits)
+        if shifts is not None:
+            places.reshape(*shifts[rows].shape, -1)[...] |= shifts[rows, :, None] << np.uint8(value.spec.bits)
+        codes[rows] = table.reshape(-1)[places]
     return Integers(codes, 8, zero, scales * np.float32(0.5), None, value.spec.group_size)

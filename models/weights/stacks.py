@@ -50,8 +50,10 @@ def separate_infos(infos: Iterable[TensorInfo], stacks: Sequence[Stack]) -> Iter
         nbytes = info.nbytes // entries // parts
         quantized = info.quantized and len(own) > 1
         for expert in range(entries):
-            for name in found.names(expert):
-                yield replace(info, name=name, shape=own, nbytes=nbytes, quantized=quantized)
+            for index, name in enumerate(found.names(expert)):
+                entry = None if is_whole else expert
+                mapped = info.mapped and partial(_mapped_part, info.mapped, entry, index, found.stack)
+                yield replace(info, name=name, shape=own, nbytes=nbytes, quantized=quantized, mapped=mapped)
 
 
 def separate_tensors(tensors: Iterable[NamedTensor], stacks: Sequence[Stack]) -> Iterator[NamedTensor]:

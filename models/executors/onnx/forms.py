@@ -1,4 +1,4 @@
-"""In which form a matrix is held, decided from headers alone, and what that takes in memory.
+"""In which form a matrix is held, decided from headers and mxfp4's exponents, and what that takes in memory.
 
 Quantised weights stay in the bits that the file has: integers of 2, 4 or 8 bits with a scale a block, multiplied by
 MatMulNBits with activations rounded to int8 (its accuracy level 4). A format with a zero point has an offset a block
@@ -14,7 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from models.sources.base import TensorInfo
+from models.packing import Bytes
+from models.quantization import Packed, QuantizationSpec
+from models.sources.base import Mapped, TensorInfo
+from models.weights.integers import JOINED, can_join
 
 Activations: TypeAlias = Literal["int8", "float32"]
 WeightChoice: TypeAlias = Literal["keep", "float32", "int8", "int4"]
@@ -81,23 +84,26 @@ def form_of(info: TensorInfo, choice: WeightChoice, *, large: bool = False) -> F
         return DENSE
     if info.kind in _GGML:
         return _GGML[info.kind]
-    if info.spec is not None:
-        return _of_mlx(info.spec.mode, info.spec.bits, info.spec.group_size, large=large)
+    if info.spec is not None and info.spec.mode != "mxfp8":
+        return _of_mlx(info, info.spec, large=large)
     if choice == "keep" or info.shape[1] % _QUANTIZE_BLOCK:
         return DENSE
     return Form({"int8": 8, "int4": 4}[choice], _QUANTIZE_BLOCK)
 
 
-def _of_mlx(mode: str, bits: int, group: int, *, large: bool) -> Form:
-    match mode:
-        case "affine":
-            held = _AFFINE_BITS[bits]
-            return Form(held, group if large else min(group, EXACT_BLOCK[held]), group)
-        case "mxfp4":
-            return Form(8, 32)
-        case "nvfp4":
-            return Form(8, 16)
-    return DENSE
+def _of_mlx(info: TensorInfo, spec: QuantizationSpec, *, large: bool) -> Form:
+    if spec.mode == "affine":
+        held = _AFFINE_BITS[spec.bits]
+        return Form(held, spec.group_size if large else min(spec.group_size, EXACT_BLOCK[held]), spec.group_size)
+    if info.mapped is not None and can_join(_exponents(info.mapped())):
+        return Form(8, JOINED)
+    return Form(8, spec.group_size)
+
+
+def _exponents(mapped: Mapped) -> Bytes:
+    """mxfp4's, a block each."""
+    assert isinstance(mapped.value, Packed)
+    return mapped.value.scales
 
 
 def finer(form: Form) -> Form:

@@ -244,10 +244,10 @@ def _rows(value: Tensor, rows: slice) -> Tensor:
 
 
 def _integers(name: str, value: Tensor, form: Form) -> Integers:
-    """The integers of a matrix. Raises CheckpointError where it has none of that form."""
-    dense = isinstance(value, np.ndarray)
-    whole = quantized(as_float32(value), form.bits, form.block) if isinstance(value, np.ndarray) else integers(value)
-    if whole is None or (not dense and whole.group % form.block):
+    """The integers of a matrix, rounded to if it has none. Raises CheckpointError where they are of another form."""
+    own = None if isinstance(value, np.ndarray) else integers(value, form.block)
+    whole = own or quantized(as_float32(value), form.bits, form.block)
+    if whole.group % form.block:
         raise CheckpointError(f"cannot be held in {form.bits} bits", file="", tensor=name)
     return whole
 

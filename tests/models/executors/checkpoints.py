@@ -2,7 +2,8 @@
 
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gguf
@@ -11,7 +12,7 @@ import numpy as np
 from models.arch import build_model
 from models.ops import weights_in
 from models.quantization import Blocks, Packed, QuantizationSpec, Tensor
-from models.sources.base import NamedTensor, TensorInfo
+from models.sources.base import Mapped, NamedTensor, TensorInfo
 from models.sources.gguf_blocks import REPACKED
 
 CONFIG: Mapping[str, Any] = {
@@ -45,11 +46,14 @@ SHARED: Mapping[str, Any] = CONFIG | {
     "moe_intermediate_size": 64,
 }
 """A Gemma 4 whose last two layers look at earlier ones' state, with heads of two sizes and another number of each."""
-KINDS = ("F32", "Q4_0", "Q4_1", "Q8_0", "Q5_1", "Q6_K", "Q4_K", "affine4", "affine8", "mxfp4")
+KINDS = ("F32", "Q4_0", "Q4_1", "Q8_0", "Q5_1", "Q6_K", "Q4_K", "affine4", "affine8", "mxfp4", "mxfp4 apart")
 _SPECS = {
     "affine4": QuantizationSpec("affine", 4, 64),
     "affine8": QuantizationSpec("affine", 8, 64),
     "mxfp4": QuantizationSpec("mxfp4", 4, 32),
+    # With one exponent that is far from its neighbour's.
+    "mxfp4 apart": QuantizationSpec("mxfp4", 4, 32),
+    "mxfp8": QuantizationSpec("mxfp8", 8, 32),
 }
 # MLX's layout holds these exactly.
 _REPACKED = {kind.name: spec for kind, spec in REPACKED.items()}
@@ -75,9 +79,10 @@ class RandomCheckpoint:
         for name, shape in self._shapes():
             kind = self.kind if len(shape) == 2 else "F32"
             spec = _SPECS.get(kind) or _REPACKED.get(kind)
-            yield TensorInfo(
-                name, shape, int(np.prod(shape)), quantized=kind != "F32", file="f", kind=_named(kind), spec=spec
-            )
+            size, quantized = int(np.prod(shape)), kind != "F32"
+            info = TensorInfo(name, shape, size, quantized=quantized, file="f", kind=_named(kind), spec=spec)
+            is_mxfp4 = info.kind == "mxfp4"
+            yield replace(info, mapped=partial(self._mapped, name, shape)) if is_mxfp4 else info
 
     def tensors(self, component: str = "") -> Iterator[NamedTensor]:
         for name, shape in self._shapes():
@@ -89,6 +94,9 @@ class RandomCheckpoint:
             return rng.uniform(0.5, 1.5, shape).astype(np.float32)
         dense = rng.normal(0, 1.2 / shape[1] ** 0.5, shape).astype(np.float32)
         return dense if self.kind == "F32" or len(shape) != 2 else quantized(dense, self.kind, rng)
+
+    def _mapped(self, name: str, shape: tuple[int, ...]) -> Mapped:
+        return Mapped(self.value(name, shape))
 
     def _shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         for weight in weights_in(build_model(self.config).weights):
@@ -102,7 +110,9 @@ def _named(kind: str) -> str:
 def quantized(dense: np.ndarray, kind: str, rng: np.random.Generator) -> Packed | Blocks:
     """A matrix of that kind near `dense`; of the K-quants, whose writer the library lacks, any of such a size."""
     if kind in _SPECS:
-        return packed(dense, _SPECS[kind], rng)
+        made = packed(dense, _SPECS[kind], rng)
+        made.scales[0, 0] -= 9 * kind.endswith("apart")
+        return made
     block = gguf.GGMLQuantizationType[kind]
     if not kind.endswith("_K"):
         return Blocks(gguf.quantize(dense, block), block, dense.shape)
@@ -120,6 +130,9 @@ def packed(dense: np.ndarray, spec: QuantizationSpec, rng: np.random.Generator) 
     n, k = dense.shape
     words = rng.integers(0, 2**32, (n, k * spec.bits // 32), dtype=np.uint64).astype(np.uint32)
     groups = (n, k // spec.group_size)
+    if spec.mode == "mxfp8":
+        # Values below 2; other codes may be no numbers.
+        words &= np.uint32(0xB7B7B7B7)
     if spec.mode != "affine":
         return Packed(words, rng.integers(120, 123, groups, dtype=np.uint8), None, spec)
     scales = (rng.uniform(0.5, 1.5, groups) * 0.3 / 2**spec.bits).astype(np.float16)

@@ -1,6 +1,7 @@
 """The integer form of every format holds the file's values."""
 
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import gguf
@@ -13,7 +14,7 @@ from gguf import GGMLQuantizationType as Kind
 from models.packing import unpacked
 from models.quantization import Blocks, Packed, QuantizationSpec, dequantize
 from models.weights.ggml import LAYOUTS
-from models.weights.integers import Integers, integers, quantized
+from models.weights.integers import Integers, can_join, integers, quantized
 
 RANDOM = np.random.default_rng(23)
 # Where the half-precision scales of a block are; random bytes would make infinities of them.
@@ -151,6 +152,35 @@ def test_floats_of_four_bits_are_whole_numbers_when_doubled(mode: str, group: in
     assert (form.bits, form.zero, form.group, form.offsets) == (8, 128, group, None)
     assert (form.codes.min(), form.codes.max()) == (116, 140)
     assert np.array_equal(values_of(form), dequantize(packed))
+
+
+@pytest.mark.parametrize("scale", [None, np.full((1,), 0.3, np.float32)])
+def test_neighbouring_blocks_of_mxfp4_are_one(scale: npt.NDArray[np.float32] | None):
+    packed = packed_of(QuantizationSpec("mxfp4", 4, 32))
+    near = replace(packed, scales=RANDOM.integers(118, 122, packed.scales.shape, np.uint8), global_scale=scale)
+    assert can_join(near.scales)
+    form = checked(integers(near, 64))
+    assert (form.bits, form.zero, form.group, form.offsets) == (8, 128, 64, None)
+    assert (form.codes.min(), form.codes.max()) == (128 - 96, 128 + 96)
+    np.testing.assert_allclose(values_of(form), dequantize(near), rtol=0 if scale is None else 2e-7, atol=0)
+    assert checked(integers(near, 32)).group == 32
+
+
+@pytest.mark.parametrize(
+    ("exponents", "joins"),
+    [
+        ([[118, 121, 7, 7]], True),
+        ([[121, 118, 7, 7]], True),
+        # Only neighbours matter, not what is beside them.
+        ([[118, 118, 121, 122], [9, 9, 200, 200]], True),
+        ([[118, 118, 121, 121], [118, 122, 121, 121]], False),
+        ([[0, 255, 0, 0]], False),
+        ([[255, 255]], False),
+        ([[118, 118, 118]], False),
+    ],
+)
+def test_blocks_join_where_eight_bits_hold_them(exponents: list[list[int]], *, joins: bool):
+    assert can_join(np.array(exponents, np.uint8)) is joins
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])

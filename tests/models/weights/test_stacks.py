@@ -88,6 +88,16 @@ def test_openais_mxfp4_is_read_to_the_bit(tmp_path: Path):
     assert_experts(found, gate=values[:, 0::2], up=values[:, 1::2])
 
 
+def test_an_experts_exponents_are_seen_without_reading_it(tmp_path: Path):
+    blocks = RNG.integers(0, 256, (3, 8, 2, 16), dtype=np.uint8)
+    scales = RNG.integers(120, 130, (3, 8, 2), dtype=np.uint8)
+    found = table(tmp_path, {"l.experts.gate_up_proj_blocks": blocks, "l.experts.gate_up_proj_scales": scales})
+    infos = {info.name: info for info in separate_infos(found.infos(), GPT_OSS)}
+    opened = infos["l.experts.1.up_proj.weight"].mapped
+    assert opened is not None
+    np.testing.assert_array_equal(opened().value.scales, scales[1, 1::2])
+
+
 def test_openais_dense_matrices_are_turned_and_their_biases_dealt(tmp_path: Path):
     both = np.empty((3, 8, 64), np.float32)
     both[:, 0::2], both[:, 1::2] = GATE, UP

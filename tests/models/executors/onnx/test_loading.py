@@ -28,6 +28,11 @@ def logits(kind: str, **options: object) -> np.ndarray:
     return found.read()
 
 
+def held(kind: str, **options: object) -> int:
+    checkpoint = RandomCheckpoint(kind, CONFIG)
+    return load(checkpoint, build_model(checkpoint.config), OnnxOptions(capacity=64, **options)).weight_bytes
+
+
 class Widened(RandomCheckpoint):
     """The same values, stored in float32."""
 
@@ -52,6 +57,21 @@ def test_weights_are_exactly_the_files_values(kind: str):
     if kind.startswith("Q4") or kind == "affine4":
         # Kept in four bits, with activations that are not rounded.
         np.testing.assert_allclose(logits(kind, activations="float32"), expected, atol=2e-4)
+
+
+def test_mxfp8_is_widened_or_rounded_at_load_where_that_is_asked_for():
+    expected, form = widened("mxfp8"), {"int8": 0.04, "int4": 0.4}
+    np.testing.assert_allclose(logits("mxfp8", activations="float32"), expected, atol=1e-5)
+    bytes_held = {choice: held("mxfp8", weights=choice) for choice in ("keep", *form)}
+    assert bytes_held["int4"] < bytes_held["int8"] < bytes_held["keep"] / 2
+    for choice, bound in form.items():
+        difference = np.abs(logits("mxfp8", weights=choice) - expected)
+        assert 0 < difference.std() < bound * expected.std()
+
+
+def test_neighbouring_blocks_of_mxfp4_are_held_as_one_but_in_the_matrix_where_they_differ_too_much():
+    near, apart = held("mxfp4"), held("mxfp4 apart")
+    assert near < 0.9 * apart
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "F32"])
