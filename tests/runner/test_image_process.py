@@ -15,8 +15,8 @@ from PIL import Image
 
 from runner.config import DialectName
 from runner.parent import ChildError
+from tests.runner.child import assert_quiet_end, busy, ready, stopped
 from tests.runner.engine.test_pictures import HOSTILE, png
-from tests.runner.test_process import assert_quiet_end, busy, ready, stopped
 
 pytestmark = pytest.mark.process
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from models.store import CreateRequest, create_model
+
 
 def files_of(store: Path) -> dict[str, bytes]:
     """Every file of a store by its path."""
@@ -44,6 +46,13 @@ def write_folder(
     for name, value in files.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
     return folder
+
+
+def create(source: Path, store: Path, name: str = "m", **options) -> list[str]:
+    """The notes."""
+    notes: list[str] = []
+    create_model(CreateRequest(name, source, store, **options), note=notes.append)
+    return notes
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from tests.fakes import FakeExecutor, scripted
 from tests.fakes_vision import FakeEncoder, failing, vision
 from tests.fakes_wire import ScriptedLoop, serve
 from tests.runner.dialects.test_with_engine import complete, every_dialect, idle, served_model
+from tests.runner.engine.picture_requests import CAT, DOG, asked, image
 from tests.runner.engine.serving import make_engine, run, seeing
 from tests.runner.engine.test_pictures import HOSTILE
-from tests.runner.engine.test_text_with_pictures import CAT, DOG, asked, image
 
 CLASSIC, MLX, IMAGEGEN = DialectName.CLASSIC, DialectName.MLX, DialectName.IMAGEGEN
 

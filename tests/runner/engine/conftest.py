@@ -2,14 +2,18 @@
 
 import inspect
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from models.executors.base import Executor
+from runner.engine.disk_cache import DiskCache
 from runner.engine.executor_thread import THREAD_NAME, ExecutorThread
 from runner.engine.loop import EngineLoop
 from tests.fakes import FakeExecutor
+from tests.runner.engine.disk import LIMIT, MODEL, Open
 from tests.runner.engine.serving import make_engine
 
 Serve = Callable[..., Awaitable[EngineLoop]]
@@ -19,6 +23,33 @@ Serve = Callable[..., Awaitable[EngineLoop]]
 def depth(request: pytest.FixtureRequest) -> int:
     """Of executors that compute when they are called, and of those that begin to."""
     return request.param
+
+
+@pytest.fixture
+def drafts_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step takes as long as any other, so that drafting always pays."""
+    ticks = iter(range(0, 10**18, 1000))
+    now = [0]
+
+    def clock() -> int:
+        now[0] = next(ticks)
+        return now[0]
+
+    monkeypatch.setattr(time, "perf_counter_ns", clock)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Open]:
+    """Disk caches in one folder, closed in the end."""
+    caches = []
+
+    def start(limit_bytes: int = LIMIT, model: str = MODEL) -> DiskCache:
+        caches.append(DiskCache(tmp_path, model, limit_bytes=limit_bytes))
+        return caches[-1]
+
+    yield start
+    for cache in caches:
+        cache.close()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Requests served by an engine on the fake executor, with and without the loop around it."""
 
+import asyncio
 from pathlib import Path
 
 from models.executors.base import Executor, PictureEncoder
@@ -8,10 +9,16 @@ from runner.engine.eye import Eye
 from runner.engine.loop import EngineLoop
 from runner.engine.picture_cache import PictureCache
 from runner.engine.text import TextEngine
-from runner.engine.types import Failed, Output, RequestId, TextChunk, TextDone, TextRequest
+from runner.engine.types import Failed, Output, RequestId, SamplingParams, TextChunk, TextDone, TextRequest
 from tests.fakes import ByteTokenizer, FakeExecutor
 from tests.fakes_vision import FakeEncoder
 from tests.parity.executors import load
+
+GREEDY = SamplingParams(temperature=0)
+LONG = "la " * 60
+"""A prompt of a dozen chunks."""
+ENDLESS = "go on " * 1000
+"""A script that no test hears to its end."""
 
 
 class Answer:
@@ -93,3 +100,17 @@ def answer(executor: FakeExecutor, request: TextRequest, **options) -> Answer:
 async def ask(loop: EngineLoop, request: TextRequest) -> Answer:
     async with loop.submit(request) as outputs:
         return Answer([output async for output in outputs])
+
+
+async def started(loop: EngineLoop, request: TextRequest) -> asyncio.Task[Answer]:
+    """A request that is in the engine's hands, in a task of its own."""
+    admitted = asyncio.Event()
+
+    async def read() -> Answer:
+        async with loop.submit(request) as outputs:
+            admitted.set()
+            return Answer([output async for output in outputs])
+
+    task = asyncio.create_task(read())
+    await admitted.wait()
+    return task

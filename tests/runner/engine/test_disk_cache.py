@@ -1,6 +1,5 @@
 """Blocks in files: what comes back, what is thrown away, and what a hostile folder may do."""
 
-import json
 import logging
 import os
 import subprocess
@@ -14,35 +13,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from runner.config import DialectName
 from runner.engine import disk_cache as module
 from runner.engine.disk_cache import BLOCK_TOKENS, DiskCache, ReadSegment, blocks
-from runner.engine.prefix_cache import PrefixCache
-from runner.engine.text import TextEngine
-from runner.engine.types import SamplingParams, TextRequest
-from tests.fakes import FakeExecutor
-from tests.runner.engine.serving import answer, make_engine, run
+from tests.runner.engine.disk import LIMIT, MODEL, Open, files
 
-LIMIT = 64 << 20
-MODEL = "0123456789abcdef"
 TOKENS = list(range(1000, 1000 + 3 * BLOCK_TOKENS + 5))
-Open = Callable[..., DiskCache]
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Open]:
-    """Caches in one folder, closed in the end."""
-    caches = []
-
-    def start(limit_bytes: int = LIMIT, model: str = MODEL) -> DiskCache:
-        caches.append(DiskCache(tmp_path, model, limit_bytes=limit_bytes))
-        return caches[-1]
-
-    yield start
-    for cache in caches:
-        cache.close()
-
-
 TYPES = ("float32", "float16", "uint8", "int8", "uint16", "uint32", "int32")
 
 
@@ -88,10 +63,6 @@ def write(cache: DiskCache, tokens: Sequence[int]) -> None:
 
 def found_until(cache: DiskCache, tokens: Sequence[int], begin: int = 0) -> int:
     return max((end for end, _ in cache.read(tokens, begin, read_segment)), default=begin)
-
-
-def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def test_another_process_finds_whole_blocks_to_the_last_bit(opened: Open):
@@ -365,63 +336,3 @@ def test_two_that_write_the_same_at_once_leave_whole_files(opened: Open, tmp_pat
         cache.close()
     assert len(files(tmp_path)) == 3 * len(rows)
     assert [found_until(caches[0], row) for row in rows] == [3 * BLOCK_TOKENS] * len(rows)
-
-
-GREEDY = SamplingParams(temperature=0)
-
-
-def engine_on(disk: DiskCache, depth: int = 0) -> TextEngine:
-    executor = FakeExecutor(depth=depth)
-    return make_engine(executor, prefix_cache=PrefixCache(executor, LIMIT, disk), context_length=1000)
-
-
-def test_an_engine_takes_up_what_another_one_left_and_says_the_same(opened: Open, depth: int):
-    first = TextRequest("a long conversation, " * 10, GREEDY, num_predict=8)
-    engine = engine_on(opened(), depth)
-    (turn,) = run(engine, first)
-    engine.close()
-    second = TextRequest(first.prompt + turn.text + " and then?", GREEDY, num_predict=8)
-    engine = engine_on(opened(), depth)
-    (later,) = run(engine, second)
-    assert later.done.cached_tokens == (len(first.prompt) + 7) // BLOCK_TOKENS * BLOCK_TOKENS
-    assert later.text == answer(FakeExecutor(), second, context_length=1000).text
-    engine.close()
-
-
-def test_what_memory_holds_and_what_the_disk_holds_are_joined_in_the_middle_of_a_block(opened: Open):
-    prompt = "".join(chr(97 + n % 26) + "." for n in range(150))
-    engine = engine_on(opened())
-    run(engine, TextRequest(prompt, GREEDY, num_predict=2))
-    engine.close()
-    engine = engine_on(opened())
-    run(engine, TextRequest(prompt[:100] + "!", GREEDY, num_predict=1))
-    longer = TextRequest(prompt + "? and what now", GREEDY, num_predict=9)
-    (got,) = run(engine, longer)
-    assert got.done.cached_tokens == 300 // BLOCK_TOKENS * BLOCK_TOKENS
-    assert got.text == answer(FakeExecutor(), longer, context_length=1000).text
-    engine.close()
-
-
-@pytest.mark.process
-async def test_a_restarted_child_answers_the_second_turn_from_disk(spawn_runner, tmp_path: Path):
-    folder = tmp_path / "made" / "for it"
-    options = {"temperature": 0, "num_predict": 6, "seed": 1}
-    flags = ["--cache-dir", str(folder), "--verbose"]
-    prompt = "once upon a time, the quick brown fox; " * 3
-
-    async def turn(text: str, flags: Sequence[str]) -> tuple[str, int]:
-        async with spawn_runner(dialect=DialectName.MLX, flags=flags) as child:
-            await child.wait_ready()
-            body = {"Prompt": text, "Options": options}
-            async with child.session.post(child.url + "/v1/completions", json=body) as response:
-                assert response.status == 200, await response.text()
-                lines = [json.loads(line) async for line in response.content]
-            assert await child.stop() == 0
-        return "".join(line["Content"] for line in lines), lines[-1]["PromptEvalCachedCount"]
-
-    said, cached = await turn(prompt, flags)
-    assert cached == 0
-    assert {path.suffix for path in files(folder)} == {".safetensors"}
-    answer, cached = await turn(prompt + said + " go on", flags)
-    assert cached >= BLOCK_TOKENS
-    assert (answer, 0) == await turn(prompt + said + " go on", [])

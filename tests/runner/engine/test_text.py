@@ -1,22 +1,14 @@
-import logging
-import math
 import time
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
-from models.executors.base import Step
-from models.sampling import Drawn
-from runner.engine import reporting
-from runner.engine.scheduler import MIN_CHUNK
 from runner.engine.text import TextEngine
-from runner.engine.types import Failed, FinishReason, Output, SamplingParams, TextDone, TextRequest, TokenLogprob
-from runner.errors import BadRequest, GenerationError, PromptTooLong
+from runner.engine.types import FinishReason, Output, SamplingParams, TextRequest
+from runner.errors import BadRequest, PromptTooLong
 from tests.fakes import BOS, EOS, ByteTokenizer, FakeExecutor, hidden_of, scripted
-from tests.runner.engine.serving import Answer, answer, make_engine, run, to_the_end
-
-GREEDY = SamplingParams(temperature=0)
+from tests.runner.engine.serving import GREEDY, Answer, answer, make_engine, run
 
 
 def by_heart(prompt: str, count: int, *, limit: int = 256, keep: int = 4, shift: bool = False) -> bytes:
@@ -336,53 +328,6 @@ def test_an_answer_that_shifts_for_ever_ends_after_ten_contexts():
     assert got.done.eval_tokens <= 200
 
 
-# --- log-probabilities
-
-
-def test_logprobs_are_aligned_with_the_text():
-    request = TextRequest(scripted(0), GREEDY, logprobs=True, top_logprobs=3)
-    got = answer(FakeExecutor("Grüße"), request)
-    assert len(got.logprobs) == got.done.eval_tokens == 7
-    assert [logprob.token for logprob in got.logprobs] == ["G", "r", "\ufffd", "\ufffd", "\ufffd", "\ufffd", "e"]
-    assert [(chunk.text, len(chunk.logprobs)) for chunk in got.chunks] == [
-        ("G", 1), ("r", 1), ("ü", 2), ("ß", 2), ("e", 1)
-    ]  # fmt: skip
-    for logprob in got.logprobs:
-        assert len(logprob.top) == 3
-        assert logprob.top[0].logprob == logprob.logprob > math.log(0.9)
-        assert [top.logprob for top in logprob.top] == sorted((top.logprob for top in logprob.top), reverse=True)
-
-
-def test_logprobs_of_text_behind_a_stop_string_are_not_told():
-    got = answer(FakeExecutor("ab</s>cd"), TextRequest(scripted(0), GREEDY, stop=("</s>",), logprobs=True))
-    assert [logprob.token for logprob in got.logprobs] == ["a", "b"]
-    assert got.logprobs[0].top == ()
-
-
-def test_logprobs_wait_with_the_text_that_is_held_back():
-    got = answer(FakeExecutor("a</b"), TextRequest(scripted(0), GREEDY, stop=("</s>",), logprobs=True))
-    assert [(chunk.text, len(chunk.logprobs)) for chunk in got.chunks] == [("a", 1), ("</b", 3)]
-
-
-def test_the_token_of_an_unfinished_character_is_told_at_the_end():
-    got = answer(FakeExecutor(b"a\xc3"), TextRequest(scripted(0), GREEDY, logprobs=True))
-    assert got.text == "a"
-    assert len(got.logprobs) == 2
-
-
-def test_tokens_are_told_in_text():
-    assert reporting.told(Drawn(65), ByteTokenizer().piece) is None
-    told = reporting.told(Drawn(65, -0.1, ((65, -0.1), (0xC3, -2.0))), ByteTokenizer().piece)
-    assert told == TokenLogprob("A", -0.1, (TokenLogprob("A", -0.1), TokenLogprob("\ufffd", -2.0)))
-
-
-def test_only_the_row_that_asked_gets_logprobs(depth: int):
-    engine = make_engine(FakeExecutor("yes", depth=depth))
-    asked, other = run(engine, TextRequest(scripted(0), logprobs=True), TextRequest(scripted(0)))
-    assert len(asked.logprobs) == 3
-    assert other.logprobs == []
-
-
 # --- bad requests
 
 
@@ -403,164 +348,3 @@ def test_what_cannot_be_served_is_refused(request_: TextRequest):
 
 def test_nul_bytes_are_text_like_any_other():
     assert answer(FakeExecutor("a\0b"), TextRequest(scripted(0, "\0\0"))).text == "a\0b"
-
-
-# --- failures and memory
-
-
-def ticks(engine: TextEngine, count: int) -> list[Output]:
-    outputs = []
-    for _ in range(count):
-        outputs += engine.step()
-        engine.proceed()
-    return outputs
-
-
-def test_a_step_that_raises_says_what_was_said_before_and_fails_its_rows_only(depth: int):
-    def fail(number: int, step: Step) -> None:
-        if number == 4:
-            raise ValueError("a bad step")
-
-    executor = FakeExecutor("abcdefgh", "fine", depth=depth, before_step=fail)
-    engine = make_engine(executor, parallel=1)
-    engine.add(1, engine.prepare(TextRequest(scripted(0))))
-    engine.add(2, engine.prepare(TextRequest(scripted(1))))
-    outputs = ticks(engine, 4 - depth)
-    with pytest.raises(ValueError, match="a bad step"):
-        engine.step()
-    outputs += engine.abandon(ValueError("a bad step"))
-    assert "".join(output.text for output in outputs[:-1]) == "abcd"[: 4 - depth]
-    assert isinstance(outputs[-1], Failed)
-    assert isinstance(outputs[-1].error, GenerationError)
-    assert {output.id for output in outputs} == {1}
-    assert executor.living_slots() == 0
-    assert Answer(to_the_end(engine)).text == "fine"
-
-
-def test_a_step_that_turns_out_bad_when_it_is_read_takes_the_one_behind_it_along():
-    reads = []
-
-    def fail() -> None:
-        reads.append(None)
-        if len(reads) == 3:
-            raise ValueError("a bad step")
-
-    executor = FakeExecutor("abcdefgh", "fine", depth=1, before_read=fail)
-    engine = make_engine(executor, parallel=1)
-    engine.add(1, engine.prepare(TextRequest(scripted(0))))
-    engine.add(2, engine.prepare(TextRequest(scripted(1))))
-    with pytest.raises(ValueError, match="a bad step"):
-        ticks(engine, 3)
-    (failed,) = engine.abandon(ValueError("a bad step"))
-    assert isinstance(failed, Failed)
-    assert (failed.id, executor.living_slots(), executor.living_steps()) == (1, 0, 0)
-    assert Answer(to_the_end(engine)).text == "fine"
-
-
-@pytest.mark.parametrize("waiting", [1, 3])
-def test_a_slot_that_cannot_be_filled_fails_only_the_row_it_was_for(
-    depth: int, waiting: int, monkeypatch: pytest.MonkeyPatch
-):
-    executor = FakeExecutor("first", depth=depth)
-    engine = make_engine(executor)
-    engine.add(0, engine.prepare(TextRequest(scripted(0))))
-    outputs: dict[int, list[Output]] = {number: [] for number in range(waiting + 1)}
-
-    def note(told: list[Output]) -> None:
-        for output in told:
-            outputs[output.id].append(output)
-
-    note(ticks(engine, 1))
-    with monkeypatch.context() as patch:
-        patch.setattr(engine._store, "fill", lambda row, chunk: 1 / 0)
-        for number in range(1, waiting + 1):
-            engine.add(number, engine.prepare(TextRequest(scripted(0))))
-        with pytest.raises(ZeroDivisionError):
-            engine.step()
-        failed = engine.abandon(ZeroDivisionError())
-    assert [output.id for output in failed] == [1]
-    note(failed)
-    note(to_the_end(engine))
-    assert [Answer(outputs[number]).text for number in outputs if number != 1] == ["first"] * waiting
-
-
-@pytest.mark.parametrize(
-    ("request_", "unfed"),
-    [
-        (TextRequest(scripted(0)), [1, 0]),
-        (TextRequest(scripted(0), stop=("me",)), [1, 0]),
-        (TextRequest(scripted(0), num_predict=3), [1, 1]),
-    ],
-    ids=["stop token", "stop string", "length"],
-)
-def test_what_a_slot_holds_is_known_exactly_at_the_end(request_: TextRequest, unfed: list[int], depth: int):
-    executor = FakeExecutor("some text", depth=depth)
-    engine = make_engine(executor)
-    engine.add(1, engine.prepare(request_))
-    row = engine._rows[1]
-    while not engine.idle:
-        engine.step()
-    assert executor.slots[0] == row.tokens[: row.fed]
-    assert row.unfed == unfed[depth]
-
-
-def test_after_the_last_row_nothing_is_held(depth: int):
-    executor = FakeExecutor("some text", depth=depth)
-    engine = make_engine(executor)
-    run(engine, TextRequest(scripted(0)), TextRequest("abc", num_predict=3))
-    assert executor.living_steps() == 0
-    assert executor.living_slots() == 0
-    engine.add(1, engine.prepare(TextRequest(scripted(0))))
-    engine.step()
-    engine.close()
-    assert executor.closed
-    assert executor.living_steps() == 0
-
-
-def test_cancelling_what_is_unknown_is_no_error():
-    engine = make_engine(FakeExecutor("yes"))
-    engine.cancel(5)
-    assert engine.step() == []
-
-
-def test_a_long_step_makes_the_next_chunk_smaller(monkeypatch: pytest.MonkeyPatch):
-    now, lengths = [0], []
-
-    def slow(number: int, step: Step) -> None:
-        lengths.append(step.rows[-1].length)
-        now[0] += 100_000_000 * step.rows[-1].length
-
-    monkeypatch.setattr(time, "perf_counter_ns", lambda: now[0])
-    engine = make_engine(FakeExecutor(before_step=slow), context_length=1000, prefill_chunk=64)
-    run(engine, TextRequest("x" * 300, GREEDY, num_predict=1))
-    assert lengths[0] == 64
-    assert set(lengths[1:-1]) == {MIN_CHUNK}
-    assert sum(lengths) == 300
-
-
-# --- log lines
-
-
-def fields(caplog: pytest.LogCaptureFixture, message: str) -> list[dict[str, object]]:
-    return [record.fields for record in caplog.records if record.message == message]
-
-
-def test_each_request_leaves_a_line_with_its_counts(caplog: pytest.LogCaptureFixture):
-    caplog.set_level(logging.INFO, "runner.engine")
-    answer(FakeExecutor("four"), TextRequest(scripted(0, "abc")))
-    (line,) = fields(caplog, "completion done")
-    assert (line["prompt_tokens"], line["eval_tokens"], line["reason"]) == (4, 4, "stop")
-
-
-def test_long_work_is_told_of_while_it_lasts(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    caplog.set_level(logging.INFO, "runner.engine")
-    monkeypatch.setattr(reporting, "REPORT_NS", 0)
-    answer(FakeExecutor("four"), TextRequest(scripted(0, "x" * 40)))
-    assert [(line["done"], line["total"]) for line in fields(caplog, "prefill")] == [(16, 41), (32, 41)]
-    assert [line["eval_tokens"] for line in fields(caplog, "decode")] == [1, 2, 3, 4]
-
-
-def test_the_final_counts_are_those_of_the_text():
-    done = answer(FakeExecutor("four"), TextRequest(scripted(0))).end
-    assert isinstance(done, TextDone)
-    assert done.eval_tokens == len("four")

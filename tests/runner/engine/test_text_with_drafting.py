@@ -4,128 +4,18 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from models.arch import build_model
-from models.checkpoint import open_checkpoint
-from models.executors.base import Executor, Row, Step
-from models.executors.onnx import OnnxExecutor, OnnxOptions
-from models.executors.onnx import load as load_onnx
-from models.tokenizer import load_tokenizer
-from runner.engine import row_store
-from runner.engine.drafting import Drafter
+from models.executors.base import Step
 from runner.engine.prefix_cache import PrefixCache
-from runner.engine.sequence import Sequence as TextRow
 from runner.engine.text import TextEngine
 from runner.engine.types import Failed, FinishReason, Output, SamplingParams, TextDone, TextRequest
-from tests.fakes import POISON, ByteTokenizer, FakeExecutor, scripted
-from tests.runner.engine.serving import Answer, answer, make_engine, real_executor, run, to_the_end
+from tests.fakes import POISON, FakeExecutor, scripted
+from tests.runner.engine.oracle import DRAFT, KINDS, LIES, Poisoner, assert_same, drafting_engine, oracle
+from tests.runner.engine.serving import GREEDY, Answer, answer, make_engine, run, to_the_end
 
-GREEDY = SamplingParams(temperature=0)
-DRAFT = 5
-KINDS = [
-    GREEDY,
-    SamplingParams(seed=1),
-    SamplingParams(seed=2, top_k=0, top_p=0.5),
-    SamplingParams(seed=3, top_k=0, top_p=0, min_p=0.2, temperature=2.0),
-    SamplingParams(seed=4, typical_p=0.5, repeat_penalty=1.3),
-    SamplingParams(seed=5, presence_penalty=1.0, frequency_penalty=0.5, repeat_last_n=-1),
-    SamplingParams(seed=6, repeat_penalty=1.8, repeat_last_n=4, temperature=1.5),
-    SamplingParams(temperature=0, repeat_penalty=1.5, repeat_last_n=8),
-    SamplingParams(temperature=0, frequency_penalty=2.0),
-]
-
-
-class Oracle:
-    """Knows what rows will say, and lies at some places."""
-
-    def __init__(self, said: Sequence[Sequence[int]], lies: Callable[[int], bool]) -> None:
-        self._follows = {
-            tuple(tokens[place - 6 : place]): (tokens, place) for tokens in said for place in range(6, len(tokens))
-        }
-        self._lies = lies
-
-    def propose(self, tokens: Sequence[int], limit: int) -> list[int]:
-        stream, place = self._follows.get(tuple(tokens[-6:]), ((), 0))
-        known = enumerate(stream[place : place + limit], place)
-        return [token ^ 1 if self._lies(place) else token for place, token in known]
-
-    def observe(self, proposed: int, accepted: int) -> None:
-        assert 0 <= accepted <= proposed <= DRAFT
-
-
-LIES: dict[str, Callable[[int], bool]] = {
-    "never": lambda place: False,
-    "now and then": lambda place: place % 4 == 3,
-    "always": lambda place: True,
-}
-
-
-@pytest.fixture(autouse=True)
-def drafts_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step takes as long as any other, so that drafting always pays."""
-    ticks = iter(range(0, 10**18, 1000))
-    now = [0]
-
-    def clock() -> int:
-        now[0] = next(ticks)
-        return now[0]
-
-    monkeypatch.setattr(time, "perf_counter_ns", clock)
-
-
-def watch(row: TextRow, said: list[int]) -> None:
-    """Note each token that a row accepts."""
-    accept = row.accept
-
-    def noting(token, logprob):
-        said.append(token)
-        return accept(token, logprob)
-
-    row.accept = noting
-
-
-def streams(engine: TextEngine, *requests: TextRequest) -> list[list[int]]:
-    """What each row holds and says in the end, prompts included."""
-    said: list[list[int]] = []
-    for number, request in enumerate(requests):
-        engine.add(number, engine.prepare(request))
-        row = engine._rows[number]
-        said.append(list(row.tokens))
-        watch(row, said[-1])
-    to_the_end(engine)
-    return said
-
-
-def drafting_engine(executor: FakeExecutor, **options) -> TextEngine:
-    """An engine that drafts from the first step on, for it believes to know what a step costs."""
-    return measured(make_engine(executor, **({"draft": DRAFT} | options)))
-
-
-def measured(engine: TextEngine) -> TextEngine:
-    for rows in range(1, 5):
-        for _ in range(3):
-            engine._costs.observe(rows, 1e-6)
-    return engine
-
-
-def oracle(engine: TextEngine, requests: Sequence[TextRequest], lies: str) -> Callable[[], Drafter]:
-    said = streams(engine, *requests)
-    return lambda: Oracle(said, LIES[lies])
-
-
-def assert_same(drafted: Sequence[Answer], plain: Sequence[Answer]) -> None:
-    """All that a client sees is the same."""
-    for one, other in zip(drafted, plain, strict=True):
-        assert one.text == other.text
-        assert one.logprobs == other.logprobs
-        assert replace(one.done, **NO_COUNTS) == replace(other.done, **NO_COUNTS)
-
-
-NO_COUNTS = {"id": 0, "prompt_ns": 0, "eval_ns": 0, "drafted_tokens": 0, "accepted_tokens": 0, "cached_tokens": 0}
+pytestmark = pytest.mark.usefixtures("drafts_are_free")
 
 
 # --- the same answer, whatever was guessed
@@ -274,14 +164,6 @@ def test_logits_that_are_no_numbers_fail_the_row_behind_right_drafts(depth: int)
     drafted = run(drafting_engine(FakeExecutor(script, depth=depth), make_drafter=drafter), request)[0]
     assert isinstance(drafted.end, Failed)
     assert (drafted.text, str(drafted.error)) == (plain.text, str(plain.error))
-
-
-class Poisoner:
-    def propose(self, tokens: Sequence[int], limit: int) -> list[int]:
-        return [POISON] * limit
-
-    def observe(self, proposed: int, accepted: int) -> None:
-        assert accepted == 0
 
 
 @pytest.mark.parametrize("params", KINDS[:5], ids=str)
@@ -447,121 +329,14 @@ def test_acceptance_is_told_in_the_counts_the_log_and_the_status(caplog: pytest.
     assert (status.drafted_tokens, status.accepted_tokens) == tuple(map(sum, zip(*counts, strict=True)))
 
 
-def test_after_the_last_row_nothing_is_held(depth: int):
-    model = FakeExecutor("ab" * 20, depth=depth)
-    engine = drafting_engine(model)
-    run(engine, TextRequest(scripted(0), GREEDY), TextRequest("abc", GREEDY, num_predict=3))
-    assert (model.living_steps(), model.living_slots()) == (0, 0)
-
-
-# --- real architectures
-
-
-REAL = [
-    (name, kind)
-    for name in ("llama_gqa", "mistral_window", "qwen3_layer_types", "lfm2")
-    for kind in ("onnx", "mlx ahead")
-]
-WINDOW = 1024
-"""Tokens that no window of theirs holds."""
-
-
-@pytest.fixture(scope="module", params=REAL, ids=" on ".join)
-def real(request: pytest.FixtureRequest, parity: Path) -> Executor:
-    name, kind = request.param
-    return real_executor(parity / name, kind, slots=3)
-
-
-REQUESTS = [
-    TextRequest(prompt, params, num_predict=32, num_ctx=60 if n % 2 else None, shift=True, logprobs=True)
-    for n, (prompt, params) in enumerate(zip(["a tale", "some more " * 3, "zyx", "!" * 40] * 2, KINDS, strict=False))
-]
-
-
-def real_engine(real: Executor, **options) -> TextEngine:
-    settings = {"context_length": 256, "parallel": 3, "prefill_chunk": 8}
-    return TextEngine(real, ByteTokenizer(), prefix_cache=PrefixCache(real, 1 << 24), **(settings | options))
-
-
-@pytest.fixture(scope="module")
-def undrafted(real: Executor) -> tuple[list[Answer], list[list[int]]]:
-    """What a real model answers without drafts, and what its rows hold in the end."""
-    return run(real_engine(real), *REQUESTS), streams(real_engine(real), *REQUESTS)
-
-
-@pytest.mark.parametrize("lies", LIES)
-def test_real_models_say_the_same_with_drafts(
-    real: Executor, undrafted: tuple[list[Answer], list[list[int]]], lies: str, monkeypatch: pytest.MonkeyPatch
-):
-    # Rows are stored while drafts are in flight.
-    monkeypatch.setattr(row_store, "STORE_TOKENS", 4)
-    # ONNX Runtime sums in an order that depends on the row alone, but for layers with a window.
-    rounding = 0 if isinstance(real, OnnxExecutor) and real.first_held(WINDOW) == 0 else 1e-4
-    plain, said = undrafted
-    serving = measured(real_engine(real, draft=DRAFT, make_drafter=lambda: Oracle(said, LIES[lies])))
-    for _ in range(2):
-        drafted = run(serving, *REQUESTS)
-        assert [each.text for each in drafted] == [each.text for each in plain]
-        for one, other in zip(drafted, plain, strict=True):
-            assert one.done.eval_tokens == other.done.eval_tokens
-            assert [each.token for each in one.logprobs] == [each.token for each in other.logprobs]
-            assert [each.logprob for each in one.logprobs] == pytest.approx(
-                [each.logprob for each in other.logprobs], abs=rounding
-            )
-    assert sum(each.done.drafted_tokens for each in drafted) > 100
-    if lies != "always":
-        assert sum(each.done.accepted_tokens for each in drafted) > 50
-
-
-def test_rejected_tokens_leave_a_real_slot_as_if_they_had_never_been(real: Executor):
-    engine = TextEngine(
-        real, ByteTokenizer(), context_length=256, parallel=1, prefill_chunk=8, draft=DRAFT, make_drafter=Poisoner
-    )
-    measured(engine).add(1, engine.prepare(TextRequest("hello " * 5, GREEDY, num_predict=40)))
-    row = engine._rows[1]
-    while row.generated < 20 or not engine._drafted_tokens:
-        assert not engine.idle, "the row ended too soon"
-        engine.step()
-        engine.proceed()
-    tokens, following = row.tokens[: row.fed], (7, 8, 9)
-
-    def logits(slot: int) -> np.ndarray:
-        made = real.forward(Step((Row(slot, len(tokens), following, 3),)))
-        assert made is not None
-        return made.read()
-
-    ours = logits(row.slot)
-    for begin in range(0, len(tokens), 8):
-        real.forward(Step((Row(2, begin, tuple(tokens[begin : begin + 8]), 0),)))
-    assert np.allclose(ours, logits(2), atol=1e-4)
-    for slot in (row.slot, 2):
-        real.release(slot)
-
-
 def test_the_counts_of_an_answer_without_drafts_are_zero():
     done = answer(FakeExecutor("four"), TextRequest(scripted(0))).end
     assert isinstance(done, TextDone)
     assert (done.drafted_tokens, done.accepted_tokens) == (0, 0)
 
 
-@pytest.mark.model
-def test_a_text_that_is_edited_takes_half_the_steps(default_model: Path):
-    checkpoint = open_checkpoint(str(default_model), default_model.parent)
-    model, tokenizer = build_model(checkpoint.config), load_tokenizer(checkpoint)
-    loaded = load_onnx(checkpoint, model, OnnxOptions(capacity=1200, threads=2, drafts=True))
-    executor = OnnxExecutor(loaded, model.config.vocab_size)
-    request = TextRequest(
-        "<|im_start|>user\nRepeat the following text word for word, but write 1875 instead of 1874.\n\n"
-        "The lighthouse stands on a rocky point at the north end of the island. It was built in 1874 by a crew of "
-        "forty men, who carried the granite blocks up from the harbour on sleds drawn by oxen. The keeper, Thomas "
-        "Hale, lived there with his wife and three daughters.<|im_end|>\n<|im_start|>assistant\n",
-        GREEDY,
-        num_predict=60,
-    )
-
-    def engine(draft: int) -> TextEngine:
-        return TextEngine(executor, tokenizer, context_length=1024, parallel=1, prefill_chunk=128, draft=draft)
-
-    (plain,), (drafted,) = run(engine(0), request), run(engine(DRAFT), request)
-    assert_same([drafted], [plain])
-    assert drafted.done.accepted_tokens > 0.5 * drafted.done.eval_tokens
+def test_after_the_last_row_nothing_is_held(depth: int):
+    model = FakeExecutor("ab" * 20, depth=depth)
+    engine = drafting_engine(model)
+    run(engine, TextRequest(scripted(0), GREEDY), TextRequest("abc", GREEDY, num_predict=3))
+    assert (model.living_steps(), model.living_slots()) == (0, 0)

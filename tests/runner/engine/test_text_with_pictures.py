@@ -1,38 +1,19 @@
 """Text requests with pictures, on an executor and a tower in miniature."""
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import replace
-
-import numpy as np
 import pytest
-from PIL import Image
 
 from models.executors.base import Step
 from models.grammar import GBNF, OutputFormat
-from models.vision import PLACE, Prepared, Vision
-from models.vision.positions import positions_of
-from runner.engine import admission as admission_module
-from runner.engine.admission import MAX_WAITING_BYTES, Admission
+from models.vision import Vision
 from runner.engine.disk_cache import DiskCache
 from runner.engine.prefix_cache import PrefixCache
 from runner.engine.text import TextEngine
-from runner.engine.types import (
-    Failed,
-    InputImage,
-    RequestId,
-    SamplingParams,
-    TextChunk,
-    TextDone,
-    TextRequest,
-)
-from runner.errors import Busy, GenerationError, InsufficientMemory
-from tests.fakes import _AXES, EOS, ByteTokenizer, FakeExecutor, hidden_of, scripted
-from tests.fakes_vision import PIECES, SIDE, FakeEncoder, failing, looked_at, vision
-from tests.runner.engine.serving import Answer, admit, answer, make_engine, run, seeing, to_the_end
-from tests.runner.engine.test_pictures import saved
+from runner.engine.types import InputImage, SamplingParams, TextRequest
+from tests.fakes import FakeExecutor, scripted
+from tests.fakes_vision import FakeEncoder, vision
+from tests.runner.engine.picture_requests import CAT, DOG, PIECES_OF_PROMPT, PROMPT, asked, by_heart, image, pixels_of
+from tests.runner.engine.serving import Answer, admit, make_engine, run, seeing
 
-GREEDY = SamplingParams(temperature=0)
 KINDS = {
     "causal": {},
     "two-way": {"two_way": True},
@@ -45,77 +26,6 @@ KINDS = {
 @pytest.fixture(params=KINDS.values(), ids=KINDS)
 def sees(request: pytest.FixtureRequest) -> Vision:
     return vision(**request.param)
-
-
-def pixels_of(shade: int, rows: int = 2, columns: int = 3) -> np.ndarray:
-    return np.full((rows * SIDE, columns * SIDE, 3), shade, np.uint8)
-
-
-def image(number: int, shade: int, rows: int = 2, columns: int = 3) -> InputImage:
-    return InputImage(number, saved(Image.fromarray(pixels_of(shade, rows, columns))))
-
-
-def asked(prompt: str, *images: InputImage, count: int = 20, **fields) -> TextRequest:
-    return TextRequest(prompt, fields.pop("sampling", GREEDY), num_predict=count, images=images, **fields)
-
-
-def held_of(sees: Vision, row: list[int | Prepared]) -> list[int]:
-    """What the executor in miniature holds of a row."""
-    held: list[int] = []
-    grids: list[tuple[int, tuple[int, int]]] = []
-    for piece in row:
-        if isinstance(piece, int):
-            held.append(piece)
-            continue
-        rows = iter(looked_at(piece.passes).rows[:, 0].astype(int).tolist())
-        own = [next(rows) if token == PLACE else token for token in piece.expansion]
-        if sees.longest_run is not None:
-            for is_place, run in itertools.groupby(range(len(own)), key=lambda at, m=piece: m.expansion[at] == PLACE):
-                places = list(run)
-                total = sum(own[place] for place in places) % 9973
-                for place in places if is_place else ():
-                    own[place] += total
-        if piece.grid is not None:
-            grids.append((len(held) + piece.expansion.index(PLACE), piece.grid))
-        held += own
-    positions, _ = positions_of(len(held), grids)
-    off = [_AXES * (sum(at) - 3 * place) for place, at in enumerate(positions)]
-    return [value + each for value, each in zip(held, off, strict=True)]
-
-
-def without(row: list[int | Prepared], begin: int, end: int) -> list[int | Prepared]:
-    """A row without its tokens [begin, end), and without each picture that has one of them."""
-    left, place = [], 0
-    for piece in row:
-        length = 1 if isinstance(piece, int) else len(piece.expansion)
-        if place + length <= begin or place >= end:
-            left.append(piece)
-        place += length
-    return left
-
-
-def by_heart(sees: Vision, pieces: list[str | np.ndarray], count: int, *, limit: int = 100_000, keep: int = 0) -> str:
-    """What greedy decoding must say, by the slowest way: every token from nothing, without a line of the engine's."""
-    row: list[int | Prepared] = []
-    for piece in pieces:
-        row += list(piece.encode()) if isinstance(piece, str) else [sees.prepare(piece)]
-    executor, said = FakeExecutor(), bytearray()
-    while len(said) < count:
-        held = held_of(sees, row)
-        token = int(executor.logits_of(hidden_of(held)[-1:]).argmax())
-        if token == EOS:
-            break
-        said.append(token)
-        row.append(token)
-        if len(held) + 1 >= limit:
-            row = without(row, keep, keep + (limit - keep) // 2)
-    detokenizer = ByteTokenizer().detokenizer()
-    return "".join(detokenizer.push(token) for token in said)
-
-
-CAT, DOG = image(0, 30), image(1, 90, 3, 4)
-PROMPT = "what is [img-0] beside [img-1] then?"
-PIECES_OF_PROMPT = ["what is ", pixels_of(30), " beside ", pixels_of(90, 3, 4), " then?"]
 
 
 def served(sees: Vision, *requests: TextRequest, depth: int = 0, **options) -> list[Answer]:
@@ -302,105 +212,6 @@ def test_a_context_that_shifts_keeps_whole_pictures_with_their_positions(sees: V
     assert engine.status().image_cache_bytes == 0
 
 
-# --- the tower's work
-
-
-def waiting(engine: TextEngine, number: RequestId) -> Iterator[list]:
-    while not engine.idle:
-        yield engine.step()
-        engine.proceed()
-
-
-def test_others_decode_while_a_picture_is_looked_at_a_piece_a_tick(depth: int):
-    said: list[str] = []
-    pieces: list[int] = []
-    encoder = FakeEncoder(before_piece=lambda _, piece: pieces.append(len(said)))
-    executor = FakeExecutor("x" * 60, depth=depth)
-    engine = make_engine(executor, eye=seeing(vision(), encoder))
-    admit(engine, 1, asked(scripted(0), count=50))
-    for _ in range(4):
-        said += [output.text for output in engine.step() if isinstance(output, TextChunk)]
-        engine.proceed()
-    admit(engine, 2, asked(PROMPT, CAT, DOG))
-    while not engine.idle:
-        said += [output.text for output in engine.step() if isinstance(output, TextChunk) and output.id == 1]
-        engine.proceed()
-    assert len(pieces) == 2 * PIECES
-    assert all(later > earlier for earlier, later in itertools.pairwise(pieces)), "a token between two pieces"
-
-
-def test_prompts_without_pictures_do_not_wait_for_the_tower(depth: int):
-    order: list[int] = []
-    encoder = FakeEncoder()
-    engine = make_engine(FakeExecutor(depth=depth), eye=seeing(vision(), encoder))
-    admit(engine, 1, asked(PROMPT, CAT, DOG, count=1))
-    admit(engine, 2, asked("quick", count=1))
-    for outputs in waiting(engine, 1):
-        order += [output.id for output in outputs if isinstance(output, TextDone)]
-    assert order == [2, 1]
-
-
-def test_a_cancelled_request_takes_its_picture_with_it_and_the_next_is_looked_at(depth: int):
-    encoder = FakeEncoder()
-    executor = FakeExecutor(depth=depth)
-    engine = make_engine(executor, eye=seeing(vision(), encoder, cache_bytes=0))
-    admit(engine, 1, asked(PROMPT, CAT, DOG))
-    engine.step()
-    engine.proceed()
-    assert encoder.begun == 1
-    engine.cancel(1)
-    assert encoder.given_up == 1
-    (got,) = run(engine, asked(PROMPT, CAT, DOG))
-    assert got.text == by_heart(vision(), PIECES_OF_PROMPT, 20)
-    assert engine.status().image_cache_bytes == 0
-    assert executor.living_slots() == 0
-
-
-def test_a_picture_that_fails_fails_its_request_alone(depth: int):
-    encoder = FakeEncoder(before_piece=failing(1))
-    engine = make_engine(FakeExecutor(depth=depth), eye=seeing(vision(), encoder), parallel=3)
-    requests = [asked("a text"), asked(PROMPT, CAT, DOG), asked("[img-0]", InputImage(0, DOG.data))]
-    text, failed, other = run(engine, *requests)
-    assert text.text == answer(FakeExecutor(), requests[0]).text
-    assert isinstance(failed.error, GenerationError)
-    assert str(failed.error) == "the image could not be looked at: the tower fell"
-    assert other.text == by_heart(vision(), [pixels_of(90, 3, 4)], 20)
-    (again,) = run(engine, requests[1])
-    assert again.text == by_heart(vision(), PIECES_OF_PROMPT, 20)
-
-
-def test_whatever_else_goes_wrong_in_a_tower_fails_its_request_alone_too(depth: int):
-    def bug(number: int, piece: int) -> None:
-        if number == 0 and piece == 1:
-            raise ZeroDivisionError
-
-    engine = make_engine(FakeExecutor(depth=depth), eye=seeing(vision(), FakeEncoder(before_piece=bug)))
-    admit(engine, 1, asked("a text"))
-    admit(engine, 2, asked(PROMPT, CAT, DOG))
-    outputs = []
-    while not engine.idle:
-        try:
-            outputs += engine.step()
-            engine.proceed()
-        except ZeroDivisionError as error:
-            outputs += engine.abandon(error)
-    ends = {output.id: output for output in outputs if isinstance(output, TextDone | Failed)}
-    assert isinstance(ends[1], TextDone)
-    assert isinstance(ends[2], Failed)
-    assert "".join(output.text for output in outputs if isinstance(output, TextChunk)) == (
-        answer(FakeExecutor(), asked("a text")).text
-    )
-
-
-def test_an_engine_that_is_closed_gives_up_what_the_tower_is_at():
-    encoder = FakeEncoder()
-    engine = make_engine(FakeExecutor(), eye=seeing(vision(), encoder))
-    admit(engine, 1, asked(PROMPT, CAT, DOG))
-    engine.step()
-    engine.close()
-    assert (encoder.given_up, encoder.closed) == (1, True)
-
-
 # --- what is kept of pictures
 
 
@@ -427,73 +238,3 @@ def test_what_is_kept_keeps_to_its_bound_and_what_is_needed_is_held_beyond_it():
         most.append(engine.status().image_cache_bytes)
     assert max(most) > 100, "both are needed for one step"
     assert engine.status().image_cache_bytes <= 100
-
-
-# --- memory
-
-
-class Machine:
-    """A machine of so many free bytes."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, free: int, **options) -> None:
-        monkeypatch.setattr(admission_module, "NEGLIGIBLE_BYTES", 0)
-        self.free = free
-        self.executor = FakeExecutor()
-        self.engine = make_engine(
-            self.executor,
-            eye=seeing(vision(), **options),
-            admission=Admission(self.executor.state_nbytes, lambda: self.free, working_bytes=0),
-        )
-
-
-def test_the_tower_and_the_rows_are_counted_before_a_request_is_queued(monkeypatch: pytest.MonkeyPatch):
-    # Pictures of 6 and 12 places: the largest pass takes 12,000 bytes, their rows 288, the state some hundred.
-    machine = Machine(monkeypatch, 12_000)
-    with pytest.raises(InsufficientMemory, match=r"need .* for their keys, values and images, .* send fewer"):
-        machine.engine.prepare(asked(PROMPT, CAT, DOG))
-    machine.free = 13_000
-    assert machine.engine.prepare(asked(PROMPT, CAT, DOG))
-    assert machine.engine.prepare(asked("text"))
-
-
-def test_a_row_with_pictures_waits_for_those_that_look(monkeypatch: pytest.MonkeyPatch):
-    machine = Machine(monkeypatch, 13_500)
-    running = []
-    for number in range(2):
-        admit(machine.engine, number, asked(PROMPT + str(number), CAT, DOG, count=4))
-    while not machine.engine.idle:
-        machine.engine.step()
-        machine.engine.proceed()
-        running.append(machine.engine.status().running)
-    assert max(running) == 2
-    assert running[0] == 1, "one looks while the other waits"
-
-
-def test_kept_pictures_make_room_before_anybody_waits(monkeypatch: pytest.MonkeyPatch):
-    machine = Machine(monkeypatch, 100_000)
-    run(machine.engine, asked(PROMPT, CAT, DOG))
-    kept = machine.engine.status().image_cache_bytes
-    assert kept > 0
-    machine.free = 8 * 40 - 100
-    run(machine.engine, asked("a text", count=34))
-    assert machine.engine.status().image_cache_bytes < kept
-
-
-def test_requests_that_wait_may_hold_only_so_much(monkeypatch: pytest.MonkeyPatch):
-    machine = Machine(monkeypatch, 1 << 40)
-    request = asked(PROMPT, CAT, DOG)
-    size = machine.engine.prepare(request).sight.held_bytes
-    assert size < MAX_WAITING_BYTES
-    monkeypatch.setattr(admission_module, "MAX_WAITING_BYTES", 3 * size)
-    for number in range(4 + 2):
-        machine.engine.add(number, machine.engine.prepare(replace(request, prompt=PROMPT + str(number))))
-    machine.engine.step()
-    machine.engine.proceed()
-    machine.engine.add(9, machine.engine.prepare(request))
-    machine.engine.step()
-    machine.engine.proceed()
-    with pytest.raises(Busy, match="the images of the requests that wait take too much memory"):
-        machine.engine.prepare(request)
-    assert machine.engine.prepare(asked("a text"))
-    to_the_end(machine.engine)
-    assert machine.engine.prepare(request)
