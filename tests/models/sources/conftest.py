@@ -1,4 +1,4 @@
-"""A writer of small GGUF files."""
+"""A writer of small GGUF files, and a checkpoint of what is read from one."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +18,20 @@ HYPERPARAMETERS: Mapping[str, int | float] = {
     "context_length": 128,
     "attention.layer_norm_rms_epsilon": 1e-5,
 }
+
+
+class Files:
+    """A checkpoint that has nothing but files."""
+
+    reference = "test"
+    nbytes = 0
+
+    def __init__(self, files: dict[str, bytes]):
+        self.files = files
+        self.config: dict[str, object] = {}
+
+    def read(self, name: str) -> bytes | None:
+        return self.files.get(name)
 
 
 def add_value(writer: gguf.GGUFWriter, key: str, value: object) -> None:

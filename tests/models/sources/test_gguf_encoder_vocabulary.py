@@ -8,7 +8,7 @@ import pytest
 from models.errors import TokenizerError
 from models.sources.gguf_tokenizer import tokenizer_files
 from models.tokenizer import load_tokenizer
-from tests.models.sources.test_gguf_tokenizer import Files
+from tests.models.sources.conftest import Files
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\u2581the", "\u2581fox", "es", "\u2581b", "\u2581\u4e16", "\u2581,"]
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", "\u2581the", "\u2581fo", "x", "es"]

@@ -16,6 +16,7 @@ from models.errors import TokenizerError
 from models.sources.gguf_tokenizer import tokenizer_files
 from models.sources.pretokenizers import PRETOKENIZERS
 from models.tokenizer import Tokenizer, load_tokenizer
+from tests.models.sources.conftest import Files
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tokenizers"
 REFERENCE = json.loads((FIXTURES / "reference.json").read_text())
@@ -24,20 +25,6 @@ SENTENCEPIECE = json.loads((FIXTURES / "sentencepiece.json").read_text())
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 USER = ("<tool_call>", "</tool_call>")
 BYTE_LEVEL_KINDS = [name for name in REFERENCE["ids"] if name not in SENTENCEPIECE]
-
-
-class Files:
-    """A checkpoint that has nothing but files."""
-
-    reference = "test"
-    nbytes = 0
-
-    def __init__(self, files: dict[str, bytes]):
-        self.files = files
-        self.config: dict[str, object] = {}
-
-    def read(self, name: str) -> bytes | None:
-        return self.files.get(name)
 
 
 def byte_level_metadata(pre: str, **more: object) -> dict[str, object]:

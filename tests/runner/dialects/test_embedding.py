@@ -10,7 +10,8 @@ from protocol.embedding import embedding_line
 from runner.config import DialectName
 from runner.engine.executor_thread import ExecutorThread
 from runner.engine.loop import EngineLoop
-from tests.fakes import POISON, FakeEmbeddingModel, FakeExecutor
+from tests.fakes import POISON, FakeExecutor
+from tests.fakes_embedding import FakeEmbeddingModel
 from tests.fakes_wire import serve
 from tests.runner.engine import serving
 from tests.runner.engine.test_embedding import make_engine, vector

@@ -10,7 +10,8 @@ from runner.engine.loop import EngineLoop
 from runner.engine.preparation import QUICK_CHARACTERS
 from runner.engine.types import EmbeddingDone, EmbeddingRequest, Failed, ImageRequest, TextRequest
 from runner.errors import BadRequest, GenerationError, NoInput, NotImplementedHere, TextTooLong
-from tests.fakes import POISON, ByteTokenizer, FakeEmbeddingModel, Gate
+from tests.fakes import POISON, ByteTokenizer, Gate
+from tests.fakes_embedding import FakeEmbeddingModel
 
 WIDTH = FakeEmbeddingModel.width
 
