@@ -17,6 +17,9 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 _E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12)
+_DIVISORS = (2, 4, 8)
+_PAIR = np.dtype("<u2")
+"""Two codes in the order in which they lie."""
 
 
 def unpacked(words: npt.NDArray[Any], bits: int) -> Bytes:
@@ -25,8 +28,8 @@ def unpacked(words: npt.NDArray[Any], bits: int) -> Bytes:
     Shapes: words (..., n * bits / 32) uint32; returns (..., n) uint8.
     """
     stream = np.ascontiguousarray(words).view(np.uint8)
-    if bits == 8:
-        return stream
+    if bits in _DIVISORS:
+        return _halved(stream, bits)
     # The fewest codes that fill whole bytes.
     period = 8 // math.gcd(bits, 8)
     groups = stream.reshape(*stream.shape[:-1], -1, period * bits // 8)
@@ -39,6 +42,31 @@ def unpacked(words: npt.NDArray[Any], bits: int) -> Bytes:
             code |= groups[..., byte + 1] << np.uint8(8 - shift)
         codes[..., index] = code & mask
     return codes.reshape(*stream.shape[:-1], -1)
+
+
+def packed(codes: Bytes, bits: int) -> Bytes:
+    """The inverse of `unpacked`, for 2, 4 or 8 bits. Thread: any.
+
+    Shapes: codes (..., n) uint8; returns (..., n * bits / 8).
+    """
+    while bits < 8:
+        pairs = codes.view(_PAIR)
+        codes = (pairs | pairs >> _PAIR.type(8 - bits)).astype(np.uint8)
+        bits *= 2
+    return codes
+
+
+def _halved(codes: Bytes, bits: int) -> Bytes:
+    """Codes of 8 bits, cut into halves and these again until they are of so many."""
+    width = 8
+    while width > bits:
+        width //= 2
+        low = codes.astype(_PAIR)
+        high = low >> _PAIR.type(width)
+        high *= _PAIR.type(256)
+        low &= _PAIR.type((1 << width) - 1)
+        codes = (high | low).view(np.uint8)
+    return codes
 
 
 def e2m1_doubled() -> npt.NDArray[np.int8]:

@@ -12,12 +12,10 @@ from models.executors.onnx.graph import CONTRIB, Array, Graph
 from models.executors.onnx.kernels import ROUNDED, treats_rows_alike
 from models.ops import Embedding, Linear
 from models.quantization import Blocks, Tensor, dequantize
-from models.weights.integers import Integers, integers, quantized
+from models.weights.integers import integers, quantized
 from models.weights.patches import as_matrix
 
 Floats = npt.NDArray[np.float32]
-
-_CHUNK_VALUES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,22 +212,16 @@ def _stacked(arrays: Sequence[Array]) -> Array:
 
 
 def _packed(name: str, value: Tensor, form: Form) -> _Packed:
-    """Pack a matrix, some rows at a time, so that codes of a byte each are there of few rows only."""
-    n, k = value.shape
-    codes = np.empty((n, k // form.block, form.block * form.bits // 8), np.uint8)
-    scales = np.empty((n, k // form.block), np.float32)
+    """Raises CheckpointError where a matrix has no integers of that form."""
+    (n, k), own = value.shape, None if isinstance(value, np.ndarray) else integers(value, form.bits, form.block)
+    whole = own or quantized(value.shape, lambda rows: as_float32(_rows(value, rows)), form.bits, form.block)
+    if whole.bits != form.bits or whole.group % form.block:
+        raise CheckpointError(f"cannot be held in {form.bits} bits", file="", tensor=name)
     offsets = np.zeros((n, k // form.offset_block if form.offset_block else 0), np.float32)
-    step = max(_CHUNK_VALUES // k, 1)
-    for begin in range(0, n, step):
-        rows = slice(begin, min(begin + step, n))
-        whole = _integers(name, _rows(value, rows), form)
-        scales[rows] = np.repeat(whole.scales, whole.group // form.block, axis=1)
-        if whole.offsets is not None:
-            offsets[rows] = np.repeat(whole.offsets, whole.group // form.offset_block, axis=1)
-        # The kernels' zero is half of the range.
-        centred = whole.codes + np.uint8((1 << (form.bits - 1)) - whole.zero)
-        codes[rows] = _bits(centred, form.bits).reshape(len(centred), *codes.shape[1:])
-    return _Packed(codes, scales, offsets)
+    if whole.offsets is not None:
+        offsets = np.repeat(whole.offsets, whole.group // form.offset_block, axis=1)
+    scales = np.repeat(whole.scales, whole.group // form.block, axis=1)
+    return _Packed(whole.codes.reshape(n, k // form.block, -1), scales, offsets)
 
 
 def _rows(value: Tensor, rows: slice) -> Tensor:
@@ -241,23 +233,3 @@ def _rows(value: Tensor, rows: slice) -> Tensor:
         return replace(value, rows=value.rows[rows], shape=(count, value.shape[1]))
     biases = None if value.biases is None else value.biases[rows]
     return replace(value, weight=value.weight[rows], scales=value.scales[rows], biases=biases)
-
-
-def _integers(name: str, value: Tensor, form: Form) -> Integers:
-    """The integers of a matrix, rounded to if it has none. Raises CheckpointError where they are of another form."""
-    own = None if isinstance(value, np.ndarray) else integers(value, form.block)
-    whole = own or quantized(as_float32(value), form.bits, form.block)
-    if whole.group % form.block:
-        raise CheckpointError(f"cannot be held in {form.bits} bits", file="", tensor=name)
-    return whole
-
-
-def _bits(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    """Codes packed, the earlier one in the lower bits. Shapes: (N, K) to (N, K * bits / 8)."""
-    if bits == 8:
-        return codes
-    each = 8 // bits
-    packed = codes[:, 0::each].copy()
-    for place in range(1, each):
-        packed |= codes[:, place::each] << np.uint8(bits * place)
-    return packed
