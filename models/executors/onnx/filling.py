@@ -1,6 +1,9 @@
 """What a recorded graph is filled with: a checkpoint's tensors in the kernels' forms, part by part."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +28,8 @@ from models.weights.stacks import separate_tensors
 PART_BYTES = 64 << 20
 PARTS = 16
 """A session has so many bytes of weights, or that part of them all: this much is held twice while it is made."""
+LOADERS = 4
+"""Parts of a large model that are made at once at most: making one keeps one core busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,23 @@ def part_bytes(graph: Graph) -> int:
     return max(PART_BYTES, sum(graph.weights.values()) // PARTS)
 
 
-def transient_bytes(graph: Graph, most_bytes: int) -> int:
-    """What filling a graph holds besides for a while, a session having so many bytes of weights. Thread: any."""
+def transient_bytes(graph: Graph, most_bytes: int, threads: int) -> int:
+    """What filling a graph holds besides for a while, a session having so many bytes of weights. Thread: any.
+
+    Of a large model a second part is made meanwhile where there are cores for it.
+    """
     largest = max((weights_nbytes(graph, nodes) for nodes in units(graph)), default=0)
-    return max(most_bytes, largest) + 2 * max(graph.weights.values(), default=0)
+    second = most_bytes if _loaders(most_bytes, threads) > 1 else 0
+    return max(most_bytes, largest) + second + _twice(graph.weights.values())
+
+
+def _loaders(most_bytes: int, threads: int) -> int:
+    return min(threads, LOADERS) if most_bytes > PART_BYTES else 1
+
+
+def _twice(sizes: Iterable[int]) -> int:
+    """What making the greatest of some arrays takes besides: as the file has it, and on the way."""
+    return 2 * max(sizes, default=0)
 
 
 def forms_of(weights: object, found: Mapping[str, TensorInfo], choice: WeightChoice, *, large: bool) -> dict[str, Form]:
@@ -93,17 +111,45 @@ def sessions_of(
         ExecutionError: ONNX Runtime refuses the graph.
         MemoryError: there is none for it.
     """
-    sessions = Sessions(recording.graph, threads, gives_back=gives_back)
-    total, done = sum(recording.graph.weights.values()) or 1, 0
-    parts = cut(recording.graph, most_bytes)
-    sizes = [sum(recording.graph.weights[name] for name in part.weights) for part in parts]
-    # The largest first: what is held twice while a part is made comes on top of all that were made before.
-    for index in sorted(range(len(parts)), key=lambda number: -sizes[number]):
+    graph = recording.graph
+    sessions, parts = Sessions(graph, threads, gives_back=gives_back), cut(graph, most_bytes)
+    sizes = [sum(graph.weights[name] for name in part.weights) for part in parts]
+    total, done = sum(sizes) or 1, 0
+
+    def make(index: int) -> None:
         sessions.put(index, parts[index], part_arrays(parts[index], _filled(recording, parts[index], source)))
-        done += sizes[index]
-        progress(min(done / total, 1.0))
-        trim()
+
+    # The largest first: what is held twice while a part is made comes on top of all that were made before.
+    order = sorted(range(len(parts)), key=lambda number: -sizes[number])
+    costs = [sizes[index] + _twice(graph.weights[name] for name in parts[index].weights) for index in order]
+    room = transient_bytes(graph, most_bytes, threads)
+    with closing(_each_made(make, order, costs, room, _loaders(most_bytes, threads))) as each_made:
+        for index in each_made:
+            done += sizes[index]
+            progress(min(done / total, 1.0))
+            trim()
     return sessions
+
+
+def _each_made(
+    make: Callable[[int], None], order: Sequence[int], costs: Sequence[int], room: int, at_once: int
+) -> Generator[int, None, None]:
+    """Make all, some side by side where their costs leave room, and tell of each that is made.
+
+    Who stops listening waits for those that are being made.
+    """
+    waiting, running = deque(zip(order, costs, strict=True)), dict[Future[None], tuple[int, int]]()
+    with ThreadPoolExecutor(at_once) as pool:
+        while waiting or running:
+            held = sum(cost for _, cost in running.values())
+            while waiting and (not running or (len(running) < at_once and held + waiting[0][1] <= room)):
+                index, cost = waiting.popleft()
+                running[pool.submit(make, index)] = (index, cost)
+                held += cost
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                index, _ = running.pop(future)
+                future.result()
+                yield index
 
 
 def held_sizes(recording: Recording) -> Iterator[tuple[str, int]]:

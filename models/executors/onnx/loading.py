@@ -171,7 +171,7 @@ def footprint(model: Model, found: Mapping[str, TensorInfo], options: OnnxOption
     recording = record(model, found, options)
     layers, output = by_layer(held_sizes(recording), model.config.num_layers)
     embedding = sum(found[f"{lookup.table.name}.weight"].nbytes for lookup in recording.recorder.lookups)
-    transient = transient_bytes(recording.graph, part_bytes(recording.graph))
+    transient = transient_bytes(recording.graph, part_bytes(recording.graph), options.threads)
 
     def state(tokens: int) -> tuple[int, ...]:
         return tuple(layer_nbytes(each, layer, options.cache_type, tokens) for layer, each in enumerate(model.state))

@@ -141,7 +141,7 @@ def tower_footprint(tower: Tower, found: Mapping[str, TensorInfo], *, weights: W
         embedding=sum(found[name].nbytes for name in tables),
         layers=(sum(nbytes for _, nbytes in held_sizes(recorded.recording)),),
         output=0,
-        transient=transient_bytes(graph, PART_BYTES),
+        transient=transient_bytes(graph, PART_BYTES, threads=1),
         library=LIBRARY_BYTES,
         state=lambda _: (),
     )

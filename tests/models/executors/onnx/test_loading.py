@@ -82,11 +82,12 @@ def test_rounding_activations_moves_logits_by_little(kind: str):
     assert difference.max() > 0
 
 
-def test_a_model_in_many_parts_is_the_model_in_one(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_model_in_many_parts_is_the_model_in_one(threads: int, monkeypatch: pytest.MonkeyPatch):
     whole = logits("Q4_1")
     monkeypatch.setattr(filling, "PART_BYTES", 1)
     monkeypatch.setattr(filling, "PARTS", 1000)
-    np.testing.assert_array_equal(logits("Q4_1"), whole)
+    np.testing.assert_array_equal(logits("Q4_1", threads=threads), whole)
 
 
 def test_progress_ends_at_one_and_may_abandon_the_load():
