@@ -8,7 +8,7 @@ from models.errors import CheckpointError, QuantizationError
 from models.sources.gguf_header import GGUFHeader, read_header
 from models.sources.gguf_seeing import SeeingGGUF, open_gguf
 from models.store.content import Content, span_of_file
-from models.store.description import description
+from models.store.description import Rendering, description
 from models.store.planned import GGUF_MODEL, PROJECTOR, PlannedLayer, PlannedModel, chat_layers
 from models.vision.gguf import PROJECTOR as CLIP
 
@@ -72,7 +72,8 @@ def plan_gguf(path: Path, quantize: str | None, template: str | None) -> Planned
         file_type=gguf_file_type(metadata.get("general.file_type")),
     )
     chat_template = metadata.get("tokenizer.chat_template")
-    layers, notes = chat_layers(template, chat_template if isinstance(chat_template, str) else "", rendered=False)
+    own = chat_template if isinstance(chat_template, str) else ""
+    layers, notes = chat_layers(template, own, Rendering("", ""), None)
     models = [PlannedLayer(GGUF_MODEL, Content((span_of_file(path),)))]
     opened = open_gguf(path, str(path), beside=True)
     if isinstance(opened, SeeingGGUF) and opened.projector_path is not None:

@@ -73,7 +73,7 @@ def _plan_language_model(folder: Path, quantize: str | None, template: str | Non
     rendering = rendering_of(config, chat_template)
     files = [*_json_files(folder), *_separate_template(checkpoint)]
     notes = _architecture_notes(config)
-    chat, chat_notes = chat_layers(template, chat_template, rendered=bool(rendering.renderer))
+    chat, chat_notes = chat_layers(template, chat_template, rendering, _eos_token(checkpoint))
     defaults = generation_defaults(_json_of(checkpoint, "generation_config.json"))
     described = description(
         model_format="safetensors",
@@ -123,6 +123,13 @@ def _chat_template(checkpoint: HFDirectory) -> str:
     if isinstance(template, str) and template:
         return template
     return (checkpoint.read("chat_template.jinja") or b"").decode("utf-8", "replace")
+
+
+def _eos_token(checkpoint: HFDirectory) -> str | None:
+    """The text of the token that ends an answer."""
+    token = _json_of(checkpoint, "tokenizer_config.json").get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
 
 
 def _separate_template(checkpoint: HFDirectory, folder: str = "") -> Iterator[PlannedLayer]:

@@ -13,6 +13,7 @@ import pytest
 ollama = pytest.importorskip("ollama", reason="needs Ollama's Python client; `make test-ollama` installs it")
 
 from models.chat_template import render_chat  # noqa: E402
+from tests.models.store.test_turns import LISTED, TAGGED  # noqa: E402
 from tests.ollama import record, scripted  # noqa: E402
 from tests.ollama.families import CLASSIC, CONVERSATION, HARMONY, HARMONY_CALL, HARMONY_THOUGHTS, NEWEST, YES  # noqa: E402
 from tests.ollama.programs import BIN, VERSIONS  # noqa: E402
@@ -264,6 +265,54 @@ def test_gpt_oss_goes_on_with_an_answer_that_was_begun(recorder, gpt_oss):
         "<|start|>user<|message|>Hi<|end|><|start|>assistant<|channel|>final<|message|>But"
     )
     assert (answer.message.content, answer.message.thinking, answer.done_reason) == ("Yes", None, "stop")
+
+
+SUNNY = [
+    {"role": "system", "content": "Be."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {"city": "Rome"}}}]},
+    {"role": "tool", "tool_name": "look", "content": 'It is "sunny".'},
+    {"role": "assistant", "content": "Sun."},
+    {"role": "user", "content": "Go"},
+]
+LOOK = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Look out of the window.",
+        "parameters": {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}},
+    },
+}
+CALLS = {
+    "tagged": (TAGGED, '<tool_call>Ċ{"name":Ġ"look",Ġ"arguments":Ġ{"city":Ġ"Oslo"}}Ċ</tool_call>'),
+    "listed": (LISTED, '{"name":Ġ"look",Ġ"parameters":Ġ{"city":Ġ"Oslo"}}'),
+}
+
+
+@newest
+@pytest.mark.parametrize("format_", CALLS)
+def test_a_models_own_chat_format_reaches_the_parent_tools_included(recorder, parity, tmp_path, format_):
+    (template, says), name = CALLS[format_], next(NAMES)
+    vocabulary = dataclasses.replace(CLASSIC["chatml"].vocabulary, words=(says,))
+    opening = "Ċ" if template is TAGGED else "]"
+    pieces = (opening, says, "<|im_end|>", *AFTER)
+    source = scripted.write_folder(parity / "llama_gqa", tmp_path / name, vocabulary, pieces, template)
+    command = [RUNNER, "create", name, "--from", source, "--store", recorder.environ["OLLAMA_MODELS"]]
+    created = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert "chat format: the model's own, with tools" in created.stdout + created.stderr
+    answer = recorder.client.chat(name, SUNNY, tools=[LOOK], options={**GREEDY, **NO_STRING}, keep_alive=0)
+    eos = vocabulary.eos[0]
+    assert without_spaces(prompt_of(recorder)) == without_spaces(
+        render_chat(template, SUNNY, tools=[LOOK], bos_token="", eos_token=eos)
+    )
+    (call,) = answer.message.tool_calls
+    assert (call.function.name, dict(call.function.arguments)) == ("look", {"city": "Oslo"})
+    assert answer.done_reason == "stop"
+
+
+def without_spaces(text):
+    """JSON is spaced otherwise in Go."""
+    return "".join(text.split())
 
 
 THOUGHTS = {

@@ -259,8 +259,8 @@ def test_progress_rises_to_one(parity, store):
 
 def test_a_template_is_a_layer_and_the_given_one_wins(parity, store):
     notes = create(parity / "llama_gqa", store, "found")
-    assert notes == ["chat format: ChatML"]
-    assert b"<|im_start|>{{ .Role }}" in layer_of(store, "found", "template")
+    assert notes == ["chat format: the model's own"]
+    assert b"<|im_start|>user\n{{ else }}<|im_start|>user\n{{ end }}" in layer_of(store, "found", "template")
     assert json.loads(layer_of(store, "found", "params")) == {"stop": ["<|im_start|>", "<|im_end|>"]}
     assert create(parity / "llama_gqa", store, "given", template="Q: {{ .Prompt }}") == []
     assert layer_of(store, "given", "template") == b"Q: {{ .Prompt }}"
@@ -274,8 +274,18 @@ def test_a_template_file_beside_the_weights_reaches_the_readers_of_the_store(par
     template = settings.pop("chat_template")
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
     (source / "chat_template.jinja").write_text(template)
-    assert create(source, store) == ["chat format: ChatML"]
+    assert create(source, store) == ["chat format: the model's own"]
     assert json.loads(open_checkpoint("m", store).read("chat_template.json") or b"") == {"chat_template": template}
+
+
+def test_a_chat_that_goes_by_more_than_whose_turn_it_is_is_written_in_a_known_format(parity, tmp_path, store):
+    source = tmp_path / "source"
+    shutil.copytree(parity / "llama_gqa", source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ loop.index }}<|im_start|>{{ m.content }}{% endfor %}"
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    assert create(source, store) == ["chat format: ChatML"]
+    assert b"<|im_start|>{{ .Role }}" in layer_of(store, "m", "template")
 
 
 def test_a_chat_format_nobody_knows_is_said(parity, tmp_path, store):
@@ -305,7 +315,7 @@ def test_a_gguf_file_is_created_with_the_projector_beside_it_and_sees(parity, st
 
 
 def test_a_gguf_file_is_described_by_its_metadata(parity, store):
-    assert create(parity / "llama_gqa-Q8_0.gguf", store) == ["chat format: ChatML"]
+    assert create(parity / "llama_gqa-Q8_0.gguf", store) == ["chat format: the model's own"]
     # The very bytes that Ollama v0.34.4 writes.
     assert blob_of(store, manifest_of(store, "m")["config"]) == (
         b'{"model_format":"gguf","model_family":"llama","model_families":["llama"],"model_type":"38K","file_type":"Q8_0"}\n'
