@@ -132,7 +132,7 @@ def test_a_model_is_created_and_said_to_be(tiny_llama, store):
     done = run(*arguments(tiny_llama, store, "--quantize=int8"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("m:latest: 27 layers, 0.1 MB, in ")
-    assert done.stderr.splitlines()[0] == "chat format: ChatML"
+    assert done.stderr.splitlines()[0] == "chat format: the model's own"
     assert "creating m [##############################] 100% in" in done.stderr
     assert open_checkpoint("m", store).config["model_type"] == "llama"
 
