@@ -35,6 +35,13 @@ def test_all_are_made_once_in_their_order_where_there_is_room_for_one():
     assert (maker.made, maker.most) == ([3, 1, 0, 2], 1)
 
 
+def test_where_one_is_made_at_a_time_no_other_thread_takes_memory():
+    threads: list[int] = []
+    made = _each_made(lambda _: threads.append(threading.get_ident()), range(3), [1] * 3, room=9, at_once=1)
+    assert list(made) == [0, 1, 2]
+    assert set(threads) == {threading.get_ident()}
+
+
 def test_what_alone_is_more_than_the_room_is_made_alone():
     maker = Maker()
     assert list(_each_made(maker, [0, 1], [99, 1], room=10, at_once=2)) == [0, 1]
