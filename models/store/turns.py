@@ -215,14 +215,12 @@ def _with_tools(ask: _Asked, plain: Turns) -> Turns | None:
         # Tools tell their names: they are cut off first.
         text = ask(called, 1).replace(_told(calls, 1), TOOLS)
         cut = _cut(text, *marks)
-        if TOOLS not in text or cut is None or not cut[1].startswith(answer):
-            continue
-        opening, call, within, result, said, question, end = cut
-        more = _cut(ask(("u1", "c1", "r1", "r2"), 1), _mark("r1"), _mark("r2"))
         last = _cut(ask(("u1", "c1", "r1"), 1), _mark("r1"))
-        two = _cut(ask(("u1", "c12", "r1"), 2), _name(1), _arguments(1), _name(2), _arguments(2))
-        if last is None or (question, end) != (plain.following["a", "u"], plain.following["u", _END]):
+        if cut is None or last is None:
             continue
+        opening, call, within, result, said, *_ = cut
+        more = _cut(ask(("u1", "c1", "r1", "r2"), 1), _mark("r1"), _mark("r2"))
+        two = _cut(ask(("u1", "c12", "r1"), 2), _name(1), _arguments(1), _name(2), _arguments(2))
         own = call.removeprefix(answer)
         following = {
             ("c", "r"): result,

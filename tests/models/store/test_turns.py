@@ -147,6 +147,21 @@ def test_calls_that_go_by_their_ids_are_left_out():
     assert turns.calls is None
 
 
+def test_tools_of_which_more_is_said_than_whose_turn_it_is_are_left_out():
+    """The second result is numbered, which no single round of calls shows."""
+    turns = turns_of(
+        TAGGED.replace("'\\n<tool_response>\\n'", "'\\n<tool_response>\\n' + '.' * (loop.index // 4)"), None
+    )
+    assert turns is not None
+    assert turns.calls is None
+
+
+def test_a_question_behind_what_a_tool_said_follows_an_answer_of_nothing():
+    turns = turns_of(LISTED, "</s>")
+    assert turns is not None
+    assert '{{ else if eq $last "r" }}[/R]</s>[U]{{ end }}' in go_template(turns)
+
+
 def test_a_model_without_system_messages_hears_them_from_the_user():
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + PLAIN
     silent = PLAIN.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")

@@ -76,6 +76,13 @@ def test_after_one_that_fails_none_is_begun():
     assert made == [0]
 
 
+def test_after_one_that_fails_none_waits_its_turn_even_where_there_is_room():
+    made: list[int] = []
+    with pytest.raises(MemoryError):
+        list(_each_made(failing(0, made), range(9), [1] * 9, room=100, at_once=2))
+    assert set(made) <= {1}
+
+
 def test_who_stops_listening_has_no_more_made():
     maker = Maker()
     telling = _each_made(maker, range(4), [1] * 4, room=1, at_once=2)
