@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.errors import CheckpointError, QuantizationError
+from models.gguf_metadata import GGUFValue
 from models.sources.gguf_header import GGUFHeader, read_header
 from models.sources.gguf_seeing import SeeingGGUF, open_gguf
 from models.store.content import Content, span_of_file
@@ -73,7 +74,7 @@ def plan_gguf(path: Path, quantize: str | None, template: str | None) -> Planned
     )
     chat_template = metadata.get("tokenizer.chat_template")
     own = chat_template if isinstance(chat_template, str) else ""
-    layers, notes = chat_layers(template, own, Rendering("", ""), None)
+    layers, notes = chat_layers(template, own, Rendering("", ""), _eos_token(metadata))
     models = [PlannedLayer(GGUF_MODEL, Content((span_of_file(path),)))]
     opened = open_gguf(path, str(path), beside=True)
     if isinstance(opened, SeeingGGUF) and opened.projector_path is not None:
@@ -92,6 +93,13 @@ def _check_whole_model(path: Path, header: GGUFHeader) -> None:
         raise CheckpointError(
             f"it is one of {parts} parts of a model; put them together with llama-gguf-split --merge", file=str(path)
         )
+
+
+def _eos_token(metadata: Mapping[str, GGUFValue]) -> str | None:
+    """The text of the token that ends an answer."""
+    tokens, place = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.eos_token_id")
+    token = tokens[place] if isinstance(tokens, list) and isinstance(place, int) and 0 <= place < len(tokens) else None
+    return token if isinstance(token, str) else None
 
 
 def gguf_file_type(value: object) -> str:
